@@ -1,0 +1,120 @@
+"""Checkpoints that carry their architecture: `student.json` (what it is) beside `weights.safetensors` (what it learnt).
+
+Nothing pickled is ever loaded. A folder is written beside and renamed, so a reader never sees half of one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+
+from ascmodels.students import Student, StudentConfig, Widths
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged or of another architecture."""
+
+
+def describe(student: Student) -> dict[str, Any]:
+    """The architecture as plain JSON values."""
+    return {
+        "format": FORMAT,
+        "family": student.config.family,
+        "config": json.loads(json.dumps(asdict(student.config))),
+        "widths": json.loads(json.dumps(asdict(student.widths))),
+        "n_classes": student.n_classes,
+        "fused": student.fused,
+    }
+
+
+def build(description: Mapping[str, Any]) -> Student:
+    """A student of the described architecture with fresh weights."""
+    try:
+        if description["format"] != FORMAT:
+            raise CheckpointError(f"checkpoint format {description['format']}: this version reads format {FORMAT}")
+        return Student(
+            StudentConfig(**description["config"]),
+            description["n_classes"],
+            Widths(**description["widths"]),
+            description["fused"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"the checkpoint's description lacks or misspells a field: {error}") from error
+
+
+def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> None:
+    """Write `student` to `folder` (replaced whole). `extra` holds the class names, front-end and measured figures."""
+
+    def write(beside: Path) -> None:
+        weights = {k: v.contiguous() for k, v in student.state_dict().items()}
+        safetensors.torch.save_file(weights, beside / "weights.safetensors")
+        text = json.dumps(describe(student) | {"extra": dict(extra)}, indent=1)
+        (beside / "student.json").write_text(text)
+
+    replace_folder(folder, write)
+
+
+def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[Student, dict[str, Any]]:
+    """The student of `folder` and its `extra`. With `expected`, CheckpointError unless the topology is that one."""
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / "student.json").read_text())
+        student = build(description)
+        if expected is not None:
+            check_same_architecture(student.config, expected, folder)
+        student.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no student checkpoint in {folder}: {error.filename or error} is missing") from error
+    except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint in {folder} is damaged: {error}") from error
+    return student.eval(), description["extra"]
+
+
+def check_same_architecture(found: StudentConfig, expected: StudentConfig, where: Path | str) -> None:
+    """CheckpointError naming every field that differs."""
+    old, new = asdict(found), asdict(expected)
+    different = [f"{k}: {old[k]} in the checkpoint, {new[k]} expected" for k in old if old[k] != new[k]]
+    if different:
+        raise CheckpointError(f"{where} holds another architecture ({'; '.join(different)})")
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `folder`, then put it in its place."""
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    try:
+        write(beside)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file beside, then rename it."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """A `torch.save` file of tensors and plain values, never of code (`weights_only=True`)."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing") from error
+    except Exception as error:  # torch raises many kinds for a damaged file; each means the same here
+        raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error

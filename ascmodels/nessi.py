@@ -1,0 +1,117 @@
+"""NeSsi: multiply-accumulates, parameters and bytes of a network, by the convention of the DCASE challenge.
+
+    macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))
+
+The count is torchinfo's: a convolution costs (weights + bias) / channels for each output position, batch normalisation
+2 per channel, activations and pooling nothing. Measure the deployed graph: fused, pruned, 1 s of audio, batch 1, float32.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torchinfo
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ascmodels.repconv import RepConv2d
+from ascmodels.students import GRN, Student
+
+BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
+
+_MULTIPLYING = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_COUNTED = (*_MULTIPLYING, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, GRN)
+_FREE = (
+    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Flatten),
+    *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+)
+
+
+class UncountableError(ValueError):
+    """The network holds work that the convention does not count; a budget built on the number would be wrong."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a deployed network may cost; the defaults are DCASE 2024 Task 1's."""
+
+    macs: float = 30_000_000  # for 1 s of audio, batch 1
+    bytes: float = 128_000  # parameter memory
+    precision: str = "fp16"  # of the deployed parameters: fp32, fp16 or int8
+
+    def __post_init__(self):
+        if self.precision not in BYTES_PER_PARAMETER:
+            choices = ", ".join(BYTES_PER_PARAMETER)
+            raise ValueError(f"limits.precision={self.precision!r}: expected one of {choices}")
+        for name in ("macs", "bytes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"limits.{name}={getattr(self, name)}: expected a number above 0")
+
+    def allow(self, macs: int, params: int) -> bool:
+        return macs <= self.macs and size_bytes(params, self.precision) <= self.bytes
+
+
+def size_bytes(params: int, precision: str) -> int:
+    """Parameter memory in bytes at `fp32`, `fp16` or `int8`."""
+    return params * BYTES_PER_PARAMETER[precision]
+
+
+def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
+    """(MACs, parameters) of `model` for one input of `input_size`, e.g. (1, 1, 256, 65).
+
+    Raises UncountableError for a layer outside the convention, for unfused RepConv branches, for parameters that are
+    not float32 (torchinfo miscounts half precision) and for operations hidden in a `forward` (attention, say): the
+    convolutions and products that PyTorch really runs must be those of the layers counted.
+    """
+    _check_layers(model)
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise UncountableError(f"{type(model).__name__} has no parameters: nothing to measure")
+    training = model.training
+    x = torch.zeros(input_size, device=parameter.device)
+    try:
+        with torch.no_grad():
+            model.eval()
+            counter = FlopCounterMode(display=False)
+            with counter:
+                model(x)
+            summary = torchinfo.summary(model, input_data=x, verbose=0)
+    finally:
+        model.train(training)
+    hidden = counter.get_total_flops() // 2 - _product_macs(summary)
+    if hidden:
+        raise UncountableError(f"{type(model).__name__} runs {hidden:,} MACs outside its layers: not countable")
+    return int(summary.total_mult_adds), int(summary.total_params)
+
+
+def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:
+    """(MACs, parameters) of a student as deployed: its RepConv branches fused, input [1, 1, n_mels, frames]."""
+    return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
+
+
+def _check_layers(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        where = f"layer {name or '(root)'} ({type(module).__name__})"
+        if isinstance(module, RepConv2d):
+            raise UncountableError(f"{where} still has its branches: measure the deployed graph, model.fuse()")
+        own = list(module.parameters(recurse=False))
+        if any(p.dtype != torch.float32 for p in own):
+            raise UncountableError(f"{where} is not float32: measure before casting")
+        leaf = next(module.children(), None) is None
+        if isinstance(module, _COUNTED) or (leaf and isinstance(module, _FREE)):
+            continue
+        if own or (leaf and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)):
+            known = ", ".join(sorted(t.__name__ for t in (*_COUNTED, *_FREE)))
+            raise UncountableError(f"{where} is not in NeSsi's convention; counted layers: {known}")
+
+
+def _product_macs(summary: torchinfo.ModelStatistics) -> int:
+    """MACs of the convolutions and linear layers alone, without biases: what the FLOP counter sees."""
+    total = 0
+    for layer in summary.summary_list:
+        module = layer.module
+        if isinstance(module, _MULTIPLYING):
+            positions = 1
+            for size in layer.output_size[2:] if not isinstance(module, nn.Linear) else layer.output_size[1:-1]:
+                positions *= size
+            total += layer.output_size[0] * positions * module.weight.numel()
+    return total

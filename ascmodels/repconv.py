@@ -1,0 +1,121 @@
+"""Re-parameterised convolution: parallel branches while training, one convolution when deployed.
+
+Each branch is a bias-free convolution of its own kernel (or the identity) followed by batch normalisation; the
+block's output is their sum. In evaluation mode every branch is linear, so the sum is one convolution with bias:
+
+    W = sum_b pad(gamma_b / sigma_b * W_b),    bias = sum_b (beta_b - gamma_b * mu_b / sigma_b)
+
+Source: Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Again", section 3.3; the 3x1 and 1x3 branches are
+those of Rep-Mobile, arXiv 2410.20775.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+KERNELS = {"3x3": (3, 3), "3x1": (3, 1), "1x3": (1, 3), "1x1": (1, 1)}
+BRANCHES = (*KERNELS, "identity")
+
+
+def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
+    """The branch set in canonical order, each once; ValueError names an unknown branch and lists the choices."""
+    chosen = list(branches)
+    unknown = [b for b in chosen if b not in BRANCHES]
+    if unknown:
+        raise ValueError(f"unknown RepConv branch {unknown[0]!r}; choose from {', '.join(BRANCHES)}")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"RepConv branches {chosen} name one twice")
+    return tuple(b for b in BRANCHES if b in chosen)
+
+
+def fused_kernel(branches: Sequence[str]) -> tuple[int, int]:
+    """Height and width of the smallest kernel that holds every branch: what is deployed, and so what is counted."""
+    sizes = [KERNELS.get(b, (1, 1)) for b in branches]
+    return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+class RepConv2d(nn.Module):
+    """Sum of convolution + BN branches, `x [B, in_channels, F, T] -> [B, out_channels, F', T']`.
+
+    `identity` takes part where input and output have one shape (stride 1, equal channels) and is left out
+    elsewhere. ValueError when no branch remains.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        branches: Sequence[str],
+        stride: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ):
+        super().__init__()
+        same_shape = in_channels == out_channels and tuple(stride) == (1, 1)
+        names = [b for b in check_branches(branches) if b != "identity" or same_shape]
+        if not names:
+            raise ValueError(
+                f"RepConv branches {list(branches)} leave nothing for {in_channels}->{out_channels} channels with "
+                f"stride {tuple(stride)}: identity needs stride 1 and equal channels; add a convolution branch"
+            )
+        self.stride, self.groups = tuple(stride), groups
+        self.branches = nn.ModuleDict()
+        for name in names:
+            layers: list[nn.Module] = []
+            if name in KERNELS:
+                kernel = KERNELS[name]
+                padding = (kernel[0] // 2, kernel[1] // 2)
+                layers.append(
+                    nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+                )
+            self.branches[name] = nn.Sequential(*layers, nn.BatchNorm2d(out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, *others = self.branches.values()
+        total = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Conv2d:
+        """One convolution with bias that equals this block in evaluation mode (computed in float64)."""
+        norms = [branch[-1] for branch in self.branches.values()]  # type: ignore[index]
+        channels = norms[0].num_features
+        height, width = fused_kernel(list(self.branches))
+        per_group = self._in_channels(channels) // self.groups
+        weight = torch.zeros(channels, per_group, height, width, dtype=torch.float64)
+        bias = torch.zeros(channels, dtype=torch.float64)
+        for name, branch in self.branches.items():
+            norm = branch[-1]  # type: ignore[index]
+            gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+            bias += (norm.bias.double() - gain * norm.running_mean.double()).cpu()
+            kernel_h, kernel_w = KERNELS.get(name, (1, 1))
+            if name == "identity":
+                kernel = torch.zeros(channels, per_group, 1, 1, dtype=torch.float64)
+                rows = torch.arange(channels)
+                kernel[rows, rows % per_group] = 1.0
+            else:
+                kernel = branch[0].weight.double().cpu()  # type: ignore[index]
+            top, left = (height - kernel_h) // 2, (width - kernel_w) // 2
+            weight[:, :, top : top + kernel_h, left : left + kernel_w] += gain.cpu()[:, None, None, None] * kernel
+        like = norms[0].weight
+        fused = nn.Conv2d(
+            per_group * self.groups,
+            channels,
+            (height, width),
+            self.stride,  # type: ignore[arg-type]
+            (height // 2, width // 2),
+            groups=self.groups,
+        )
+        fused = fused.to(device=like.device, dtype=like.dtype)
+        fused.weight.copy_(weight)
+        fused.bias.copy_(bias)  # type: ignore[union-attr]
+        return fused
+
+    def _in_channels(self, out_channels: int) -> int:
+        """Read from a convolution, since pruning changes channels in place; identity alone keeps them."""
+        for name, branch in self.branches.items():
+            if name != "identity":
+                return branch[0].in_channels  # type: ignore[index]
+        return out_channels

@@ -1,0 +1,173 @@
+"""Waveform cache: every clip decoded and resampled once, then memory-mapped by all trials.
+
+    cache = open_cache(root, filenames, sample_rate=32000, cache_dir=Path("runs/cache"))
+    waveforms = cache.batch(cache.rows(filenames))          # float32 [B, S]
+
+int16 with one scale a clip (a fixed scale would drown quiet clips in rounding), keyed by the files' content, built
+beside and renamed under a lock: two processes may ask for it at once, and a killed build leaves nothing behind.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from tqdm import tqdm
+
+from data.tau import DatasetError, check_files
+
+SOURCE_RATE = 44_100  # Hz
+CLIP_SAMPLES = 44_100  # 1 s
+FORMAT = 1
+_CHUNK = 32  # clips a worker decodes and resamples together
+
+
+class WaveformCache:
+    """Clips `[N, S]` on disk, in the order of `filenames`; `skipped` maps left-out files to the reason."""
+
+    def __init__(self, folder: Path):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        self.folder = folder
+        self.sample_rate: int = manifest["sample_rate"]
+        self.filenames: list[str] = manifest["filenames"]
+        self.skipped: dict[str, str] = manifest["skipped"]
+        self.key: str = manifest["key"]
+        self._scales = np.load(folder / "scales.npy")
+        self._samples = np.load(folder / "waveforms.npy", mmap_mode="r")
+        self._row = {name: row for row, name in enumerate(self.filenames)}
+
+    def rows(self, filenames: Sequence[str]) -> np.ndarray:
+        """Row numbers of `filenames`; KeyError for one that is not cached."""
+        return np.array([self._row[name] for name in filenames], dtype=np.int64)
+
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Waveforms `[B, S]` float32 in [-1, 1] on `device`; int16 travels, the scale is applied there."""
+        samples = torch.from_numpy(self._samples[rows]).to(device)
+        return samples.float() * torch.from_numpy(self._scales[rows]).to(device)[:, None]
+
+
+def open_cache(
+    root: Path,
+    filenames: Sequence[str],
+    sample_rate: int,
+    cache_dir: Path,
+    skip_broken: bool = False,
+    progress: bool = True,
+) -> WaveformCache:
+    """The cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it is not there yet.
+
+    DatasetError names a broken clip: not mono 44.1 kHz, not 1 s, unreadable. With `skip_broken` such clips are left
+    out and listed in `skipped`.
+    """
+    files = sorted(filenames)
+    check_files(root, files)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(cache_dir / "waveforms.lock"):
+        for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
+            shutil.rmtree(stale)
+        key = _content_key(root, files, sample_rate, skip_broken, cache_dir)
+        folder = cache_dir / f"waveforms-{key}"
+        if not folder.is_dir():
+            beside = cache_dir / f".waveforms-{key}"
+            try:
+                _build(beside, root, files, sample_rate, skip_broken, key, progress)
+                beside.rename(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return WaveformCache(folder)
+
+
+def _build(beside: Path, root: Path, files: list[str], rate: int, skip_broken: bool, key: str, progress: bool) -> None:
+    beside.mkdir()
+    length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
+    samples = np.lib.format.open_memmap(beside / "waveforms.npy", "w+", np.int16, (len(files), length))
+    scales = np.ones(len(files), np.float32)
+    kept, skipped = [], {}
+    resample = torchaudio.transforms.Resample(SOURCE_RATE, rate)
+    chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
+
+    def load(chunk: list[str]) -> tuple[list[str], dict[str, str], torch.Tensor]:
+        good, bad, waves = [], {}, []
+        for name in chunk:
+            try:
+                waves.append(read_clip(root / name))
+                good.append(name)
+            except DatasetError as error:
+                if not skip_broken:
+                    raise
+                bad[name] = str(error)
+        stack = torch.from_numpy(np.stack(waves)) if waves else torch.zeros(0, CLIP_SAMPLES)
+        return good, bad, resample(stack)[:, :length]
+
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
+    ):
+        for chunk, (good, bad, waves) in zip(chunks, pool.map(load, chunks), strict=True):
+            peaks = waves.abs().amax(dim=1) if len(waves) else torch.zeros(0)
+            scale = torch.where(peaks > 0, peaks / 32767, torch.ones(()) / 32767)
+            rows = slice(len(kept), len(kept) + len(good))
+            samples[rows] = (waves / scale[:, None]).round().to(torch.int16).numpy()
+            scales[rows] = scale.numpy()
+            kept += good
+            skipped |= bad
+            bar.update(len(chunk))
+    samples.flush()
+    np.save(beside / "scales.npy", scales)
+    manifest = {"format": FORMAT, "key": key, "sample_rate": rate, "filenames": kept, "skipped": skipped}
+    (beside / "manifest.json").write_text(json.dumps(manifest))
+
+
+def read_clip(path: Path) -> np.ndarray:
+    """Samples `[44100]` float32 of one 1 s clip; DatasetError names the path and what is wrong with it."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as WAV: {error}") from error
+    if samples.shape[1] != 1 or rate != SOURCE_RATE:
+        raise DatasetError(f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz")
+    if len(samples) != CLIP_SAMPLES:
+        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): truncated or not cut")
+    return samples[:, 0]
+
+
+def _stamp(root: Path, files: Sequence[str]) -> str:
+    """A cheap fingerprint of the files (path, size, time of change): decides whether content is hashed again."""
+    digest = hashlib.sha256()
+    for name in files:
+        stat = (root / name).stat()
+        digest.update(f"{root}\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _content_key(root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path) -> str:
+    """Key of names, contents and what is made of them. The contents' digest is remembered under the stamp."""
+    memo = cache_dir / f"waveforms-{_stamp(root, files)}.digest"
+    if not memo.is_file():
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            hashes = pool.map(lambda name: hashlib.sha256((root / name).read_bytes()).digest(), files)
+            digest = hashlib.sha256()
+            for name, content in zip(files, hashes, strict=True):
+                digest.update(name.encode() + b"\0" + content)
+        beside = memo.with_name(f".{memo.name}")
+        beside.write_text(digest.hexdigest())
+        beside.replace(memo)
+    text = f"{FORMAT} {memo.read_text()} {rate} {skip_broken}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Exclusive between processes of one machine (and of a shared file system with flock); ends with the process."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

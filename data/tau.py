@@ -1,0 +1,157 @@
+"""TAU Urban Acoustic Scenes 2022 Mobile as it lies on disk: clips, devices, splits (DCASE 2024 Task 1).
+
+    root = dataset_root(None)                 # from TAU24_PATH
+    train = read_split(root, "split25")       # one row a clip
+    audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav, meta.csv, split_setup/*.csv
+
+Zenodo record 6337421; the split csv files are those of the DCASE 2024 baseline's release.
+"""
+
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+SCENES = (
+    *("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall"),
+    *("street_pedestrian", "street_traffic", "tram"),
+)
+SUBSETS = (5, 10, 25, 50, 100)
+DEVICE_GROUPS = {"real": ("a", "b", "c"), "seen": ("s1", "s2", "s3"), "unseen": ("s4", "s5", "s6")}
+ZENODO = "https://zenodo.org/records/6337421"
+SPLIT_URL = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files/"
+EVALUATION_DIR = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
+
+
+class DatasetError(ValueError):
+    """The data set on disk is missing, incomplete or not in TAU's layout."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the clips are and how they are divided."""
+
+    dataset_dir: str | None = None  # TAU development set; None: the environment's TAU24_PATH
+    split_dir: str | None = None  # folder of split*.csv and test.csv; None: the data set's, then ./split_setup
+    cache_dir: str = "runs/cache"  # decoded waveforms, teacher logits
+    subset: int = 100  # per cent of the training data: 5, 10, 25, 50 or 100
+    validation_share: float = 0.2  # of the training split's clips, held out by recording location
+    skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping
+
+    def __post_init__(self):
+        if self.subset not in SUBSETS:
+            raise ValueError(f"data.subset={self.subset}: expected one of {', '.join(map(str, SUBSETS))}")
+        if not 0 < self.validation_share < 1:
+            raise ValueError(f"data.validation_share={self.validation_share}: expected a share between 0 and 1")
+
+
+def dataset_root(dataset_dir: str | None) -> Path:
+    """The development set's folder, from the config or TAU24_PATH; DatasetError tells both ways to set it."""
+    value = dataset_dir or os.environ.get("TAU24_PATH")
+    how = (
+        "set --dataset_dir=FOLDER (data.dataset_dir) or the environment variable TAU24_PATH to the TAU Urban Acoustic "
+        f"Scenes 2022 Mobile development set (Zenodo record 6337421, {ZENODO}); "
+        "`make synthetic` builds a small set in the same layout"
+    )
+    if not value:
+        raise DatasetError(f"no data set given: {how}")
+    root = Path(value).expanduser().resolve()
+    if not (root / "meta.csv").is_file():
+        raise DatasetError(f"{root} holds no meta.csv, so it is not a TAU data set: {how}")
+    return root
+
+
+def read_split(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> pd.DataFrame:
+    """Clips of one split (`split5` ... `split100`, `test`): filename, scene_label, label, identifier, device, segment.
+
+    Missing csv files are downloaded to `download_dir` as the DCASE baseline does. DatasetError for an unknown scene, a
+    clip that meta.csv does not list, a clip named twice, or a scene without clips.
+    """
+    path = _split_file(root, name, split_dir, download_dir)
+    split = _read_tsv(path, ("filename", "scene_label"))
+    meta = _read_tsv(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"))
+    twice = split.filename[split.filename.duplicated()]
+    if len(twice):
+        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice")
+    unknown = sorted(set(split.scene_label) - set(SCENES))
+    if unknown:
+        raise DatasetError(f"{path}: unknown scene {unknown[0]!r}; TAU's scenes are {', '.join(SCENES)}")
+    clips = split.merge(meta.drop_duplicates("filename"), on="filename", how="left", suffixes=("", "_meta"))
+    missing = clips.filename[clips.identifier.isna()]
+    if len(missing):
+        raise DatasetError(f"{path} names {len(missing)} clip(s) that meta.csv does not list, first {missing.iloc[0]}")
+    disagree = clips[clips.scene_label != clips.scene_label_meta]
+    if len(disagree):
+        row = disagree.iloc[0]
+        raise DatasetError(f"{path}: {row.filename} is {row.scene_label}, but {row.scene_label_meta} in meta.csv")
+    empty = sorted(set(SCENES) - set(clips.scene_label))
+    if empty:
+        raise DatasetError(f"{path}: no clip of scene {', '.join(empty)}; every one of the ten scenes needs some")
+    clips["label"] = clips.scene_label.map({scene: i for i, scene in enumerate(SCENES)})
+    clips["segment"] = [_segment(f) for f in clips.filename]
+    return clips.rename(columns={"source_label": "device"})[
+        ["filename", "scene_label", "label", "identifier", "device", "segment"]
+    ]
+
+
+def read_evaluation(root: Path) -> tuple[Path, list[str]]:
+    """Folder and filenames of the unlabelled evaluation set, which lies beside the development set."""
+    folder = root.parent / EVALUATION_DIR
+    table = folder / "evaluation_setup" / "fold1_test.csv"
+    if not table.is_file():
+        raise DatasetError(f"no evaluation set: {table} is missing (it belongs beside {root})")
+    return folder, list(_read_tsv(table, ("filename",)).filename)
+
+
+def check_files(root: Path, filenames: list[str]) -> None:
+    """DatasetError naming the first clip that is not on disk and how many more there are."""
+    missing = [f for f in filenames if not (root / f).is_file()]
+    if missing:
+        raise DatasetError(f"{len(missing)} of {len(filenames)} clips are not in {root}, first {missing[0]}")
+
+
+def _split_file(root: Path, name: str, split_dir: str | None, download_dir: Path | None) -> Path:
+    folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]
+    if download_dir and not split_dir:
+        folders.append(download_dir)
+    for folder in folders:
+        if (folder / f"{name}.csv").is_file():
+            return (folder / f"{name}.csv").resolve()
+    places = ", ".join(str(f) for f in folders)
+    problem = f"{name}.csv is in none of {places}"
+    if split_dir or not download_dir:
+        raise DatasetError(f"{problem}; get it from {SPLIT_URL}{name}.csv")
+    download_dir.mkdir(parents=True, exist_ok=True)
+    beside = download_dir / f".{name}.csv.{os.getpid()}"
+    try:
+        with urllib.request.urlopen(f"{SPLIT_URL}{name}.csv", timeout=20) as response:
+            beside.write_bytes(response.read())
+    except (urllib.error.URLError, OSError) as error:
+        raise DatasetError(
+            f"{problem} and could not be downloaded ({error}); "
+            f"fetch {SPLIT_URL}{name}.csv yourself and put it into {root / 'split_setup'}"
+        ) from error
+    return beside.replace(download_dir / f"{name}.csv")
+
+
+def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"cannot read {path}: {error}") from error
+    absent = [c for c in columns if c not in table.columns]
+    if absent:
+        raise DatasetError(f"{path} has no column {absent[0]!r}; expected tab-separated {', '.join(columns)}")
+    return table
+
+
+def _segment(filename: str) -> str:
+    """The 10 s recording a clip was cut from: its name without chunk and device."""
+    match = re.fullmatch(r"audio/(.+)-[^-]+-[^-]+\.wav", filename)
+    if not match:
+        raise DatasetError(f"{filename!r} is not audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav")
+    return match[1]
