@@ -7,13 +7,15 @@ positional embedding is then fitted to our number of frames, as its paper does.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import ASTConfig, ASTForAudioClassification
 
 from ascmodels.checkpoint import CheckpointError, replace_folder
+
+if TYPE_CHECKING:
+    from transformers import ASTForAudioClassification
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TeacherModelConfig:
 class Teacher(nn.Module):
     """Log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`."""
 
-    def __init__(self, network: ASTForAudioClassification):
+    def __init__(self, network: "ASTForAudioClassification"):
         super().__init__()
         self.network = network
 
@@ -49,6 +51,8 @@ class Teacher(nn.Module):
 
 def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> Teacher:
     """A teacher for features [B, 1, n_mels, frames]: pretrained where one is named, else freshly initialised."""
+    from transformers import ASTConfig, ASTForAudioClassification  # here: seconds that a trial need not spend
+
     if not config.pretrained:
         shape = ASTConfig(
             hidden_size=config.hidden_size,
@@ -82,7 +86,7 @@ def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frame
     return Teacher(fit_frames(network, frames))
 
 
-def fit_frames(network: ASTForAudioClassification, frames: int) -> ASTForAudioClassification:
+def fit_frames(network: "ASTForAudioClassification", frames: int) -> "ASTForAudioClassification":
     """`network` with its positional embedding interpolated in time to `frames` input frames."""
     config = network.config
     if config.max_length == frames:
@@ -115,6 +119,8 @@ def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
 
 def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[str, Any]]:
     """The teacher of `folder` and its `extra`; CheckpointError when missing, damaged or for other classes."""
+    from transformers import ASTForAudioClassification
+
     try:
         extra = json.loads((folder / "teacher.json").read_text())
         found = tuple(extra["classes"])

@@ -1,0 +1,217 @@
+"""One trial's configuration: the dataclasses of every part under one roof, and the ways to write it.
+
+    compose(["student=rep_mobile", "train.lr=1e-3"])        Hydra overrides over `trainables/configs/`
+    compose(flags_to_overrides(["--kd_alpha=0.6", "--subset", "5"]))     the DCASE baseline's flags
+    TrialConfig.from_flat({"distill.kd_alpha": 0.6})         dotted names, as a search samples them
+
+An unknown key is an error that names the nearest known ones.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ascmodels.nessi import Limits
+from ascmodels.pruning import PruneConfig
+from ascmodels.students import StudentConfig
+from ascmodels.teachers import TeacherModelConfig
+from data.augment import AugmentConfig
+from data.features import FrontEndConfig
+from data.tau import DataConfig
+from trainables.distill import DistillConfig
+from trainables.loop import TrainConfig
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+ALIASES = {"n_epochs": "train.epochs"}  # names of the DCASE baseline for keys that are called otherwise here
+
+
+class ConfigError(ValueError):
+    """A configuration key or value that cannot be."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher that is fine-tuned when `distill.teacher_ckpts` names none."""
+
+    model: TeacherModelConfig = field(default_factory=TeacherModelConfig)
+    frontend: FrontEndConfig = field(
+        default_factory=lambda: FrontEndConfig(16_000, 1024, 400, 160, 128, mean=-4.27, std=9.14)
+    )
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=24, time_mask=10))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=25, batch_size=64, lr=1e-4))
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Everything that shapes one trial."""
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self):
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: expected 0 to 2**32 - 1")
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted name -> value, with tuples as lists: what travels through Ray and JSON."""
+        return _flatten(self)
+
+    @staticmethod
+    def from_flat(values: Mapping[str, Any]) -> "TrialConfig":
+        """Defaults overridden by dotted names; ConfigError for an unknown name or an unfit value."""
+        known = key_types()
+        tree = _schema()
+        for key, value in values.items():
+            if key not in known:
+                raise ConfigError(_unknown(key, list(known)))
+            try:
+                OmegaConf.update(tree, key, value, merge=False)
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"{key}={value!r}: {str(error).splitlines()[0]}") from error
+        return _build(tree)
+
+
+def key_types() -> dict[str, Any]:
+    """Every dotted key of TrialConfig and its type."""
+
+    def walk(cls: type, prefix: str) -> dict[str, Any]:
+        hints = typing.get_type_hints(cls)
+        keys: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            hint = hints[item.name]
+            inner = dataclasses.is_dataclass(hint)
+            keys |= walk(hint, f"{prefix}{item.name}.") if inner else {prefix + item.name: hint}  # type: ignore[arg-type]
+        return keys
+
+    return walk(TrialConfig, "")
+
+
+def compose(overrides: Sequence[str]) -> TrialConfig:
+    """The configuration that `trainables/configs/config.yaml` and Hydra `overrides` describe."""
+    ConfigStore.instance().store(name="trial", node=_schema())
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            tree = hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
+        hint = _unknown(key, list(key_types())) if "." in key and key not in key_types() else ""
+        raise ConfigError(hint or str(error)) from error
+    return _build(tree)
+
+
+def flags() -> dict[str, str]:
+    """DCASE-style flag -> dotted key, for every key whose last name is the student's alone or unique."""
+    owners: dict[str, list[str]] = {}
+    for key in key_types():
+        if not key.startswith("teacher."):  # teacher.train.lr is spelled out; --lr is the student's
+            owners.setdefault(key.rsplit(".", 1)[-1], []).append(key)
+    # of train.epochs and prune.epochs, --epochs means dense training
+    unique = {name: min(keys, key=lambda k: not k.startswith("train.")) for name, keys in owners.items()}
+    unique = {name: key for name, key in unique.items() if len(owners[name]) == 1 or key.startswith("train.")}
+    return unique | ALIASES
+
+
+def flags_to_overrides(argv: Sequence[str]) -> list[str]:
+    """`--kd_alpha=0.6 --subset 5 profile=full` as Hydra overrides; ConfigError for an unknown flag."""
+    known, kinds = flags(), key_types()
+    overrides, words = [], list(argv)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            if "=" not in word:
+                raise ConfigError(f"unexpected argument {word!r}: expected --flag=value or a Hydra override key=value")
+            overrides.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        key = known.get(name) or (name if name in kinds else None)
+        if key is None:
+            raise ConfigError(_unknown(name, [*known, *kinds], "flag --"))
+        if not equals:
+            if not words:
+                raise ConfigError(f"--{name} needs a value")
+            value = words.pop(0)
+        overrides.append(f"{key}={_literal(value, kinds[key])}")
+    return overrides
+
+
+def _literal(value: str, hint: Any) -> str:
+    """A flag's text in Hydra's grammar: strings quoted (paths hold anything), `a,b` a list where one is expected."""
+    if typing.get_origin(hint) is tuple:
+        items = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
+        return f"[{','.join(_literal(item, typing.get_args(hint)[0]) for item in items)}]"
+    if hint is str or (str in typing.get_args(hint) and value.lower() not in ("null", "none")):
+        quoted = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{quoted}'"
+    return value
+
+
+def _schema() -> DictConfig:
+    """TrialConfig as a tree to fill in: OmegaConf takes frozen dataclasses for read-only ones."""
+
+    def unlock(node: DictConfig) -> None:
+        OmegaConf.set_readonly(node, None)
+        for key in node:
+            child = node._get_node(key)
+            if isinstance(child, DictConfig):
+                unlock(child)
+
+    tree = OmegaConf.structured(TrialConfig)
+    unlock(tree)
+    return tree
+
+
+def _build(tree: Any) -> TrialConfig:
+    try:
+        config = OmegaConf.to_object(tree)
+    except (ValueError, OmegaConfBaseException) as error:
+        raise ConfigError(str(error)) from error
+    assert isinstance(config, TrialConfig)
+    return config
+
+
+def _flatten(part: Any, prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if dataclasses.is_dataclass(value):
+            values |= _flatten(value, f"{prefix}{item.name}.")
+        else:
+            values[prefix + item.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def _unknown(name: str, known: list[str], kind: str = "configuration key ") -> str:
+    near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(
+        name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], 3
+    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "`--help` lists them"
+    return f"unknown {kind}{name}; {hint}"
+
+
+def type_name(hint: Any) -> str:
+    """A key's type in words, for help texts."""
+    if typing.get_origin(hint) is tuple:
+        return "list of " + type_name(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join("none" if a is type(None) else type_name(a) for a in typing.get_args(hint))
+    return hint.__name__
