@@ -13,6 +13,7 @@ from functools import partial
 
 import torch
 import torch_pruning as tp
+from torch import nn
 
 from ascmodels.nessi import get_deployed_size
 from ascmodels.students import Student, StudentConfig
@@ -24,6 +25,9 @@ CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
     "fpgm": partial(tp.importance.FPGMImportance, p=2),
     "random": tp.importance.RandomImportance,
 }
+
+
+NARROWEST = 2  # layers of so few channels are left as they are: the stem of a small network, mostly
 
 
 class PruningError(ValueError):
@@ -63,21 +67,22 @@ def _check_ratio(ratio: float, name: str) -> None:
 def prune(student: Student, ratio: float, criterion: str = "l2", round_to: int = 1, seed: int = 0) -> Student:
     """A new student with `ratio` of the channels of every group removed (local, uniform); the input is unchanged.
 
-    The classifier keeps its outputs. PruningError when a layer would be emptied or nothing would be removed.
-    `seed` serves the random criterion.
+    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are left alone. PruningError when a
+    layer would be emptied or nothing would be removed. `seed` serves the random criterion.
     """
     _check_ratio(ratio, "pruning ratio")
     if student.fused:
         raise PruningError("a fused student cannot be pruned: prune the training form, then fuse")
     before = student.widths
-    smallest = min(*before.stem, *before.expand, *before.out)
-    if int(smallest * (1 - ratio)) < 1:
+    smallest = min((c for c in (*before.stem, *before.expand, *before.out) if c > NARROWEST), default=0)
+    if smallest and int(smallest * (1 - ratio)) < 1:
         raise PruningError(
             f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
             "use a smaller ratio, fewer steps or a wider network"
         )
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
+    narrow = [m for m in pruned.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
     # 64 x 64 is enough for tracing: the classifier averages over whatever is left
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # GRN's scalars: they have no channels
@@ -87,7 +92,7 @@ def prune(student: Student, ratio: float, criterion: str = "l2", round_to: int =
             torch.zeros(1, 1, 64, 64),
             importance=CRITERIA[criterion](),
             pruning_ratio=ratio,
-            ignored_layers=[pruned.classifier[0]],
+            ignored_layers=[pruned.classifier[0], *narrow],
             round_to=round_to if round_to > 1 else None,
             # fresh dicts: the defaults are shared between pruners of one process
             in_channel_groups={},

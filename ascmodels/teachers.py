@@ -26,8 +26,8 @@ class TeacherModelConfig:
     hidden_size: int = 128
     layers: int = 4
     heads: int = 4
-    patch_size: int = 16  # bins and frames
-    stride: int = 16  # bins and frames between patches; AST's own is 10
+    patch_size: int = 8  # bins and frames; AST's own is 16
+    stride: int = 8  # bins and frames between patches; AST's own is 10
     dropout: float = 0.0
 
     def __post_init__(self):

@@ -1,0 +1,192 @@
+"""Search spaces: YAML files that map dotted configuration names to ranges.
+
+    space = load_space("kd_prune")            # or a path of your own
+    values = space.sample(optuna_trial)       # {"distill.kd_alpha": 0.31, "prune.ratios": [0.2, 0.35], ...}
+
+Kinds of range (one key, its fields beside it):
+
+    {uniform: [low, high]}            float; {loguniform: ...} on a log scale; both ends included
+    {int: [low, high], step: 8}       whole number, both ends included
+    {choice: [a, b, ...]}             any values, lists too
+    {subset: [a, b, ...], min: 1}     each member in or out, `min` at least
+    {each: prune.steps, item: {...}}  a list with one draw an entry; its length is another parameter of the space
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+FOLDER = Path(__file__).parent
+_FIELDS = {
+    "uniform": set(),
+    "loguniform": set(),
+    "int": {"step"},
+    "choice": set(),
+    "subset": {"min"},
+    "each": {"item"},
+}
+_TOP = ("description", "base", "parameters", "auxiliary")
+
+
+class SpaceError(ValueError):
+    """A search space that cannot be: names the file, the parameter and what was expected."""
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that a space draws from."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
+    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Space:
+    """`parameters` map configuration keys to ranges; `auxiliary` ones only steer others (the number of prune steps);
+    `base` holds the Hydra overrides that the space starts from."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Mapping[str, Any]]
+    auxiliary: Mapping[str, Mapping[str, Any]]
+    base: tuple[str, ...]
+
+    def sample(self, trial: Suggests) -> dict[str, Any]:
+        """One configuration; every Optuna parameter is named after its key (`prune.ratios[0]`, `student.branches/3x3`)."""
+        steering = {key: _draw(key, spec, trial, {}) for key, spec in self.auxiliary.items()}
+        return {key: _draw(key, spec, trial, steering) for key, spec in self.parameters.items()}
+
+    def corners(self) -> list[dict[str, Any]]:
+        """The configuration of all lower and of all upper ends: what a check of the space has to build."""
+        return [self.sample(_End(upper)) for upper in (False, True)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The resolved copy for a study's manifest; `space_from_dict` reads it back."""
+        return json.loads(
+            json.dumps(
+                {
+                    "name": self.name,
+                    "description": self.description,
+                    "base": list(self.base),
+                    "auxiliary": self.auxiliary,
+                    "parameters": self.parameters,
+                }
+            )
+        )
+
+
+def load_space(name_or_path: str) -> Space:
+    """The shipped space of that name, or the YAML file at that path. SpaceError says what is wrong with it."""
+    shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.is_file():
+        raise SpaceError(
+            f"unknown search space {name_or_path!r}: choose from {', '.join(shipped)}, or give the path of a YAML file"
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path}: expected a mapping with the keys {', '.join(_TOP)}")
+    return space_from_dict({"name": path.stem, **content}, str(path))
+
+
+def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
+    """A checked Space of a parsed file."""
+    unknown = sorted(set(content) - {*_TOP, "name"})
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], _TOP, 1)
+        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_TOP)}"
+        raise SpaceError(f"{where}: unknown key {unknown[0]!r}; {hint}")
+    parameters, auxiliary = content.get("parameters") or {}, content.get("auxiliary") or {}
+    if not isinstance(parameters, dict) or not isinstance(auxiliary, dict) or not parameters:
+        raise SpaceError(f"{where}: `parameters` must map at least one configuration key to a range")
+    for key, spec in (parameters | auxiliary).items():
+        _check(spec, f"{where}: {key}", auxiliary)
+    return Space(
+        name=content["name"],
+        description=str(content.get("description", "")).strip(),
+        parameters=parameters,
+        auxiliary=auxiliary,
+        base=tuple(content.get("base") or ()),
+    )
+
+
+def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
+    kinds = sorted(set(spec) & set(_FIELDS)) if isinstance(spec, dict) else []
+    if len(kinds) != 1:
+        raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)}, got {spec!r}")
+    kind = kinds[0]
+    unknown = sorted(set(spec) - {kind} - _FIELDS[kind])
+    if unknown:
+        raise SpaceError(f"{where}: unknown key {unknown[0]!r} in a range of kind {kind}")
+    value = spec[kind]
+    if kind in ("uniform", "loguniform", "int"):
+        _check_range(kind, value, where)
+        if kind == "int" and (not isinstance(spec.get("step", 1), int) or spec.get("step", 1) < 1):
+            raise SpaceError(f"{where}: step {spec['step']!r} is not a whole number >= 1")
+    elif kind in ("choice", "subset"):
+        if not isinstance(value, list) or not value or len({json.dumps(v) for v in value}) != len(value):
+            raise SpaceError(f"{where}: {kind} needs a list of different values, got {value!r}")
+        if kind == "subset" and not 0 <= spec.get("min", 0) <= len(value):
+            raise SpaceError(f"{where}: min {spec['min']} of {len(value)} members cannot be")
+    else:
+        steering = auxiliary.get(value)
+        if not isinstance(steering, dict) or "int" not in steering:
+            raise SpaceError(f"{where}: each names {value!r}, which is no int range under `auxiliary`")
+        _check(spec.get("item"), f"{where}[item]", {})
+
+
+def _check_range(kind: str, value: Any, where: str) -> None:
+    number = int if kind == "int" else (int, float)
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or not all(isinstance(v, number) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    ):
+        raise SpaceError(f"{where}: {kind} needs [low, high] as numbers (1.0e-3, not 1e-3), got {value!r}")
+    low, high = value
+    if low > high:
+        raise SpaceError(f"{where}: low {low} is above high {high}")
+    if kind == "loguniform" and low <= 0:
+        raise SpaceError(f"{where}: a log scale needs low above 0, got {low}")
+
+
+def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[str, int]) -> Any:
+    if "uniform" in spec:
+        return trial.suggest_float(key, *map(float, spec["uniform"]))
+    if "loguniform" in spec:
+        return trial.suggest_float(key, *map(float, spec["loguniform"]), log=True)
+    if "int" in spec:
+        return trial.suggest_int(key, *spec["int"], step=spec.get("step", 1))
+    if "choice" in spec:  # as JSON text, since Optuna's categories are single values
+        return json.loads(trial.suggest_categorical(key, [json.dumps(v) for v in spec["choice"]]))
+    if "subset" in spec:
+        members = spec["subset"]
+        chosen = [m for m in members if trial.suggest_categorical(f"{key}/{m}", [False, True])]
+        missing = [m for m in members if m not in chosen][: max(0, spec.get("min", 0) - len(chosen))]
+        return [m for m in members if m in chosen or m in missing]
+    return [_draw(f"{key}[{i}]", spec["item"], trial, {}) for i in range(steering[spec["each"]])]
+
+
+class _End:
+    """Suggests the lower or the upper end of everything."""
+
+    def __init__(self, upper: bool):
+        self.upper = upper
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        return high if self.upper else low
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        return low + (high - low) // step * step if self.upper else low
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return choices[-1] if self.upper else choices[0]

@@ -47,9 +47,9 @@ class TeacherConfig:
 
     model: TeacherModelConfig = field(default_factory=TeacherModelConfig)
     frontend: FrontEndConfig = field(
-        default_factory=lambda: FrontEndConfig(16_000, 1024, 400, 160, 128, mean=-4.27, std=9.14)
+        default_factory=lambda: FrontEndConfig(16_000, 1024, 800, 320, 64, mean=-3.0, std=4.0)
     )
-    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=24, time_mask=10))
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=8, time_mask=4, mixstyle_p=0.2))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=25, batch_size=64, lr=1e-4))
 
 

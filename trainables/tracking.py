@@ -1,0 +1,82 @@
+"""Weights & Biases: the one file that knows it. Offline without a key, and never in a trial's way.
+
+A run's config, epoch metrics and prune metadata are logged; `wandb sync <study>/wandb/offline-run-*` uploads later.
+"""
+
+import logging
+import netrc
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import wandb
+from wandb.errors import Error as WandbError
+
+PROJECT = "asc-tune"
+_LOG = logging.getLogger(__name__)
+
+
+def mode() -> str:
+    """`online` with an API key (WANDB_API_KEY or ~/.netrc) and a server that answers, else `offline`.
+
+    WANDB_MODE overrides. Asking the server first, for 5 s at most, keeps W&B's own retries out of a trial's way.
+    """
+    chosen = os.environ.get("WANDB_MODE")
+    if chosen:
+        return chosen
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host = server.hostname or ""
+    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
+        return "offline"
+    try:
+        with socket.create_connection((host, server.port or 443), timeout=5):
+            return "online"
+    except OSError as error:
+        _LOG.warning("W&B's server %s cannot be reached (%s): this run is kept offline", host, error)
+        return "offline"
+
+
+def _in_netrc(host: str) -> bool:
+    try:
+        return host in netrc.netrc().hosts
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+class Tracker:
+    """One W&B run. A server that cannot be reached turns the run into an offline one, with a warning."""
+
+    def __init__(self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any]):
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+        arguments: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "id": run_id,
+            "name": name,
+            "group": group,
+            "dir": str(folder),
+            "config": dict(config),
+            "resume": "allow",
+            "settings": settings,
+            "reinit": "finish_previous",
+        }
+        try:
+            self._run = wandb.init(mode=mode(), **arguments)  # type: ignore[arg-type]
+        except WandbError as error:
+            _LOG.warning("W&B refused run %s (%s): it is kept offline in %s", run_id, error, folder)
+            wandb.teardown()  # the refused run still holds its id
+            self._run = wandb.init(mode="offline", **arguments)
+
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Metrics of one epoch; values of other kinds than numbers and short texts are left to info.json."""
+        self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Figures that stay: those of each measured point."""
+        self._run.summary.update(dict(values))
+
+    def finish(self) -> None:
+        self._run.finish()
