@@ -1,0 +1,125 @@
+"""What the interactive and the printed Pareto plot share: how roles look, axes, ticks, lines through points.
+
+Colours are Okabe and Ito's (2008), told apart with any colour vision; every role also has its own marker.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis import front, summary
+from analysis.results import Study, take
+
+INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
+LIMIT, BASELINE, FRONT = "#a3306c", "#00795a", "#d55e00"
+Y_TITLE = "validation macro accuracy (%)"
+
+
+@dataclass(frozen=True)
+class Role:
+    """How the points of one role look; symbols as plotly and matplotlib call them."""
+
+    label: str
+    color: str
+    fill: str
+    symbol: str
+    mpl_symbol: str
+    size: float  # pixels
+
+
+ROLES = {  # drawn in this order, the front on top
+    "infeasible": Role("over a limit", "#7b8794", "white", "circle", "o", 8),
+    "unfinished": Role("trial not complete", "#cc79a7", "#efd0e1", "triangle-down", "v", 8),
+    "dominated": Role("dominated", "#5b9fc9", "#a9cfe6", "circle", "o", 8),
+    "front": Role("front", "#9c4400", FRONT, "diamond", "D", 11),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A complexity axis: a column of the points, the scale that divides it, the limit in the scaled unit."""
+
+    column: str
+    scale: float
+    title: str
+    limit: float | None
+    limit_label: str
+
+
+def macs_axis(study: Study) -> Axis:
+    limit = (study.limit("macs") or 0) / 1e6
+    return Axis("macs", 1e6, "MACs (millions, log)", limit or None, f"limit {limit:g} M")
+
+
+def bytes_axis(study: Study) -> Axis:
+    limit = (study.limit("bytes") or 0) / 1e3
+    title = f"model size at {study.precision} (kB = 1000 bytes, log)"
+    return Axis(study.bytes_column, 1e3, title, limit or None, f"limit {limit:g} kB")
+
+
+def measured(study: Study) -> pd.DataFrame:
+    """The points that can be drawn, with their role in a column of that name."""
+    role = summary.roles(study)
+    return take(study.with_test().assign(role=role), role != "unmeasured")
+
+
+def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
+    """x in the axis' unit, y in per cent."""
+    x = points[axis.column].to_numpy(float) / axis.scale
+    return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
+
+
+def errors_percent(points: pd.DataFrame, clips: int | None) -> list[float]:
+    """One binomial standard error of each point, in points of accuracy; zeros where clips is not known."""
+    errors = summary.standard_error(points["val_macro_avg_acc"], clips)
+    return np.nan_to_num(100 * errors).tolist()
+
+
+def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
+    """Best accuracy attained up to each cost; with three objectives some points of the front lie below."""
+    x, y = coordinates(best, axis)
+    mask = front.pareto_mask(np.column_stack([x, y]), ("min", "max"))
+    return coordinates(take(best, mask).sort_values(by=axis.column), axis)
+
+
+def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
+    """x and y of every trial with more than one point, in step order; NaN parts the trials."""
+    xs: list[float] = []
+    ys: list[float] = []
+    for _, trial in points.sort_values(by="step", kind="stable").groupby("trial_id", sort=True):
+        if len(trial) > 1:
+            x, y = coordinates(trial, axis)
+            xs += [*x, math.nan]
+            ys += [*y, math.nan]
+    return xs, ys
+
+
+def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
+    """Ends of a complexity axis, in its unit: all points and the limit, with room at both ends."""
+    marks = [x for x in coordinates(points, axis)[0] if x > 0] + ([axis.limit] if axis.limit else [])
+    return (min(marks) / 1.25, max(marks) * 1.25) if marks else (0.1, 100.0)
+
+
+def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
+    """Ends of the accuracy axis in per cent: all points, their errors and the baseline."""
+    y = 100 * points["val_macro_avg_acc"].to_numpy(float)
+    errors = np.array(errors_percent(points, summary.validation_clips(study)))
+    found = summary.baseline(study)
+    marks = [*(y - errors), *(y + errors), *([100 * found[1]] if found else [])]
+    return (min(marks) - 2, max(marks) + 2) if marks else (0.0, 100.0)
+
+
+def baseline_label_above(study: Study, points: pd.DataFrame) -> bool:
+    """Whether the baseline's label, at the left end of its line, has more room above than below."""
+    found = summary.baseline(study)
+    left = points.sort_values(by="macs")["val_macro_avg_acc"].to_numpy(float)[: max(1, len(points) // 4)]
+    return found is None or not len(left) or float(np.median(left)) < found[1]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5, 10, ... within [low, high]."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [float(f"{digit * 10.0**decade:g}") for decade in decades for digit in (1, 2, 5)]
+    return [mark for mark in marks if low <= mark <= high]

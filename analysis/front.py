@@ -1,0 +1,127 @@
+"""Non-dominated front, non-dominated sorting and 2-D hypervolume of measured points.
+
+A direction ("max" or "min") is declared once per objective; `_costs` is the one place where signs flip. A row
+with a NaN or an infinity is never on a front, has rank -1 and adds no hypervolume.
+
+    values = [[0.71, 4.1e6], [0.58, 0.9e6], [0.55, 2.0e6]]     # accuracy, MACs
+    pareto_mask(values, ("max", "min"))                         # [True, True, False]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.results import Study, take
+
+SIGNS = {"min": 1.0, "max": -1.0}
+
+
+def pareto_mask(values: npt.ArrayLike, directions: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Which of `values` [N, M] no other row dominates: bool [N]. Of equal rows the first stands for all."""
+    ranks = nondominated_rank(values, directions)
+    mask = np.zeros(len(ranks), dtype=bool)
+    best = np.flatnonzero(ranks == 0)
+    if len(best):
+        _, first = np.unique(_costs(values, directions)[best], axis=0, return_index=True)
+        mask[best[first]] = True
+    return mask
+
+
+def nondominated_rank(values: npt.ArrayLike, directions: Sequence[str]) -> npt.NDArray[np.int64]:
+    """The front that each row of `values` [N, M] belongs to: int [N], 0 = non-dominated, -1 = not finite.
+
+    Equal rows share a rank. Efficient non-dominated sort with binary search (Zhang et al. 2015, ENS-BS): in
+    lexicographic order a row can only be dominated by earlier ones, and a row dominated by a member of front
+    k is dominated by members of all fronts before it.
+    """
+    costs = _costs(values, directions)
+    ranks = np.full(len(costs), -1, dtype=np.int64)
+    finite = np.isfinite(costs).all(axis=1)
+    if not finite.any():
+        return ranks
+    distinct, inverse = np.unique(costs[finite], axis=0, return_inverse=True)  # sorted lexicographically
+    fronts: list[list[int]] = []
+    rank_of = np.empty(len(distinct), dtype=np.int64)
+    for row, cost in enumerate(distinct):
+        low, high = 0, len(fronts)
+        while low < high:
+            middle = (low + high) // 2
+            if (distinct[fronts[middle]] <= cost).all(axis=1).any():  # rows are distinct, so <= dominates
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(fronts):
+            fronts.append([])
+        fronts[low].append(row)
+        rank_of[row] = low
+    ranks[finite] = rank_of[inverse.reshape(-1)]
+    return ranks
+
+
+def hypervolume_2d(values: npt.ArrayLike, directions: Sequence[str], reference: Sequence[float]) -> float:
+    """Area between `values` [N, 2] and the `reference` point [2], in the product of the objectives' units.
+
+    A row that is not better than the reference in both objectives adds nothing.
+    """
+    costs, worst = _costs(values, directions), _costs([reference], directions)[0]
+    if costs.shape[1] != 2 or not np.isfinite(worst).all():
+        raise ValueError(f"hypervolume_2d: two objectives and a finite reference are needed, not {reference}")
+    inside = costs[(costs < worst).all(axis=1)]
+    front = inside[pareto_mask(inside, ("min", "min"))]
+    front = front[np.argsort(front[:, 0])]  # the first cost rises, so the second falls
+    widths = np.diff(front[:, 0], append=worst[0])
+    return float(np.sum(widths * (worst[1] - front[:, 1])))
+
+
+def candidates(study: Study) -> npt.NDArray[np.bool_]:
+    """Which points may be on the front, bool [N]: of a complete trial, feasible, every objective finite."""
+    points = study.points
+    finite = np.isfinite(objective_values(study)).all(axis=1)
+    return finite & (points["status"] == "complete").to_numpy(bool) & points["feasible"].to_numpy(bool)
+
+
+def front_mask(study: Study) -> npt.NDArray[np.bool_]:
+    """Which points of the study are its front, bool [N]."""
+    allowed = candidates(study)
+    mask = np.zeros(len(allowed), dtype=bool)
+    values = objective_values(study)[allowed]
+    mask[np.flatnonzero(allowed)] = pareto_mask(values, list(study.objectives.values()))
+    return mask
+
+
+def pareto_points(study: Study) -> pd.DataFrame:
+    """The study's front, sorted by MACs: rows of `points`, with test columns where there is a test.csv."""
+    best = take(study.with_test(), front_mask(study))
+    return best.sort_values(by="macs", kind="stable").reset_index(drop=True)
+
+
+def hypervolume(study: Study) -> float | None:
+    """Share in [0, 1] of the rectangle accuracy 0 to 1, MACs 0 to the limit, that the front dominates.
+
+    None for a study without a MACs limit: nothing else gives a reference point that two studies share.
+    """
+    limit = study.limit("macs")
+    if not limit:
+        return None
+    values = study.points.loc[candidates(study), ["val_macro_avg_acc", "macs"]].to_numpy(float)
+    return hypervolume_2d(values, ("max", "min"), (0.0, limit)) / limit
+
+
+def objective_values(study: Study) -> npt.NDArray[np.float64]:
+    """The study's objectives of every point, [N, M], in their own units."""
+    return study.points[list(study.objectives)].to_numpy(np.float64)
+
+
+def _costs(values: Any, directions: Sequence[str]) -> npt.NDArray[np.float64]:
+    """`values` [N, M] as costs, all to be minimised. Raises ValueError on a wrong shape or direction."""
+    if unknown := set(directions) - set(SIGNS):
+        raise ValueError(f"direction {sorted(unknown)[0]!r}; allowed: max, min")
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        array = array.reshape(0, len(directions))
+    if array.ndim != 2 or array.shape[1] != len(directions):
+        raise ValueError(f"values of shape {array.shape} do not fit {len(directions)} directions")
+    return array * np.array([SIGNS[direction] for direction in directions])

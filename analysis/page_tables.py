@@ -1,0 +1,112 @@
+"""The page's tables of points: the front, its class-wise and device-wise accuracy, the test split."""
+
+import html
+from typing import Any
+
+from analysis import front, summary
+from analysis.results import Study
+
+
+def front_section(study: Study) -> str:
+    """The front as a table that sorts by a click on a header; the baseline beneath it."""
+    best = front.pareto_points(study)
+    config = summary.short_config(best)
+    numbers = {  # header -> column, how its figures are written
+        "val %": ("val_macro_avg_acc", summary.percent),
+        "test %": ("test_macro_avg_acc", summary.percent),
+        "M MACs": ("macs", summary.millions),
+        "k params": ("params", summary.thousands),
+        f"kB {study.precision}": (study.bytes_column, summary.thousands),
+        "sparsity %": ("sparsity", summary.percent),
+    }
+    numbers = {head: spec for head, spec in numbers.items() if spec[0] in best}
+    words = {"trial", *(name for name in config if not all(map(_is_number, config[name])))}
+    rows = ""
+    for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
+        cells = _cell(point["trial_id"], point["trial_id"], "text") + _cell(point["step"], point["step"])
+        cells += "".join(_cell(show(point[column]), point[column]) for column, show in numbers.values())
+        cells += "".join(_cell(v, v, "text wrap" if k in words else "") for k, v in sampled.items())
+        rows += f'<tr data-trial="{_text(point["trial_id"])}" data-step="{point["step"]}">{cells}</tr>'
+    head = ""
+    for name in ("trial", "step", *numbers, *config):
+        state = ' aria-sort="ascending"' if name == "M MACs" else ""
+        kind = ' class="text"' if name in words else ""
+        head += f'<th{kind}{state}><button type="button">{_text(name)}</button></th>'
+    foot = ""
+    if (found := summary.baseline(study)) is not None:
+        tested = f"<td>{summary.percent(found[2])}</td>" if "test %" in numbers else ""
+        rest = len(numbers) + len(config.columns) - 1 - bool(tested)
+        cells = f'<td class="text" colspan="2">baseline</td><td>{summary.percent(found[1])}</td>{tested}'
+        cells += f'<td class="text" colspan="{rest}">{_text(found[0])}</td>'
+        foot = f'<tfoot><tr class="baseline">{cells}</tr></tfoot>'
+    table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{foot}"
+    return (
+        f'<h2>The front</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
+        '<p class="note">Click a header to sort. Step 0 is the dense network; sparsity is the share of its '
+        "parameters that pruning removed. front.csv holds the same rows with every column and checkpoint.</p>"
+    )
+
+
+def classes_section(study: Study) -> str:
+    """Class-wise and device-wise accuracy of the front, as tables shaded by value."""
+    best: list[dict[Any, Any]] = front.pareto_points(study).to_dict("records")
+    made = ""
+    for prefix, title in (("val_acc/", "By scene"), ("val_device_acc/", "By device")):
+        if columns := study.prefixed(prefix):
+            names = {"val_macro_avg_acc": "all"} | {
+                c: c.removeprefix(prefix).replace("_", " ") for c in columns
+            }
+            note = "Validation accuracy in per cent of every point of the front; darker is higher."
+            made += f'<h2>{title}</h2><p class="note">{note}</p>{_heat_map(best, names)}'
+    return made
+
+
+def test_section(study: Study) -> str:
+    """Test accuracies of the chosen points, by device group where test.csv has them; empty without it."""
+    if study.test is None:
+        return ""
+    groups = [column for column in study.test.columns if column.startswith("test_acc/")]
+    names = {"test_macro_avg_acc": "all"} | {column: column.removeprefix("test_acc/") for column in groups}
+    chosen = study.test.merge(study.points[["trial_id", "step", "macs"]], on=["trial_id", "step"])
+    records: list[dict[Any, Any]] = chosen.sort_values(by="macs").to_dict("records")
+    note = "Test accuracy in per cent of the points that were chosen on validation."
+    return f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
+
+
+def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
+    """A row a point, a column for each key of `names` under its name."""
+    head = '<th class="text">trial, step</th><th>M MACs</th>'
+    head += "".join(f"<th>{_text(name)}</th>" for name in names.values())
+    rows = ""
+    for point in points:
+        label = f"{_text(point['trial_id'])}, {point['step']}"
+        cells = f'<td class="text">{label}</td><td class="cost">{summary.millions(point["macs"])}</td>'
+        cells += "".join(_shade(point[column]) for column in names)
+        rows += f'<tr data-trial="{_text(point["trial_id"])}">{cells}</tr>'
+    table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="scroll"><table class="heat">{table}</table></div>'
+
+
+def _shade(share: float) -> str:
+    """A heat map's cell: white at 0, blue at 1, its text light where the ground is dark."""
+    if summary.absent(share):
+        return f"<td>{summary.DASH}</td>"
+    red, green, blue = (round(255 + (end - 255) * share) for end in (0, 82, 140))
+    ink = "#fff" if share > 0.7 else "#1f2933"
+    return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{summary.percent(share)}</td>'
+
+
+def _cell(shown: str, value: Any, kind: str = "") -> str:
+    """A cell that sorts by `value`; an absent value sorts last. Long words may break after a plus sign."""
+    raw = "" if summary.absent(value) or value == summary.DASH else value
+    words = _text(shown).replace("+", "+<wbr>")
+    marked = f' class="{kind}"' if kind else ""
+    return f'<td{marked} data-value="{_text(raw)}">{words}</td>'
+
+
+def _is_number(text: str) -> bool:
+    return text == summary.DASH or text.replace(".", "", 1).replace("e-", "", 1).isdecimal()
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

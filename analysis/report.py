@@ -1,0 +1,129 @@
+"""Report of one study: a table in the terminal, and front.csv, front.png and report.html in its folder.
+
+    python analysis/report.py runs/my-study
+
+Reads result files only; may be run while the study is still running.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a file: Python put analysis/ on the path, not the folder above it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from analysis import figure_png, front, report_page, sentences, summary
+from analysis.results import ResultsError, Study, load_study
+
+
+def write_report(study_dir: Path) -> dict[str, Path]:
+    """Write front.csv, front.png and report.html into a study folder; their paths by "csv", "png" and "html".
+
+    All three are made before the first is put in place, each by a rename: a reader never meets half a file,
+    and ResultsError (a folder that cannot be read) or OSError leaves the earlier report as it was.
+    """
+    study = load_study(study_dir)
+    makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
+        "csv": ("front.csv", front_csv),
+        "png": ("front.png", figure_png.png),
+        "html": ("report.html", lambda made: report_page.page(made).encode()),
+    }
+    paths = {key: study.path / name for key, (name, _) in makers.items()}
+    parts = {key: path.with_name(f".{path.name}.{os.getpid()}.part") for key, path in paths.items()}
+    try:
+        for key, (_, make) in makers.items():
+            with parts[key].open("wb") as stream:
+                stream.write(make(study))
+                stream.flush()
+                os.fsync(stream.fileno())
+        for key, part in parts.items():
+            part.replace(paths[key])
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+    return paths
+
+
+def front_csv(study: Study) -> bytes:
+    """The front as csv: every column of points.csv, and of test.csv where there is one, sorted by MACs."""
+    best = front.pareto_points(study)
+    whole = {
+        c: "Int64"
+        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8")
+        if c in best
+    }
+    return best.astype(whole).to_csv(index=False, lineterminator="\n").encode()
+
+
+def front_table(study: Study) -> Table:
+    """The front for the terminal, one row a point, by MACs; baseline and trial counts stand beneath."""
+    best = front.pareto_points(study)
+    config = summary.short_config(best)
+    tested = study.test is not None
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        title=Text(f"{study.name}: Pareto front"),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.expand = best.empty  # or the sentences beneath would be as narrow as the bare headers
+    table.add_column("trial", no_wrap=True)
+    heads = ["step", "val %", *(["test %"] if tested else [])]
+    for head in (*heads, "M MACs", "k params", f"kB {study.precision}", "sparse %"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("configuration", min_width=20, overflow="fold")  # wraps at 80 characters
+    for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
+        test = [summary.percent(point["test_macro_avg_acc"])] if tested else []
+        table.add_row(
+            escape(point["trial_id"]),
+            str(point["step"]),
+            summary.percent(point["val_macro_avg_acc"]),
+            *test,
+            summary.millions(point["macs"]),
+            summary.thousands(point["params"]),
+            summary.thousands(point[study.bytes_column]),
+            summary.percent(point["sparsity"]),
+            escape(", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())),
+        )
+    facts = [f"{term}: {told}" for term, told in sentences.facts(study).items()]
+    beneath = [sentences.headline(study), *facts, *sentences.warnings(study)]
+    table.caption = Text("\n".join(beneath), style="not italic not dim")
+    return table
+
+
+def print_front(study: Study) -> None:
+    """Print the front's table to stdout, unbroken where stdout is a file or a pipe."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 160))
+    console.print(front_table(study))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Write a study's report and print its Pareto front.")
+    parser.add_argument(
+        "study_dir", type=Path, help="a study folder: study.json, points.csv, perhaps test.csv"
+    )
+    study_dir = parser.parse_args(arguments).study_dir
+    try:
+        paths = write_report(study_dir)
+        print_front(load_study(study_dir))
+    except (ResultsError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The HTML of a study's report: one page that opens with no network (its template: report.html.tmpl)."""
+
+import html
+import json
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import plotly.io as pio
+from plotly.offline import get_plotlyjs
+
+from analysis import figure_html, figure_parts, front, page_tables, sentences, summary
+from analysis.results import Study
+
+TEMPLATE = Path(__file__).with_name("report.html.tmpl")
+
+
+def page(study: Study) -> str:
+    """The whole report as HTML, plotly.js inlined once; without a measured point, the page without plots."""
+    plots = {}
+    if (summary.roles(study) != "unmeasured").any():
+        plots = {
+            "pareto": figure_html.interactive(study, figure_parts.macs_axis(study)),
+            "bytes": figure_html.interactive(study, figure_parts.bytes_axis(study)),
+        }
+    sections = [_top(study), _plots(study) if plots else ""]
+    if len(front.pareto_points(study)):
+        sections += [page_tables.front_section(study), _noise(study)]
+        sections += [page_tables.test_section(study), page_tables.classes_section(study)]
+    sections += [_space(study), _reproduce(study)]
+    figures = json.dumps({name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()})
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=_text(study.name),
+        body="\n".join(sections),
+        plotly=get_plotlyjs() if plots else "",
+        figures=figures.replace("<", "\\u003c"),  # a name that holds "</script>" must not end the element
+    )
+
+
+def _top(study: Study) -> str:
+    facts = "".join(f"<dt>{term}</dt><dd>{_text(told)}</dd>" for term, told in sentences.facts(study).items())
+    warnings = "".join(f'<p class="warning">{_text(line)}</p>' for line in sentences.warnings(study))
+    lead = f'<p class="lead">{_text(sentences.headline(study))}</p>'
+    return f"<h1>{_text(study.name)}</h1>{lead}<dl>{facts}</dl>{warnings}"
+
+
+def _plots(study: Study) -> str:
+    """The two figures with captions that say how to read them."""
+    form = study.manifest.get("deployed_form")
+    measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
+    return (
+        '<figure><div id="pareto" class="plot main"></div><figcaption>Validation macro average accuracy '
+        "(mean of the class-wise accuracies) over multiply-accumulate operations for one clip. The step "
+        "line is the best accuracy that a feasible network of a complete trial attains up to each cost; thin "
+        "lines join the prune steps of a trial. Point at a network for its configuration; click the legend "
+        f"to hide a group.{measured}</figcaption></figure>"
+        '<figure><div id="bytes" class="plot small"></div><figcaption>The same networks over model size; '
+        "markers keep their role from the plot above.</figcaption></figure>"
+    )
+
+
+def _noise(study: Study) -> str:
+    said = "".join(f"<p>{_text(line)}</p>" for line in sentences.noise(study))
+    return f"<h2>Which differences are resolved</h2>{said}"
+
+
+def _space(study: Study) -> str:
+    """What the space allowed, what the trials sampled, and what stands on the front."""
+    space = study.manifest.get("space") or {}
+    parameters = space.get("parameters") or {}
+    if not parameters:
+        return ""
+    best = front.pareto_points(study)
+    rows = ""
+    for name, allowed in parameters.items():
+        sampled = [_span(frame.get(f"config/{name}", [])) for frame in (study.points, best)]
+        cells = "".join(
+            f'<td class="text wrap">{_text(cell)}</td>' for cell in (name, _range(allowed), *sampled)
+        )
+        rows += f"<tr>{cells}</tr>"
+    heads = ("parameter", "range", "sampled", "on the front")
+    head = "".join(f'<th class="text">{name}</th>' for name in heads)
+    told = f"Space <b>{_text(space.get('name', ''))}</b>: {_text(space.get('description') or '')}".rstrip(
+        " :"
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<h2>Hyper-parameters explored</h2><p>{told}</p><div class="scroll">{table}</div>'
+
+
+def _reproduce(study: Study) -> str:
+    manifest = study.manifest
+    told = {
+        "Status": manifest.get("status"),
+        "Seed": manifest.get("seed"),
+        "Trials asked for": manifest.get("num_samples"),
+        "Objectives": ", ".join(f"{way} {key}" for key, way in manifest["objectives"].items()),
+        "Data": _pairs(manifest.get("dataset")),
+        "Front-end": _pairs(manifest.get("frontend")),
+        "Versions": _pairs(manifest.get("versions")),
+        "Created": manifest.get("created"),
+        "Finished": manifest.get("finished"),
+        "Wall time": f"{manifest['wall_s']:.0f} s" if manifest.get("wall_s") is not None else None,
+    }
+    command = f"<pre>{_text(manifest['command'])}</pre>" if manifest.get("command") else ""
+    known = {term: value for term, value in told.items() if value not in (None, "")}
+    items = "".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in known.items())
+    footer = "<footer>Written by asc-tune (analysis/report.py).</footer>"
+    return f"<h2>How to reproduce</h2>{command}<dl>{items}</dl>{footer}"
+
+
+def _range(allowed: Any) -> str:
+    """A parameter's range in words; a key it does not know is shown as it stands."""
+    if not isinstance(allowed, dict):
+        return str(allowed)
+    said = [f"{allowed['low']} to {allowed['high']}"] if {"low", "high"} <= set(allowed) else []
+    said += ["log scale"] if allowed.get("log") else []
+    for key, value in allowed.items():
+        if key in ("low", "high", "log", "type"):
+            continue
+        items = value if isinstance(value, list) else [value]
+        listed = ", ".join(summary.value_text(item) for item in items)
+        said.append(f"one of {listed}" if key in ("values", "choices") else f"{key} {listed}")
+    return ", ".join(said)
+
+
+def _span(values: Any) -> str:
+    """What a column of configurations holds: its ends for more than six numbers, else the distinct values."""
+    distinct = sorted({value for value in values if not summary.absent(value)})
+    if len(distinct) > 6 and not isinstance(distinct[0], str):
+        return f"{summary.value_text(distinct[0])} to {summary.value_text(distinct[-1])}"
+    return ", ".join(map(summary.value_text, distinct)) or summary.DASH
+
+
+def _pairs(values: Any) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (values or {}).items())
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))

@@ -1,0 +1,220 @@
+"""Read one study folder: `study.json`, `points.csv` and, once the test split was opened, `test.csv`.
+
+A study folder is written by `tune/`; everything in `analysis/` starts from the `Study` returned here and
+parses no log. A file that is missing, cut off or inconsistent raises `ResultsError`, naming file and reason.
+"""
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+PRECISIONS = ("fp32", "fp16", "int8")
+STATUSES = ("complete", "stopped early", "failed", "running")
+TEXT_COLUMNS = ("trial_id", "status", "checkpoint")
+POINT_COLUMNS = (
+    "trial_id",
+    "step",  # prune steps done, 0 = dense
+    "val_macro_avg_acc",  # share in [0, 1]
+    "macs",
+    "params",
+    "bytes_fp32",
+    "bytes_fp16",
+    "bytes_int8",
+    "sparsity",  # share of the dense parameters removed
+    "feasible",  # within the study's limits
+    "status",
+)
+TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
+
+
+class ResultsError(Exception):
+    """A study folder that cannot be read; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study as it lies on disk.
+
+    `points` has one row per measured network (a trial with R prune steps has R + 1), `test` one row per point
+    that was chosen for the test split, or is None while that split is closed.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    points: pd.DataFrame
+    test: pd.DataFrame | None
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["name"])
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Column of `points` to its direction, "max" or "min"; "bytes" means at the study's precision."""
+        declared = self.manifest["objectives"]
+        return {self.bytes_column if key == "bytes" else key: way for key, way in declared.items()}
+
+    @property
+    def precision(self) -> str:
+        """The precision at which the bytes limit holds; fp32 where a study has no such limit."""
+        return (self.manifest.get("limits") or {}).get("precision", "fp32")
+
+    @property
+    def bytes_column(self) -> str:
+        return f"bytes_{self.precision}"
+
+    def limit(self, key: str) -> float | None:
+        """The study's limit on "macs" or "bytes"; None where it has none."""
+        return (self.manifest.get("limits") or {}).get(key)
+
+    def prefixed(self, prefix: str) -> list[str]:
+        """Columns of `points` under "val_acc/", "val_device_acc/" or "config/", in the file's order."""
+        return [column for column in self.points.columns if column.startswith(prefix)]
+
+    def with_test(self) -> pd.DataFrame:
+        """The points joined with their test columns (NaN for a point that was not chosen for it)."""
+        if self.test is None:
+            return self.points.copy()
+        kept = ["trial_id", "step", *(c for c in self.test.columns if c.startswith("test_"))]
+        return self.points.merge(self.test[kept], on=["trial_id", "step"], how="left", validate="one_to_one")
+
+
+def load_study(path: Path | str) -> Study:
+    """Read and check a study folder.
+
+    A study that has measured nothing yet is an empty table, not an error. Raises ResultsError otherwise: no
+    `study.json`, a key it must have, a file cut off in the middle, a value outside its range, a `feasible`
+    that contradicts the limits, a test row for a point that was never measured.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ResultsError(f"{folder}: not a folder; expected a study folder with study.json and points.csv")
+    manifest = _read_manifest(folder / "study.json")
+    points_file, test_file = folder / "points.csv", folder / "test.csv"
+    points = _read_table(points_file, POINT_COLUMNS) if points_file.exists() else _empty(POINT_COLUMNS)
+    test = _read_table(test_file, TEST_COLUMNS) if test_file.exists() else None
+    study = Study(folder, manifest, points, test)
+    _check_points(study, points_file)
+    if test is not None:
+        _check_shares(test, test_file)
+        known = set(zip(points["trial_id"], points["step"], strict=True))
+        for point in zip(test["trial_id"], test["step"], strict=True):
+            if point not in known:
+                raise ResultsError(f"{test_file}: trial {point[0]} step {point[1]} is not in points.csv")
+    return study
+
+
+def take(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
+    """The rows of `frame` where `mask` [N] holds, as a frame (`frame[mask]` may be a series to pyright)."""
+    return frame.take(np.flatnonzero(mask))
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{file}: no such file; is {file.parent} a study folder?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{file}: not valid JSON, perhaps cut off: {error}") from None
+    if not isinstance(manifest, dict):
+        raise ResultsError(f"{file}: expected an object, found {type(manifest).__name__}")
+    for key in ("name", "objectives"):
+        if not manifest.get(key):
+            raise ResultsError(f"{file}: key {key!r} is missing or empty")
+    if (manifest.get("limits") or {}).get("precision", "fp32") not in PRECISIONS:
+        found = manifest["limits"]["precision"]
+        raise ResultsError(f"{file}: limits.precision is {found!r}; allowed: {', '.join(PRECISIONS)}")
+    for column, direction in manifest["objectives"].items():
+        if direction not in ("max", "min"):
+            raise ResultsError(f"{file}: objectives.{column} is {direction!r}; allowed: max, min")
+    return manifest
+
+
+def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
+    """A csv whose every row is whole. pandas alone would fill a row that was cut off with NaN, and would
+    read the trial id 12e4 as a number."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ResultsError(f"{file}: not a readable csv file: {error}") from None
+    if not rows:
+        raise ResultsError(f"{file}: empty, not even a header")
+    header = rows[0]
+    if missing := [column for column in required if column not in header]:
+        raise ResultsError(f"{file}: missing column(s) {', '.join(missing)}")
+    if len(set(header)) != len(header):
+        raise ResultsError(f"{file}: a column name occurs twice in the header")
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(header):
+            raise ResultsError(f"{file}: row {number} has {len(row)} of {len(header)} fields; cut off?")
+    if not text.endswith("\n"):
+        raise ResultsError(f"{file}: the last row has no line end; cut off?")
+    cells = zip(*rows[1:], strict=True) if len(rows) > 1 else [()] * len(header)
+    columns = {name: _typed(name, list(texts), file) for name, texts in zip(header, cells, strict=True)}
+    seen = set()
+    for point in zip(columns["trial_id"], columns["step"], strict=True):
+        if point in seen:
+            raise ResultsError(f"{file}: trial {point[0]} step {point[1]} occurs twice")
+        seen.add(point)
+    return pd.DataFrame(columns)
+
+
+def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
+    """A column in its own type; an empty cell is NaN. Configurations may be numbers or words."""
+    if column in TEXT_COLUMNS:
+        return pd.Series(texts, dtype=str)
+    if column == "feasible":
+        if unknown := set(texts) - {"True", "False"}:
+            raise ResultsError(f"{file}: feasible is {sorted(unknown)[0]!r}; allowed: True, False")
+        return pd.Series([text == "True" for text in texts], dtype=bool)
+    if all(text.removeprefix("-").isdecimal() for text in texts):
+        numbers = pd.Series(texts, dtype=object).astype("int64")
+    elif column == "step":
+        raise ResultsError(f"{file}: column step: whole numbers are expected")
+    else:
+        try:
+            numbers = pd.Series([float(text) if text else math.nan for text in texts], dtype=float)
+        except ValueError as error:
+            if column.startswith("config/"):
+                return pd.Series([text or None for text in texts], dtype=object)
+            raise ResultsError(f"{file}: column {column}: {error}") from None
+    return numbers
+
+
+def _empty(columns: tuple[str, ...]) -> pd.DataFrame:
+    types = {"feasible": bool, **dict.fromkeys(TEXT_COLUMNS, str)}
+    return pd.DataFrame({column: pd.Series(dtype=types.get(column, float)) for column in columns})
+
+
+def _check_shares(frame: pd.DataFrame, file: Path) -> None:
+    for column in frame.columns:
+        if column == "sparsity" or column.split("/")[0].endswith("_acc"):
+            values = frame[column].to_numpy(float)
+            if ((values < 0) | (values > 1)).any():
+                raise ResultsError(
+                    f"{file}: column {column} leaves [0, 1]; a share is expected, not per cent"
+                )
+
+
+def _check_points(study: Study, file: Path) -> None:
+    if absent := [column for column in study.objectives if column not in study.points.columns]:
+        raise ResultsError(f"{file}: objective(s) {', '.join(absent)} of study.json are not columns here")
+    _check_shares(study.points, file)
+    limits = {column: study.limit(key) for key, column in (("macs", "macs"), ("bytes", study.bytes_column))}
+    for point in study.points.to_dict("records"):
+        label = f"{file}: trial {point['trial_id']} step {point['step']}"
+        if point["status"] not in STATUSES:
+            raise ResultsError(f"{label}: status {point['status']!r}; allowed: {', '.join(STATUSES)}")
+        if point["macs"] <= 0:
+            raise ResultsError(f"{label}: macs is {point['macs']}; a positive count is expected")
+        for column, limit in limits.items():
+            if limit is not None and point["feasible"] and point[column] > limit:
+                raise ResultsError(f"{label} is marked feasible, but its {column} exceeds the limit {limit}")

@@ -1,0 +1,119 @@
+"""Numbers and names of a study as a reader meets them: roles, standard errors, short texts.
+
+Shared by the terminal table, the figures and the page; the sentences are in sentences.py.
+"""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis import front
+from analysis.results import Study
+
+DASH = "\N{EN DASH}"  # a value that is not there
+KEYS = {  # last part of a config key -> its short name, in the order of the table
+    "kd_alpha": "alpha",
+    "kd_temp": "T",
+    "lr": "lr",
+    "base_channels": "width",
+    "branches": "branches",
+}
+
+
+def percent(share: Any) -> str:
+    return DASH if absent(share) else f"{100 * share:.1f}"
+
+
+def millions(count: Any) -> str:
+    number = math.nan if absent(count) else count / 1e6
+    return DASH if absent(number) else f"{number:.2f}" if number >= 1 else f"{number:#.3g}"
+
+
+def thousands(count: Any) -> str:
+    return DASH if absent(count) else f"{count / 1e3:.1f}"
+
+
+def value_text(value: Any) -> str:
+    """A sampled hyper-parameter, short: 0.00213, 32, 3x3+1x1, 0.3/0.2; a dash where it was not sampled."""
+    if absent(value):
+        return DASH
+    if isinstance(value, float | np.floating):
+        return str(int(value)) if value % 1 == 0 else f"{value:.3g}"
+    text = str(value)
+    if text[:1] + text[-1:] not in ("[]", "()"):
+        return text
+    items = re.findall(r"[^\s,'\"\[\]()]+", text)
+    if items and all(re.fullmatch(r"[-+.\de]+", item) for item in items):
+        return "/".join(f"{float(item):.3g}" for item in items)
+    return "+".join(items) or "none"
+
+
+def absent(value: Any) -> bool:
+    return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
+
+
+def standard_error(accuracy: Any, clips: int | None) -> npt.NDArray[np.float64]:
+    """Binomial standard error sqrt(p (1 - p) / n) of accuracies [...] (shares) on n clips; NaN without n."""
+    share = np.asarray(accuracy, dtype=np.float64)
+    return np.sqrt(share * (1 - share) / (clips or math.nan))
+
+
+def validation_clips(study: Study) -> int | None:
+    return (study.manifest.get("dataset") or {}).get("n_validation")
+
+
+def baseline(study: Study) -> tuple[str, float, float | None] | None:
+    """Name, validation accuracy and, where measured, test accuracy (shares) of the study's baseline."""
+    found = study.manifest.get("baseline") or {}
+    accuracy, test = found.get("val_macro_avg_acc"), found.get("test_macro_avg_acc")
+    if accuracy is None or absent(accuracy):
+        return None
+    return str(found.get("name", "baseline")), float(accuracy), None if absent(test) else test
+
+
+def roles(study: Study) -> npt.NDArray[np.str_]:
+    """The part each point plays, [N]: front, dominated, infeasible, unfinished, or unmeasured (not drawn)."""
+    points = study.points
+    measured = np.isfinite(points[["val_macro_avg_acc", "macs"]].to_numpy(float)).all(axis=1)
+    return np.select(
+        [~measured, ~points["feasible"].to_numpy(bool), ~front.candidates(study), front.front_mask(study)],
+        ["unmeasured", "infeasible", "unfinished", "front"],
+        "dominated",
+    )
+
+
+def trial_counts(study: Study) -> tuple[dict[str, int], int]:
+    """Trials that were trained, by status, from the manifest or else from the points; and points measured."""
+    counts = study.manifest.get("trials")
+    if counts is None:
+        by_trial = dict(zip(study.points["trial_id"], study.points["status"], strict=True))
+        counts = {status: list(by_trial.values()).count(status) for status in by_trial.values()}
+    trials = {name: int(number) for name, number in counts.items() if name != "rejected" and number}
+    return trials, int((roles(study) != "unmeasured").sum())
+
+
+def short_config(points: pd.DataFrame) -> pd.DataFrame:
+    """The config columns of `points` as short texts under short names; all prune ratios in one."""
+    columns = [str(column) for column in points.columns if str(column).startswith("config/")]
+    ratios = [column for column in columns if column.startswith("config/prune.") and "ratio" in column]
+    others = [column.removeprefix("config/") for column in columns if column not in ratios]
+    tails = [key.rsplit(".", 1)[-1] for key in others]
+    named: dict[str, list[str]] = {}
+    for key, tail in zip(others, tails, strict=True):
+        clear = tails.count(tail) == 1 or key == f"train.{tail}"  # of train.lr and prune.lr, lr is the first
+        named[KEYS.get(tail, tail) if clear else key] = [f"config/{key}"]
+    order = list(KEYS.values())
+    names = sorted(named, key=lambda name: order.index(name) if name in order else len(order))
+    if ratios:
+        named["ratios"] = ratios
+        names.append("ratios")
+    texts = {name: [_joined(row) for row in points[named[name]].to_numpy(object)] for name in names}
+    return pd.DataFrame(texts, index=points.index)
+
+
+def _joined(values: npt.NDArray[Any]) -> str:
+    return "/".join(value_text(value) for value in values if not absent(value)) or DASH

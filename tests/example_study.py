@@ -1,0 +1,134 @@
+"""Write a study folder with invented results, as `tune/` writes it: for the tests of `analysis/`.
+
+python tests/example_study.py FOLDER
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SCENES = ("airport", "bus", "metro", "metro_station", "park")
+SCENES += ("public_square", "shopping_mall", "street_pedestrian", "street_traffic", "tram")
+DEVICES = ("a", "b", "c", "s1", "s2", "s3")
+LIMITS = {"macs": 30_000_000, "bytes": 128_000, "precision": "fp16"}
+BRANCHES = ("[]", "['3x3', '1x1']", "['3x3', '3x1', '1x3']", "['3x3', '3x1', '1x3', '1x1', 'identity']")
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    """A complete study.json; a keyword replaces a key, None removes it."""
+    parameters = {
+        "distill.kd_alpha": {"type": "float", "low": 0.1, "high": 0.9},
+        "distill.kd_temp": {"type": "float", "low": 1.0, "high": 8.0},
+        "train.lr": {"type": "float", "low": 0.0005, "high": 0.02, "log": True},
+        "student.base_channels": {"type": "choice", "values": [8, 16, 24, 32, 48]},
+        "student.branches": {"type": "choice", "values": list(BRANCHES)},
+        "prune.ratios.0": {"type": "float", "low": 0.1, "high": 0.5, "when": "prune.steps >= 1"},
+        "prune.ratios.1": {"type": "float", "low": 0.1, "high": 0.5, "when": "prune.steps >= 2"},
+    }
+    made = {
+        "name": "example",
+        "space": {"name": "kd_prune", "description": "distillation, then pruning", "parameters": parameters},
+        "limits": LIMITS,
+        "objectives": {"val_macro_avg_acc": "max", "macs": "min"},
+        "status": "complete",
+        "seed": 7,
+        "num_samples": 18,
+        "created": "2026-01-05T09:30:00+00:00",
+        "finished": "2026-01-05T09:38:12+00:00",
+        "wall_s": 492.0,
+        "versions": {"python": "3.11.2", "torch": "2.11.0", "ray": "2.60.0", "torch-pruning": "1.6.1"},
+        "command": "python tune/run.py --space kd_prune --num-samples 18 --seed 7",
+        "dataset": {
+            "dataset_dir": "/data/tau",
+            "subset": 100,
+            "n_train": 1600,
+            "n_validation": 420,
+            "n_classes": 10,
+            "holdout": "one recording location of each scene, all its devices",
+        },
+        "frontend": {"sample_rate": 32000, "n_fft": 4096, "win": 3072, "hop": 500, "n_mels": 256},
+        "deployed_form": "fused, pruned, float32, [1, 1, 256, 65]",
+        "baseline": {
+            "name": "logistic regression on log-mel means and deviations",
+            "val_macro_avg_acc": 0.552,
+            "test_macro_avg_acc": None,
+        },
+        "teachers": [{"name": "small AST from a config", "val_macro_avg_acc": 0.741}],
+        "trials": {"complete": 12, "stopped early": 4, "failed": 2, "rejected": 3},
+    }
+    return {key: value for key, value in (made | changes).items() if value is not None}
+
+
+def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
+    """Points of `trials` trials: the last two failed, four stopped early, some over a limit."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for trial in range(trials):
+        status = "failed" if trial >= trials - 2 else "stopped early" if trial >= trials - 6 else "complete"
+        width, branches = rng.choice([8, 16, 24, 32, 48]), str(rng.choice(BRANCHES))
+        ratios = rng.uniform(0.1, 0.5, size=rng.integers(0, 3) if status == "complete" else 0)
+        config = {
+            "config/distill.kd_alpha": round(rng.uniform(0.1, 0.9), 3),
+            "config/distill.kd_temp": round(rng.uniform(1, 8), 2),
+            "config/train.lr": float(f"{np.exp(rng.uniform(np.log(0.0005), np.log(0.02))):.3g}"),
+            "config/student.base_channels": width,
+            "config/student.branches": branches,
+            "config/prune.ratios.0": round(ratios[0], 3) if len(ratios) > 0 else "",
+            "config/prune.ratios.1": round(ratios[1], 3) if len(ratios) > 1 else "",
+        }
+        kept, skill = 1.0, rng.normal(0, 0.02) - (0.08 if status == "stopped early" else 0)
+        for step in range(len(ratios) + 1):
+            kept *= 1.0 if step == 0 else (1 - ratios[step - 1]) ** 1.6
+            macs, params = int(28_500 * width**1.85 * kept), int(62 * width**1.95 * kept)
+            share = 0.46 + 0.09 * np.log10(macs / 2e5) + skill + rng.normal(0, 0.008)
+            accuracy = float("nan") if status == "failed" else float(np.clip(share, 0.1, 0.95))
+            made.append(
+                {
+                    "trial_id": f"{trial:05d}",
+                    "step": step,
+                    "epochs": 12 + 4 * step if status == "complete" else 3,
+                    "val_macro_avg_acc": round(accuracy, 4),
+                    "val_loss": round(2.3 - 2 * accuracy, 4),
+                    "macs": macs,
+                    "params": params,
+                    "bytes_fp32": 4 * params,
+                    "bytes_fp16": 2 * params,
+                    "bytes_int8": params,
+                    "sparsity": round(1 - kept, 4),
+                    "feasible": macs <= LIMITS["macs"] and 2 * params <= LIMITS["bytes"],
+                    "status": status,
+                    "checkpoint": f"checkpoints/{trial:05d}/step{step}",
+                    **{
+                        f"val_acc/{s}": round(float(np.clip(accuracy + rng.normal(0, 0.1), 0, 1)), 4)
+                        for s in SCENES
+                    },
+                    **{
+                        f"val_device_acc/{d}": round(float(np.clip(accuracy - 0.02 * i, 0, 1)), 4)
+                        for i, d in enumerate(DEVICES)
+                    },
+                    **config,
+                }
+            )
+    return made
+
+
+def write_table(file: Path, table: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def write_study(folder: Path, table: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.json").write_text(json.dumps(manifest(**changes), indent=1), encoding="utf-8")
+    write_table(folder / "points.csv", rows() if table is None else table)
+    return folder
+
+
+if __name__ == "__main__":
+    print(write_study(Path(sys.argv[1])))

@@ -1,0 +1,406 @@
+"""The analysis layer: fronts against brute force and closed forms, study folders, the report's files."""
+
+import ast
+import io
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from example_study import manifest, rows, write_study, write_table
+from rich.console import Console
+
+from analysis import figure_html, figure_parts, front, report, report_page, sentences, summary
+from analysis.results import ResultsError, Study, load_study
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMITS = {"macs": 1000.0, "bytes": None, "precision": "fp16"}
+
+
+def dominates(left, right, directions):
+    signs = [1 if way == "max" else -1 for way in directions]
+    gains = [sign * (a - b) for sign, a, b in zip(signs, left, right, strict=True)]
+    return all(gain >= 0 for gain in gains) and any(gain > 0 for gain in gains)
+
+
+def brute_force_ranks(values, directions):
+    """Peel: the rows that no other remaining row dominates are the next front."""
+    ranks = np.full(len(values), -1)
+    left = [i for i, row in enumerate(values) if np.isfinite(row).all()]
+    for rank in range(len(left)):
+        beaten = [i for i in left if any(dominates(values[j], values[i], directions) for j in left)]
+        ranks[[i for i in left if i not in beaten]] = rank
+        left = beaten
+    return ranks
+
+
+def random_values(seed):
+    """Rows with ties, duplicates, NaN and infinities, in 1 to 3 objectives."""
+    rng = np.random.default_rng(seed)
+    n, m = int(rng.integers(0, 40)), int(rng.integers(1, 4))
+    values = rng.integers(0, 6, (n, m)).astype(float)
+    values[rng.random((n, m)) < 0.05] = np.nan
+    values[rng.random((n, m)) < 0.03] = np.inf
+    return values, [str(way) for way in rng.choice(["max", "min"], m)]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_ranks_and_mask_equal_brute_force(seed):
+    values, directions = random_values(seed)
+    expected = brute_force_ranks(values, directions)
+    assert front.nondominated_rank(values, directions).tolist() == expected.tolist()
+    first = {tuple(values[i]): i for i in reversed(range(len(values))) if expected[i] == 0}
+    assert np.flatnonzero(front.pareto_mask(values, directions)).tolist() == sorted(first.values())
+
+
+def test_front_closed_forms():
+    falling = np.column_stack([np.arange(50.0), np.arange(50.0)])
+    assert front.pareto_mask(falling, ("max", "min")).all()  # a trade-off: every point stands
+    assert front.nondominated_rank(falling, ("min", "min")).tolist() == list(range(50))  # a chain
+    assert front.pareto_mask([[1, 1], [1, 1]], ("max", "min")).tolist() == [True, False]
+    assert front.nondominated_rank([[1, 1], [1, 1], [0, 0]], ("max", "max")).tolist() == [0, 0, 1]
+    assert front.pareto_mask([], ("max", "min")).tolist() == []
+    with pytest.raises(ValueError, match="allowed: max, min"):
+        front.pareto_mask([[1, 2]], ("max", "maximize"))
+    with pytest.raises(ValueError, match="shape"):
+        front.pareto_mask([[1, 2, 3]], ("max", "min"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_hypervolume_equals_counted_cells(seed):
+    """Integer points: the dominated area is a number of unit cells, which can be counted."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 13, (rng.integers(0, 12), 2)).astype(float)
+    values[rng.random(values.shape) < 0.05] = np.nan
+    # accuracy (max) above 2, cost (min) below 10; a cell is named by its upper left corner
+    cells = sum(
+        any(row[0] >= top and row[1] <= left for row in values if np.isfinite(row).all())
+        for top in range(3, 13)
+        for left in range(0, 10)
+    )
+    assert front.hypervolume_2d(values, ("max", "min"), (2, 10)) == cells
+
+
+def test_hypervolume_closed_forms():
+    assert front.hypervolume_2d([[0.5, 10.0]], ("max", "min"), (0.0, 30.0)) == pytest.approx(0.5 * 20)
+    assert front.hypervolume_2d([[0.5, 30.0], [0.0, 1.0]], ("max", "min"), (0.0, 30.0)) == 0
+    assert front.hypervolume_2d([[1, 3], [2, 2], [3, 1]], ("min", "min"), (4, 4)) == 6
+    with pytest.raises(ValueError, match="finite reference"):
+        front.hypervolume_2d([[1, 1]], ("min", "min"), (4, np.nan))
+
+
+def brute_force_front(table):
+    """(trial, step) of the front of rows as dicts, sorted by MACs."""
+    good = [r for r in table if r["status"] == "complete" and r["feasible"]]
+    good = [r for r in good if np.isfinite([r["val_macro_avg_acc"], r["macs"]]).all()]
+    pairs = [(r["val_macro_avg_acc"], r["macs"]) for r in good]
+    beaten = [any(dominates(other, pair, ("max", "min")) for other in pairs) for pair in pairs]
+    best = [row for row, worse in zip(good, beaten, strict=True) if not worse]
+    return [(r["trial_id"], r["step"]) for r in sorted(best, key=lambda r: r["macs"])]
+
+
+def traces(study):
+    """The interactive plot's traces as plain dicts, by name."""
+    figure = figure_html.interactive(study, figure_parts.macs_axis(study)).to_plotly_json()
+    return {trace["name"]: trace for trace in figure["data"]}
+
+
+def own_text(page):
+    """The page without plotly.js."""
+    return page.replace(report_page.get_plotlyjs(), "")
+
+
+def table_rows(page):
+    """(trial, step) of the page's front table, in order."""
+    body = re.search(r'<table id="front".*?<tbody>(.*?)</tbody>', page, re.S)
+    assert body
+    return [(t, int(s)) for t, s in re.findall(r'<tr data-trial="(.*?)" data-step="(\d+)">', body[1])]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_output_shows_the_brute_force_front(tmp_path, seed):
+    table = rows(seed)
+    table[3]["val_macro_avg_acc"] = "nan"  # a complete, feasible point whose accuracy is not a number
+    study = load_study(write_study(tmp_path, table))
+    table[3]["val_macro_avg_acc"] = np.nan
+    expected = brute_force_front(table)
+    best = front.pareto_points(study)
+    assert list(zip(best["trial_id"], best["step"], strict=True)) == expected
+    written = pd.read_csv(io.BytesIO(report.front_csv(study)), dtype={"trial_id": str})
+    assert list(zip(written["trial_id"], written["step"], strict=True)) == expected
+    assert list(written.columns) == list(study.points.columns)
+    assert table_rows(report_page.page(study)) == expected
+    terminal = report.front_table(study)
+    assert list(zip(*(column.cells for column in list(terminal.columns)[:2]), strict=True)) == [
+        (trial, str(step)) for trial, step in expected
+    ]
+    assert [tuple(point) for point in traces(study)["front"]["customdata"]] == expected
+
+
+def test_unfinished_infeasible_and_nan_stay_off_the_front(tmp_path):
+    good = rows()[0] | {"macs": 100, "bytes_fp16": 100, "feasible": True, "status": "complete"}
+    table = [
+        good | {"trial_id": name, "val_macro_avg_acc": 0.9} for name in ("early", "failed", "over", "nan")
+    ]
+    for row, change in zip(
+        table, ({"status": "stopped early"}, {"status": "failed"}, {"feasible": False}, {}), strict=True
+    ):
+        row |= change
+    table[3]["val_macro_avg_acc"] = ""
+    table.append(good | {"trial_id": "only", "val_macro_avg_acc": 0.5})
+    study = load_study(write_study(tmp_path, table, trials=None))
+    assert front.pareto_points(study)["trial_id"].tolist() == ["only"]
+    assert summary.roles(study).tolist() == ["unfinished", "unfinished", "infeasible", "unmeasured", "front"]
+    assert sentences.warnings(study) == [
+        "1 point of trials that are not complete would lie on the front; only complete trials are admitted."
+    ]  # of two equal points one stands
+
+
+def test_third_objective_bytes(tmp_path):
+    base = rows()[0] | {"feasible": True, "status": "complete", "step": 0}
+    triples = [(0.6, 100, 200), (0.6, 200, 100), (0.6, 200, 200), (0.5, 300, 300)]
+    table = [
+        base | {"trial_id": str(i), "val_macro_avg_acc": a, "macs": m, "bytes_fp16": b}
+        for i, (a, m, b) in enumerate(triples)
+    ]
+    objectives = {"val_macro_avg_acc": "max", "macs": "min", "bytes": "min"}
+    study = load_study(write_study(tmp_path, table, objectives=objectives))
+    assert front.pareto_points(study)["trial_id"].tolist() == ["0", "1"]
+    assert "<!doctype html>" in report_page.page(study)
+
+
+def test_hypervolume_of_a_study():
+    points = pd.DataFrame(rows()[:2]).assign(feasible=True, status="complete")
+    points["val_macro_avg_acc"], points["macs"] = [0.5, 0.8], [100.0, 500.0]
+    study = Study(Path("nowhere"), manifest(limits=LIMITS), points, None)
+    assert front.hypervolume(study) == pytest.approx((0.5 * 400 + 0.8 * 500) / 1000)
+    assert front.hypervolume(Study(Path("nowhere"), manifest(limits=None), points, None)) is None
+
+
+def test_standard_error_and_short_texts():
+    assert summary.standard_error(0.5, 100) == pytest.approx(0.05)
+    assert np.isnan(summary.standard_error(0.5, None))
+    shown = [
+        summary.value_text(v) for v in (0.00213, 32.0, "['3x3', '1x1']", "[0.3, 0.25]", "[]", None, np.nan)
+    ]
+    assert shown == ["0.00213", "32", "3x3+1x1", "0.3/0.25", "none", summary.DASH, summary.DASH]
+    config = {"config/prune.lr": [1e-3], "config/train.lr": [0.5], "config/student.base_channels": [32]}
+    config |= {"config/prune.ratios.0": [0.3], "config/prune.ratios.1": [np.nan]}
+    short = summary.short_config(pd.DataFrame(config))
+    assert short.iloc[0].to_dict() == {"lr": "0.5", "width": "32", "prune.lr": "0.001", "ratios": "0.3"}
+
+
+def test_reading_keeps_ids_and_types(tmp_path):
+    table = [row | {"trial_id": name} for row, name in zip(rows()[:2], ("007", "12e4"), strict=True)]
+    study = load_study(write_study(tmp_path, table))
+    assert study.points["trial_id"].tolist() == ["007", "12e4"]
+    assert study.points["macs"].tolist() == [row["macs"] for row in table]
+    assert study.points["feasible"].dtype == bool and study.points["macs"].dtype == "int64"
+    assert study.points["config/student.branches"].tolist() == [
+        row["config/student.branches"] for row in table
+    ]
+
+
+def damage_header(text):
+    return text.replace("macs", "macz", 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("study.json", None, "no such file"),
+        ("study.json", lambda text: text[:200], "not valid JSON, perhaps cut off"),
+        ("study.json", lambda text: "[]", "expected an object"),
+        (
+            "study.json",
+            lambda text: text.replace('"objectives"', '"objective"'),
+            "key 'objectives' is missing",
+        ),
+        ("study.json", lambda text: text.replace('"min"', '"down"'), "allowed: max, min"),
+        ("study.json", lambda text: text.replace('"fp16"', '"fp8"'), "allowed: fp32, fp16, int8"),
+        ("points.csv", lambda text: "", "empty, not even a header"),
+        ("points.csv", damage_header, "missing column.s. macs"),
+        ("points.csv", lambda text: text[:-40], "row 33 has .* fields; cut off"),
+        ("points.csv", lambda text: text[:-1], "no line end; cut off"),
+        ("points.csv", lambda text: text + text.splitlines()[1] + "\n", "occurs twice"),
+        (
+            "points.csv",
+            lambda text: text.replace(",complete,", ",done,", 1),
+            "allowed: complete, stopped early",
+        ),
+        ("points.csv", lambda text: text.replace(",True,", ",yes,", 1), "allowed: True, False"),
+        (
+            "points.csv",
+            lambda text: text.replace("00000,0,12,0.", "00000,0,12,56.", 1),
+            "a share is expected",
+        ),
+        ("points.csv", lambda text: text.replace(",False,", ",True,", 1), "marked feasible, but its"),
+        ("points.csv", lambda text: text.replace("00000,0,12", "00000,0,twelve", 1), "column epochs"),
+    ],
+)
+def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, capsys, file, damage, message):
+    broken = write_study(tmp_path / "study") / file
+    text = broken.read_text()
+    broken.unlink()
+    if damage is not None:
+        assert damage(text) != text
+        broken.write_text(damage(text))
+    before = sorted(path.name for path in broken.parent.iterdir())
+    assert report.main([str(broken.parent)]) == 2
+    assert re.search(f"{re.escape(str(broken))}.*{message}", capsys.readouterr().err)
+    assert sorted(path.name for path in broken.parent.iterdir()) == before
+
+
+def test_test_rows_must_be_known(tmp_path):
+    folder = write_study(tmp_path)
+    write_table(folder / "test.csv", [{"trial_id": "99999", "step": 0, "test_macro_avg_acc": 0.5}])
+    with pytest.raises(ResultsError, match=r"test.csv: trial 99999 step 0 is not in points.csv"):
+        load_study(folder)
+
+
+def test_test_split_is_shown_where_it_was_opened(tmp_path):
+    folder = write_study(tmp_path)
+    trial, step = brute_force_front(rows())[0]
+    write_table(
+        folder / "test.csv",
+        [
+            {
+                "trial_id": trial,
+                "step": step,
+                "test_macro_avg_acc": 0.4321,
+                "test_acc/unseen": 0.3987,
+                "test_loss": 1.5,
+            }
+        ],
+    )
+    study = load_study(folder)
+    page = report_page.page(study)
+    assert "opened once, for the 1 chosen point" in page and "<h2>Test split</h2>" in page
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(report.front_table(study))
+    text = console.export_text()
+    assert "test %" in text and "43.2" in text and "alpha\N{NO-BREAK SPACE}" in text
+    hovers = traces(study)["front"]["text"]
+    assert "test accuracy 43.2 % (unseen 39.9)" in hovers[0] and "test" not in hovers[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        (None, "is not there yet"),
+        (
+            [row for row in rows() if row["status"] != "complete"],
+            "6 rows in .*, 4 of a trial that is not complete",
+        ),
+        ([row for row in rows() if not row["feasible"]], "over a limit"),
+    ],
+)
+def test_a_study_without_a_front_says_so(tmp_path, capsys, table, reason):
+    folder = write_study(tmp_path, table)
+    if table is None:
+        (folder / "points.csv").unlink()
+    assert report.main([str(folder)]) == 0
+    assert re.search(f"No feasible point yet: .*{reason}", " ".join(capsys.readouterr().out.split()))
+    page = (folder / "report.html").read_text()
+    assert "No feasible point yet" in page and '<table id="front"' not in page
+    assert len(pd.read_csv(folder / "front.csv")) == 0
+    assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_partial_manifest_leaves_lines_out(tmp_path):
+    folder = write_study(tmp_path)
+    full = own_text(report_page.page(load_study(folder)))
+    (folder / "study.json").write_text(json.dumps({"name": "old", "objectives": manifest()["objectives"]}))
+    study = load_study(folder)
+    bare = own_text(report_page.page(study))
+    for text in (
+        "Baseline",
+        "Teachers",
+        "<dt>Limits",
+        "Hypervolume",
+        "<dt>Seed",
+        "deployed form",
+        "standard error",
+    ):
+        assert text in full and text not in bare
+    assert '"name": "limit"' in full and '"name": "limit"' not in bare
+
+
+def test_the_page_is_self_contained_and_escapes_names(tmp_path):
+    name = "<script>alert(1)</script> $body [red]"
+    table = rows()
+    for row in table:
+        row["config/student.branches"] = row["trial_id"] = f"</script><b>{row['trial_id']}"
+    folder = write_study(tmp_path, table, name=name)
+    study = load_study(folder)
+    page = report_page.page(study)
+    assert page.count("* plotly.js v") == 1  # plotly.js once
+    own = own_text(page)
+    assert not re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?(?:https?:)?//""", own)
+    assert not re.findall(r"https?://", own) and "@import" not in own
+    assert own.count("<script") == own.count("</script>") == 3
+    assert "alert(1)</script>" not in own and "default-src 'none'" in own
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(report.front_table(study))
+    assert name in console.export_text()
+
+
+def test_a_terminal_of_80_characters_shows_every_value(tmp_path):
+    study = load_study(write_study(tmp_path))
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(report.front_table(study))
+    lines = console.export_text().splitlines()
+    start = next(line.index("configuration") for line in lines if "configuration" in line)
+    shown = "".join("".join(line[start:].split()) for line in lines)  # a long value may break over two lines
+    for _, sampled in summary.short_config(front.pareto_points(study)).iterrows():
+        assert ",".join(f"{name}{value}" for name, value in sampled.items()) in shown
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+    study = write_study(tmp_path)
+    paths = report.write_report(study)
+    assert {key: path.name for key, path in paths.items()} == {
+        "csv": "front.csv", "png": "front.png", "html": "report.html"}  # fmt: skip
+    old = {path: path.read_bytes() for path in study.iterdir()}
+    write_table(study / "points.csv", rows(1))
+    old[study / "points.csv"] = (study / "points.csv").read_bytes()
+
+    def full_disk(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(report_page, "page", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        report.write_report(study)
+    assert {path: path.read_bytes() for path in study.iterdir()} == old
+
+
+def test_both_commands_work(tmp_path, monkeypatch):
+    folder = write_study(tmp_path)
+    file = subprocess.run(
+        [sys.executable, ROOT / "analysis/report.py", folder],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert brute_force_front(rows())[0][0] in file.stdout and str(folder / "report.html") in file.stdout
+    assert "no point was measured on test" in file.stdout
+    with pytest.raises(SystemExit) as end, monkeypatch.context() as patch:  # python -m analysis.report STUDY
+        patch.setattr(sys, "argv", ["report", str(folder / "absent")])
+        patch.delitem(sys.modules, "analysis.report")
+        runpy.run_module("analysis.report", run_name="__main__")
+    assert end.value.code == 2
+
+
+def test_analysis_imports_nothing_of_the_other_floors():
+    allowed = {"analysis", "matplotlib", "numpy", "pandas", "plotly", "rich"} | sys.stdlib_module_names
+    for file in (ROOT / "analysis").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} - allowed, file

@@ -1,0 +1,126 @@
+"""The searcher: Ray's OptunaSearch, told what a configuration costs before anything is trained.
+
+Every sampled configuration is built and measured (dense and after each prune step) first. One that fits the limits at
+no stage never reaches an actor: it is told to Optuna as violating its constraint, and counted.
+"""
+
+import json
+import pickle
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from ascmodels.checkpoint import replace_text
+from ascmodels.nessi import Limits, size_bytes
+from ascmodels.pruning import PruneConfig, PruningError, schedule_sizes
+from ascmodels.students import StudentConfig
+from search_spaces import Space
+from trainables.config import TrialConfig
+
+OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
+MAX_REJECTIONS = 200  # in a row, before the space is declared without a feasible point
+REJECTED = "rejected.json"  # in the study's folder: reason -> count
+_VIOLATION = "violation"
+
+
+def read_rejected(study_dir: Path) -> dict[str, int]:
+    """How many sampled configurations never reached an actor, by reason."""
+    path = study_dir / REJECTED
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _violation(trial: FrozenTrial) -> tuple[float]:
+    """Optuna's constraint: how far the smallest stage is over the limits, relative; <= 0 is feasible."""
+    return (trial.user_attrs.get(_VIOLATION, 0.0),)
+
+
+@lru_cache(maxsize=4096)
+def stage_sizes(student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int) -> tuple[tuple[int, int], ...]:
+    """(MACs, params) of every stage; remembered, since samplers come back to the same architectures."""
+    return tuple(schedule_sizes(student, prune, n_mels, frames))
+
+
+def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
+    """The least relative excess over the limits of any stage; <= 0 when one stage fits."""
+    return min(
+        max(macs / limits.macs, size_bytes(params, limits.precision) / limits.bytes) - 1 for macs, params in sizes
+    )
+
+
+class FeasibleOptunaSearch(OptunaSearch):
+    """Multi-objective TPE over a `Space`; `base` is the flat configuration that samples are laid over."""
+
+    def __init__(self, space: Space, base: dict[str, Any], study_dir: str, seed: int):
+        sampler = optuna.samplers.TPESampler(seed=seed, constraints_func=_violation)
+        super().__init__(
+            space=space.sample,  # kept by the base class as "define by run"; `suggest` below draws from it
+            metric=list(OBJECTIVES),
+            mode=list(OBJECTIVES.values()),
+            sampler=sampler,
+        )
+        self._search_space, self._base, self._study_dir = space, base, study_dir
+        self._seen: set[str] = set()
+        self._accepted = 0
+        self.rejected: Counter[str] = Counter()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next feasible configuration, or FINISHED when MAX_REJECTIONS in a row were none."""
+        before = self.rejected.total()
+        for _ in range(MAX_REJECTIONS):
+            asked = self._ot_study.ask()
+            values = self._search_space.sample(asked)
+            reason = self._reject(asked, values)
+            if reason is None:
+                self._ot_trials[trial_id] = asked
+                self._accepted += 1
+                if self.rejected.total() > before:
+                    self._write_rejected()
+                name = f"t{self._accepted - 1:04d}"
+                return self._base | values | {"trial": name, "study_dir": self._study_dir}
+            self.rejected[reason] += 1
+            self._ot_study.tell(asked, state=TrialState.PRUNED)
+        self._write_rejected()
+        return Searcher.FINISHED
+
+    def _write_rejected(self) -> None:
+        replace_text(Path(self._study_dir) / REJECTED, json.dumps(self.rejected))
+
+    def _reject(self, asked: optuna.Trial, values: dict[str, Any]) -> str | None:
+        key = json.dumps(values, sort_keys=True)
+        if key in self._seen:
+            return "sampled before"
+        self._seen.add(key)
+        config = TrialConfig.from_flat(self._base | values)
+        try:
+            sizes = stage_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames)
+        except PruningError:
+            asked.set_user_attr(_VIOLATION, 1.0)
+            return "a prune step empties a layer"
+        excess = violation(sizes, config.limits)
+        asked.set_user_attr(_VIOLATION, excess)
+        return "over the limits at every stage" if excess > 0 else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """A finished trial's last point becomes its values; an early-stopped one is `pruned`, a failed one `fail`."""
+        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+            return
+        if not error and result and result.get("finished"):
+            super().on_trial_complete(trial_id, result, error)
+            return
+        failed = error or not result or "failure" in result
+        self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.FAIL if failed else TrialState.PRUNED)
+        self._completed_trials.add(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        with open(checkpoint_path, "wb") as handle:  # noqa: PTH123 - Ray passes a string and swaps the file in
+            pickle.dump(self.__dict__, handle)
+
+    def restore(self, checkpoint_path: str) -> None:
+        with open(checkpoint_path, "rb") as handle:  # noqa: PTH123
+            self.__dict__.update(pickle.load(handle))

@@ -1,0 +1,176 @@
+"""A study's folder: its manifest, its lock, and the callback that writes every trial down as results arrive.
+
+    <study>/study.json            what was asked, on what data, by which code; status and counts
+    <study>/points.csv            one row a measured network
+    <study>/experiments/<trial>/  info.json and step0/, step1/ ...: the deployed networks
+    <study>/ray/                  Ray's own files: snapshots, checkpoints, result.json and progress.csv of each trial
+"""
+
+import fcntl
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray.tune as rt
+from ray.tune.experiment import Trial
+from rich.console import Console
+
+from analysis.front import pareto_mask
+from ascmodels.checkpoint import replace_text
+from trainables.ray_trainables import EXPERIMENTS, RESERVED
+from trainables.records import FIGURES, point_row, write_info, write_rows
+from tune.search import OBJECTIVES, read_rejected
+
+
+class StudyError(RuntimeError):
+    """A study that cannot be started, found or continued."""
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """`study.json` of a study's folder; StudyError when there is none or it is damaged."""
+    try:
+        return json.loads((folder / "study.json").read_text())
+    except FileNotFoundError as error:
+        raise StudyError(f"no study in {folder}: study.json is missing") from error
+    except json.JSONDecodeError as error:
+        raise StudyError(f"{folder / 'study.json'} is damaged: {error}") from error
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    replace_text(folder / "study.json", json.dumps(manifest, indent=1))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a study: StudyError when another driver runs it. The lock ends with the process, however it dies."""
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StudyError(f"the study in {folder} is being run by another process; wait for it or stop it") from error
+        yield
+
+
+def status_of(trial: Trial, ended: bool = False) -> str:
+    """complete, stopped early, failed or running, from what Ray knows of a trial."""
+    result = trial.last_result or {}
+    if trial.status == Trial.ERROR or "failure" in result:
+        return "failed"
+    if result.get("finished"):
+        return "complete"
+    return "stopped early" if ended or trial.status == Trial.TERMINATED else "running"
+
+
+def failure_of(trial: Trial) -> str | None:
+    """Why a trial failed, in a line."""
+    result = trial.last_result or {}
+    if "failure" in result:
+        return result["failure"]
+    if trial.status == Trial.ERROR and trial.error_file and Path(trial.error_file).is_file():
+        lines = [line for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
+        return lines[-1] if lines else "unknown error"
+    return None
+
+
+class StudyWriter(rt.Callback):
+    """Writes points.csv and info.json whenever a trial measures a point or ends, and tells the terminal."""
+
+    def __init__(self, folder: Path, parameters: list[str], num_samples: int, console: Console | None = None):
+        self.folder, self.parameters, self.num_samples = folder, parameters, num_samples
+        self.started = time.monotonic()
+        self._console = console
+        self._points_told: dict[str, int] = {}
+        self._ended_before: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:  # Ray pickles callbacks; a terminal cannot be
+        return self.__dict__ | {"_console": None}
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        points = result.get("points", [])
+        if self._ended_before is None:
+            self._ended_before = sum(t.is_finished() for t in trials)
+        if len(points) > self._points_told.get(trial.trial_id, 0):
+            self._points_told[trial.trial_id] = len(points)
+            self.write(trials, trial)
+            self._tell_point(trials, trial, points[-1])
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        status = status_of(trial, ended=True)
+        if status != "complete":
+            epochs = trial.last_result.get("epochs", 0)
+            reason = f": {failure_of(trial)}" if status == "failed" else ""
+            self._tell(trials, f"{trial.config['trial']} {status} after {epochs} epochs{reason}")
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        self.write(trials, trial)
+        self._tell(trials, f"[red]{trial.config['trial']} failed: {failure_of(trial)}[/red]")
+
+    def on_experiment_end(self, trials, **info) -> None:
+        self.write(trials, *trials)
+        rejected = read_rejected(self.folder)
+        known = {t.config["trial"] for t in trials}
+        lost = sorted(p.name for p in (self.folder / EXPERIMENTS).glob("t*") if p.name not in known)
+        counts = dict(Counter(status_of(t) for t in trials)) | {"rejected": sum(rejected.values())}
+        # `lost`: trials that Ray had not yet written down when it was killed; others took their places
+        manifest = read_manifest(self.folder)
+        write_manifest(self.folder, manifest | {"trials": counts, "rejected_reasons": rejected, "lost": lost})
+
+    def write(self, trials: list[Trial], *changed: Trial) -> None:
+        """points.csv of all trials, info.json of the changed ones."""
+        write_rows(self.folder / "points.csv", [row for t in trials for row in self._rows(t)], ["trial_id", *FIGURES])
+        for trial in changed:
+            config = {k: v for k, v in trial.config.items() if k not in RESERVED}
+            info = {
+                "trial_id": trial.config["trial"],
+                "ray_trial_id": trial.trial_id,
+                "status": status_of(trial),
+                "failure": failure_of(trial),
+                "sampled": {k: config[k] for k in self.parameters},
+                "points": (trial.last_result or {}).get("points", []),
+                "last_result": {k: v for k, v in (trial.last_result or {}).items() if k not in ("points", "config")},
+                "config": config,
+            }
+            write_info(self.folder / EXPERIMENTS / trial.config["trial"], info)
+
+    def _rows(self, trial: Trial) -> list[dict[str, Any]]:
+        name = trial.config["trial"]
+        sampled = {k: trial.config[k] for k in self.parameters}
+        points = (trial.last_result or {}).get("points", [])
+        return [point_row(name, status_of(trial), f"{EXPERIMENTS}/{name}", p, sampled) for p in points]
+
+    def _tell_point(self, trials: list[Trial], trial: Trial, point: dict[str, Any]) -> None:
+        mark = "" if point["feasible"] else " [yellow]over the limits[/yellow]"
+        steps = len(trial.config["prune.ratios"])
+        self._tell(
+            trials,
+            f"{trial.config['trial']} step {point['step']}/{steps}: {point['val_macro_avg_acc']:6.1%} validation, "
+            f"{point['macs'] / 1e6:6.2f} M MACs, {point['params'] / 1e3:5.1f} k params{mark}",
+        )
+
+    def _tell(self, trials: list[Trial], text: str) -> None:
+        if self._console is None:
+            self._console = Console()
+        ended = sum(t.is_finished() for t in trials)
+        elapsed = time.monotonic() - self.started
+        here = ended - (self._ended_before or 0)
+        eta = f", about {elapsed / here * (self.num_samples - ended) / 60:.0f} min left" if here > 0 else ""
+        self._console.print(
+            f"[dim]{elapsed / 60:5.1f} min[/dim] {text} [dim]| {ended}/{self.num_samples} trials, "
+            f"front {self._front_size(trials)}{eta}[/dim]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _front_size(self, trials: list[Trial]) -> int:
+        points = [p for t in trials for p in (t.last_result or {}).get("points", []) if p["feasible"]]
+        values = [[p[name] for name in OBJECTIVES] for p in points]
+        return int(pareto_mask(values, list(OBJECTIVES.values())).sum()) if values else 0
