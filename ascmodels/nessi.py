@@ -2,8 +2,8 @@
 
     macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))
 
-The count is torchinfo's: a convolution costs (weights + bias) / channels for each output position, batch normalisation
-2 per channel, activations and pooling nothing. Measure the deployed graph: fused, pruned, 1 s of audio, batch 1, float32.
+The count is torchinfo's: a convolution costs its weights and biases once for each output position, batch normalisation
+2 per channel, activations and pooling nothing. Measure the deployed graph: fused, pruned, 1 s, batch 1, float32.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ and go together. Pruning works on the unfused network; what remains is fused for
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -106,9 +106,7 @@ def prune(student: Student, ratio: float, criterion: str = "l2", round_to: int =
     return pruned.rebuilt().train(student.training).to(device)
 
 
-def schedule_sizes(
-    config: StudentConfig, prune_config: PruneConfig, n_mels: int, frames: int
-) -> list[tuple[int, int]]:
+def schedule_sizes(config: StudentConfig, prune_config: PruneConfig, n_mels: int, frames: int) -> list[tuple[int, int]]:
     """(MACs, params) as deployed of the dense network and after each prune step, without training.
 
     Local uniform pruning makes the widths independent of the weights, so the figures are those of the trained trial.
@@ -116,12 +114,7 @@ def schedule_sizes(
     with torch.random.fork_rng(devices=[]):
         student = Student(config)
     sizes = [get_deployed_size(student, n_mels, frames)]
-    for student in _steps(student, prune_config.ratios, prune_config.round_to):
+    for ratio in prune_config.ratios:
+        student = prune(student, ratio, "l1", prune_config.round_to)
         sizes.append(get_deployed_size(student, n_mels, frames))
     return sizes
-
-
-def _steps(student: Student, ratios: Sequence[float], round_to: int):
-    for ratio in ratios:
-        student = prune(student, ratio, "l1", round_to)
-        yield student

@@ -65,9 +65,7 @@ class RepConv2d(nn.Module):
             if name in KERNELS:
                 kernel = KERNELS[name]
                 padding = (kernel[0] // 2, kernel[1] // 2)
-                layers.append(
-                    nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
-                )
+                layers.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False))
             self.branches[name] = nn.Sequential(*layers, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -138,9 +138,7 @@ class Block(nn.Module):
 class Student(nn.Module):
     """Log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`; `fused` builds the deployed form of Rep-Mobile."""
 
-    def __init__(
-        self, config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False
-    ):
+    def __init__(self, config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False):
         super().__init__()
         dense = dense_widths(config)
         widths = widths or dense

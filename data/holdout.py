@@ -49,10 +49,8 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
         known = {g: side[g] for g in sizes.index if g in side}
         chosen = _choose(sizes, share * len(rows), rng, known)
         side.update({g: g in chosen for g in sizes.index})
-        held |= clips.index.isin(rows.index[rows[column].isin(chosen)])
-    return HoldOut(
-        clips[~held].reset_index(drop=True), clips[held].reset_index(drop=True), tuple(notes)
-    )
+        held |= clips.index.isin(rows.index[rows[column].isin(list(chosen))])
+    return HoldOut(clips.loc[~held].reset_index(drop=True), clips.loc[held].reset_index(drop=True), tuple(notes))
 
 
 def _choose(sizes: pd.Series, target: float, rng: np.random.Generator, known: dict[str, bool]) -> set[str]:

@@ -93,9 +93,8 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
         raise DatasetError(f"{path}: no clip of scene {', '.join(empty)}; every one of the ten scenes needs some")
     clips["label"] = clips.scene_label.map({scene: i for i, scene in enumerate(SCENES)})
     clips["segment"] = [_segment(f) for f in clips.filename]
-    return clips.rename(columns={"source_label": "device"})[
-        ["filename", "scene_label", "label", "identifier", "device", "segment"]
-    ]
+    clips = clips.rename(columns={"source_label": "device"})
+    return clips.loc[:, ["filename", "scene_label", "label", "identifier", "device", "segment"]]
 
 
 def read_evaluation(root: Path) -> tuple[Path, list[str]]:

@@ -70,14 +70,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def set_up_process(threads: int) -> None:
-    """Threads, and glibc told to keep large blocks: mapping and unmapping every activation costs half of a CPU epoch."""
+    """Threads, and glibc told to keep large blocks: mapping each activation anew costs half of a CPU epoch."""
     torch.set_num_threads(threads)
     try:
         libc = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library: nothing to tell it
         return
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
-    for option, value in ((m_mmap_threshold, 1 << 30), (m_trim_threshold, (1 << 31) - 1), (m_top_pad, 1 << 28)):
+    for option, value in (
+        (m_mmap_threshold, 1 << 30),
+        (m_trim_threshold, (1 << 31) - 1),
+        (m_top_pad, 1 << 28),
+    ):
         libc.mallopt(option, value)
 
 

@@ -55,7 +55,17 @@ class Record:
 
 
 FIGURES = (
-    *("step", "epochs", "val_macro_avg_acc", "val_loss", "macs", "params", "bytes_fp32", "bytes_fp16", "bytes_int8"),
+    *(
+        "step",
+        "epochs",
+        "val_macro_avg_acc",
+        "val_loss",
+        "macs",
+        "params",
+        "bytes_fp32",
+        "bytes_fp16",
+        "bytes_int8",
+    ),
     *("sparsity", "feasible"),
 )
 

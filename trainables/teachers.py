@@ -1,7 +1,7 @@
 """Teachers: fine-tune one on the training part, keep its best epoch on validation, cache its logits by filename.
 
-    folder = fine_tuned_teacher(config)                       # content-addressed: trained once
-    logits = teacher_logits(config, folder, filenames)        # [N, C], computed once
+folder = fine_tuned_teacher(config)                       # content-addressed: trained once
+logits = teacher_logits(config, folder, filenames)        # [N, C], computed once
 """
 
 import fcntl
@@ -80,9 +80,7 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
     save_teacher(folder, teacher.cpu(), extra)
 
 
-def teacher_logits(
-    config: TrialConfig, folder: Path, filenames: Sequence[str], progress: bool = False
-) -> torch.Tensor:
+def teacher_logits(config: TrialConfig, folder: Path, filenames: Sequence[str], progress: bool = False) -> torch.Tensor:
     """Logits `[len(filenames), C]` of the teacher in `folder`; key: checkpoint, waveforms, front-end.
 
     CheckpointError for a teacher of other classes, or when a file has no logits.

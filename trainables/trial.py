@@ -110,7 +110,7 @@ class Trial:
             self.optimizer.load_state_dict(state["optimizer"])
 
     def _place(self) -> None:
-        self.model = self.model.to(self.device, memory_format=torch.channels_last)
+        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), lr=1.0, weight_decay=self.config.train.weight_decay)
@@ -203,7 +203,7 @@ def deploy(model: Student, precision: str) -> Student:
         with torch.no_grad():
             for parameter in deployed.parameters():
                 parameter.copy_(parameter.half())
-    return deployed.to(memory_format=torch.channels_last)
+    return deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def describe_use(config: TrialConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or H
 import argparse
 import difflib
 import importlib.metadata
+import logging
 import math
 import os
 import shlex
@@ -35,7 +36,15 @@ from data.tau import SCENES, DatasetError
 from search_spaces import Space, SpaceError, load_space, space_from_dict
 from trainables.baseline import NAME as BASELINE
 from trainables.baseline import baseline_accuracy
-from trainables.config import ConfigError, TrialConfig, compose, flags, flags_to_overrides, key_types, type_name
+from trainables.config import (
+    ConfigError,
+    TrialConfig,
+    compose,
+    flags,
+    flags_to_overrides,
+    key_types,
+    type_name,
+)
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 from trainables.teachers import fine_tuned_teacher, teacher_summary
 from trainables.trial import TrialData, load_trial_data
@@ -181,13 +190,8 @@ def start_ray(options: argparse.Namespace, console: Console) -> dict[str, float]
     if gpus is None:
         gpus = 0.25 if torch.cuda.is_available() else 0.0
     try:
-        context = ray.init(
-            address=options.address,
-            include_dashboard=None if options.address else True,
-            dashboard_host=None if options.address else "127.0.0.1",
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+        own = {} if options.address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        context = ray.init(options.address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise StudyError(f"--address {options.address}: no Ray cluster answers there ({error})") from error
     total = ray.cluster_resources()
@@ -204,9 +208,7 @@ def start_ray(options: argparse.Namespace, console: Console) -> dict[str, float]
     return needed
 
 
-def open_study(
-    options: argparse.Namespace, overrides: list[str], words: list[str]
-) -> tuple[Path, dict[str, Any]]:
+def open_study(options: argparse.Namespace, overrides: list[str], words: list[str]) -> tuple[Path, dict[str, Any]]:
     """The study's folder and manifest: new, or the one to be resumed. Everything typed is checked first."""
     storage = writable(Path(options.storage))
     if options.resume:
@@ -307,7 +309,9 @@ def limit_overrides(text: str | None) -> list[str]:
         if not item.strip():
             continue
         if name not in ("macs", "bytes", "precision") or not equals:
-            raise ConfigError(f"--limits {text}: expected macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8, any of them")
+            raise ConfigError(
+                f"--limits {text}: expected macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8, any of them"
+            )
         overrides.append(f"limits.{name}={value}")
     return overrides
 

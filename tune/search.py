@@ -73,7 +73,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         """The next feasible configuration, or FINISHED when MAX_REJECTIONS in a row were none."""
         before = self.rejected.total()
         for _ in range(MAX_REJECTIONS):
-            asked = self._ot_study.ask()
+            asked = self._study.ask()
             values = self._search_space.sample(asked)
             reason = self._reject(asked, values)
             if reason is None:
@@ -84,7 +84,7 @@ class FeasibleOptunaSearch(OptunaSearch):
                 name = f"t{self._accepted - 1:04d}"
                 return self._base | values | {"trial": name, "study_dir": self._study_dir}
             self.rejected[reason] += 1
-            self._ot_study.tell(asked, state=TrialState.PRUNED)
+            self._study.tell(asked, state=TrialState.PRUNED)
         self._write_rejected()
         return Searcher.FINISHED
 
@@ -114,8 +114,13 @@ class FeasibleOptunaSearch(OptunaSearch):
             super().on_trial_complete(trial_id, result, error)
             return
         failed = error or not result or "failure" in result
-        self._ot_study.tell(self._ot_trials[trial_id], state=TrialState.FAIL if failed else TrialState.PRUNED)
+        self._study.tell(self._ot_trials[trial_id], state=TrialState.FAIL if failed else TrialState.PRUNED)
         self._completed_trials.add(trial_id)
+
+    @property
+    def _study(self) -> optuna.Study:
+        assert self._ot_study is not None  # made by the base class, since metric and mode are given
+        return self._ot_study
 
     def save(self, checkpoint_path: str) -> None:
         with open(checkpoint_path, "wb") as handle:  # noqa: PTH123 - Ray passes a string and swaps the file in

@@ -1,9 +1,9 @@
 """A study's folder: its manifest, its lock, and the callback that writes every trial down as results arrive.
 
-    <study>/study.json            what was asked, on what data, by which code; status and counts
-    <study>/points.csv            one row a measured network
-    <study>/experiments/<trial>/  info.json and step0/, step1/ ...: the deployed networks
-    <study>/ray/                  Ray's own files: snapshots, checkpoints, result.json and progress.csv of each trial
+<study>/study.json            what was asked, on what data, by which code; status and counts
+<study>/points.csv            one row a measured network
+<study>/experiments/<trial>/  info.json and step0/, step1/ ...: the deployed networks
+<study>/ray/                  Ray's own files: snapshots, checkpoints, result.json and progress.csv of each trial
 """
 
 import fcntl
@@ -56,7 +56,9 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise StudyError(f"the study in {folder} is being run by another process; wait for it or stop it") from error
+            raise StudyError(
+                f"the study in {folder} is being run by another process; wait for it or stop it"
+            ) from error
         yield
 
 

@@ -1,0 +1,104 @@
+"""Open the test split, once, for the points of a study's front.
+
+    python tune/evaluate.py runs/<study>
+
+Each front point's deployed network (loaded from its checkpoint) is measured on `test.csv`'s clips; the figures go to
+`<study>/test.csv` and into the report. A point that has been measured is not measured again.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from analysis.front import pareto_points
+from analysis.report import front_table, write_report
+from analysis.results import ResultsError, load_study
+from ascmodels.checkpoint import CheckpointError, load_student
+from data import tau
+from data.cache import open_cache
+from data.features import FrontEndConfig, LogMel
+from trainables.baseline import baseline_accuracy
+from trainables.config import TrialConfig
+from trainables.loop import Clips, pick_device, predict
+from trainables.metrics import measure
+from trainables.records import write_rows
+from trainables.trial import load_clips
+from tune.study import StudyError, lock, now, read_manifest, write_manifest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; exit status 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="folder of a finished study")
+    folder = parser.parse_args(argv).study.resolve()
+    console = Console()
+    try:
+        manifest = read_manifest(folder)
+        if manifest["status"] != "complete":
+            raise StudyError(f"{folder.name} is {manifest['status']}: finish the search before opening the test split")
+        with lock(folder):
+            evaluate(folder, manifest, console)
+    except (CheckpointError, ResultsError, StudyError, tau.DatasetError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        return 2
+    return 0
+
+
+def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
+    """Measure the front's points and the baseline on test; write test.csv and the report, print the table."""
+    config = TrialConfig.from_flat(manifest["config"])
+    study = load_study(folder)
+    rows: list[dict[str, Any]] = [] if study.test is None else study.test.to_dict("records")
+    done = {(row["trial_id"], row["step"]) for row in rows}
+    chosen = [p for p in pareto_points(study).to_dict("records") if (p["trial_id"], p["step"]) not in done]
+    test = test_clips(config)
+    console.print(f"test split: {len(test.rows)} clips, opened for {len(chosen)} point(s)", highlight=False)
+    rows += [test_row(folder, point, test) for point in chosen]
+    write_rows(folder / "test.csv", rows)
+    train = load_clips(config, config.frontend.sample_rate).train
+    manifest["baseline"]["test_macro_avg_acc"] = baseline_accuracy(train, test, config.frontend)
+    write_manifest(folder, manifest | {"test_opened": [*manifest.get("test_opened", []), now()] if chosen else []})
+    console.print(front_table(load_study(folder)))
+    for path in write_report(folder).values():
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+
+
+def test_clips(config: TrialConfig) -> Clips:
+    """The test split's clips."""
+    root = tau.dataset_root(config.data.dataset_dir)
+    cache_dir = Path(config.data.cache_dir)
+    table = tau.read_split(root, "test", config.data.split_dir, cache_dir / "split_setup")
+    cache = open_cache(root, list(table.filename), config.frontend.sample_rate, cache_dir, config.data.skip_broken)
+    table = table[~table.filename.isin(list(cache.skipped))]
+    return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
+
+
+def test_row(folder: Path, point: dict[str, Any], test: Clips) -> dict[str, Any]:
+    """One point's test figures, from its checkpoint."""
+    student, extra = load_student(folder / point["checkpoint"])
+    if tuple(extra["classes"]) != tau.SCENES:
+        raise CheckpointError(f"{point['checkpoint']} knows the classes {extra['classes']}; expected {tau.SCENES}")
+    device = pick_device("auto")
+    front_end = LogMel(FrontEndConfig(**extra["frontend"])).to(device)
+    metrics = measure(predict(student.to(device), test, front_end).numpy(), test.labels, test.devices)
+    row: dict[str, Any] = {
+        "trial_id": point["trial_id"],
+        "step": point["step"],
+        "test_macro_avg_acc": metrics.macro_avg_acc,
+        "test_loss": metrics.loss,
+    }
+    for kind, values in (
+        ("group", metrics.group_acc),
+        ("scene", metrics.class_acc),
+        ("device", metrics.device_acc),
+    ):
+        prefix = {"group": "test_acc", "scene": "test_class_acc", "device": "test_device_acc"}[kind]
+        row |= {f"{prefix}/{name}": accuracy for name, accuracy in values.items()}
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
