@@ -90,10 +90,10 @@ def prune(student: Student, ratio: float, criterion: str = "l2", round_to: int =
         pruner = tp.pruner.BasePruner(
             pruned,
             torch.zeros(1, 1, 64, 64),
-            importance=CRITERIA[criterion](),
+            importance=CRITERIA[criterion](),  # type: ignore[arg-type]
             pruning_ratio=ratio,
             ignored_layers=[pruned.classifier[0], *narrow],
-            round_to=round_to if round_to > 1 else None,
+            round_to=round_to if round_to > 1 else None,  # type: ignore[arg-type]
             # fresh dicts: the defaults are shared between pruners of one process
             in_channel_groups={},
             out_channel_groups={},

@@ -66,8 +66,8 @@ def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frame
             time_stride=config.stride,
             num_mel_bins=n_mels,
             max_length=frames,
-            num_labels=n_classes,
         )
+        shape.num_labels = n_classes
         return Teacher(ASTForAudioClassification(shape))
     try:
         network = ASTForAudioClassification.from_pretrained(
@@ -93,6 +93,7 @@ def fit_frames(network: "ASTForAudioClassification", frames: int) -> "ASTForAudi
         return network
 
     def patches(size: int, stride: int) -> int:
+        assert isinstance(config.patch_size, int)
         return (size - config.patch_size) // stride + 1
 
     rows = patches(config.num_mel_bins, config.frequency_stride)

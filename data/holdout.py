@@ -4,6 +4,7 @@ Whole recording locations leave (all their devices and segments together), scene
 one location only falls back to whole 10 s segments, and that is said.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,44 +30,46 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
     DatasetError when a scene has a single 10 s segment: it cannot be in both parts without leaking.
     """
     rng = np.random.default_rng(seed)
-    held = pd.Series(False, index=clips.index)
+    held = np.zeros(len(clips), dtype=bool)
     side: dict[str, bool] = {}  # location -> held out; a location shared by two scenes is decided once
     notes = []
-    by_scene = sorted(clips.groupby("scene_label"), key=lambda item: (item[1].identifier.nunique(), item[0]))
-    for scene, rows in by_scene:
-        column = "identifier" if rows.identifier.nunique() > 1 else "segment"
-        if column == "segment":
-            if rows.segment.nunique() < 2:
+    labels, locations, segments = (clips[c].to_numpy(dtype=str) for c in ("scene_label", "identifier", "segment"))
+    scenes = sorted(set(labels.tolist()), key=lambda s: (len(set(locations[labels == s])), s))
+    for scene in scenes:
+        rows = labels == scene
+        groups = locations
+        if len(set(locations[rows])) == 1:
+            groups = segments
+            if len(set(segments[rows])) < 2:
                 raise DatasetError(
-                    f"scene {scene!r} has one 10 s segment only ({rows.segment.iloc[0]}), which cannot serve both "
+                    f"scene {scene!r} has one 10 s segment only ({segments[rows][0]}), which cannot serve both "
                     "training and validation; use a larger subset or add recordings"
                 )
             notes.append(
-                f"scene {scene!r} was recorded at one location ({rows.identifier.iloc[0]}): held out by whole 10 s "
+                f"scene {scene!r} was recorded at one location ({locations[rows][0]}): held out by whole 10 s "
                 "segments instead, so its validation accuracy is optimistic"
             )
-        sizes = rows.groupby(column).size()
-        known = {g: side[g] for g in sizes.index if g in side}
-        chosen = _choose(sizes, share * len(rows), rng, known)
-        side.update({g: g in chosen for g in sizes.index})
-        held |= clips.index.isin(rows.index[rows[column].isin(list(chosen))])
-    return HoldOut(clips.loc[~held].reset_index(drop=True), clips.loc[held].reset_index(drop=True), tuple(notes))
+        sizes = Counter(groups[rows].tolist())
+        chosen = _choose(sizes, share * rows.sum(), rng, {g: side[g] for g in sizes if g in side})
+        side.update({g: g in chosen for g in sizes})
+        held |= rows & np.isin(groups, list(chosen))
+    parts = [clips.loc[mask].reset_index(drop=True) for mask in (~held, held)]
+    return HoldOut(parts[0], parts[1], tuple(notes))
 
 
-def _choose(sizes: pd.Series, target: float, rng: np.random.Generator, known: dict[str, bool]) -> set[str]:
+def _choose(sizes: dict[str, int], target: float, rng: np.random.Generator, known: dict[str, bool]) -> set[str]:
     """Groups whose total is near `target`, at least one and never all; `known` groups stay as decided."""
     fixed = {g for g, held in known.items() if held}
-    free = np.array([g for g in sizes.index if g not in known], dtype=object)
+    free = np.array(sorted(g for g in sizes if g not in known), dtype=str)
     # one group at least on either side, unless a decided one is there already
     most = len(free) - (len(fixed) == len(known))
     best: tuple[float, set[str]] = (np.inf, fixed)
     for _ in range(_DRAWS):
-        order = rng.permutation(free)
+        order = rng.permutation(free).tolist()
         for count in range(0 if fixed else 1, most + 1):
             chosen = fixed | set(order[:count])
-            distance = abs(sizes[list(chosen)].sum() - target)
-            if distance < best[0]:
-                best = (distance, chosen)
-            if sizes[list(chosen)].sum() > target:
+            total = sum(sizes[g] for g in chosen)
+            best = min(best, (abs(total - target), chosen), key=lambda candidate: candidate[0])
+            if total > target:
                 break
     return best[1]

@@ -244,9 +244,7 @@ def murmur(
     return _unit(out)
 
 
-def hum(
-    rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float
-) -> np.ndarray:
+def hum(rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float) -> np.ndarray:
     """Harmonics whose pitch sways by `octaves`, `rate_hz` times a second: engines, motors."""
     sway = octaves * (_swell(rng, rate_hz * place.pace, 1.0) - 0.5)
     cycle = np.cumsum(f0_hz * place.pitch * 2**sway) / RATE_HZ
@@ -390,18 +388,13 @@ def build(
 def _anonymous(segments: list[Segment], seed: int) -> list[Segment]:
     total = sum(len(s.takes) for s in segments)
     names = iter(_generator("names", seed).permutation(total))
-    return [
-        replace(s, takes=tuple(replace(t, filename=f"audio/{next(names)}.wav") for t in s.takes))
-        for s in segments
-    ]
+    return [replace(s, takes=tuple(replace(t, filename=f"audio/{next(names)}.wav") for t in s.takes)) for s in segments]
 
 
 def _write_tables(train: list[Segment], test: list[Segment], seed: int, folder: Path) -> None:
     meta = ([t.filename, s.scene, f"{s.city}-{s.location}", t.device] for s in train + test for t in s.takes)
     _write_table(folder / "meta.csv", ["filename", "scene_label", "identifier", "source_label"], meta)
-    tables = {f"split{percent}": part for percent, part in nested_splits(train, seed).items()} | {
-        "test": test
-    }
+    tables = {f"split{percent}": part for percent, part in nested_splits(train, seed).items()} | {"test": test}
     for name, segments in tables.items():
         rows = ([t.filename, s.scene] for s in segments for t in s.takes)
         _write_table(folder / f"split_setup/{name}.csv", ["filename", "scene_label"], rows)
@@ -448,9 +441,7 @@ def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], 
             manifest = dest / MANIFEST
             found = json.loads(manifest.read_text()) if manifest.exists() else "files of another kind"
             if found != asked:
-                raise FileExistsError(
-                    f"{dest} holds {found}, asked for {asked}: delete it or name another folder"
-                )
+                raise FileExistsError(f"{dest} holds {found}, asked for {asked}: delete it or name another folder")
             return
         for leftover in dest.parent.glob(f".{dest.name}.building-*"):  # of a killed build: we hold the lock
             shutil.rmtree(leftover)
@@ -476,15 +467,11 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dest", type=Path, metavar="DEST")
     parser.add_argument("--train", type=int, default=2000, help="clips (default 2000)")
     parser.add_argument("--test", type=int, default=600, help="clips (default 600)")
-    parser.add_argument(
-        "--eval", type=int, default=0, help="clips of an unlabelled set beside DEST (default 0)"
-    )
+    parser.add_argument("--eval", type=int, default=0, help="clips of an unlabelled set beside DEST (default 0)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:

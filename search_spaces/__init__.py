@@ -58,7 +58,7 @@ class Space:
     base: tuple[str, ...]
 
     def sample(self, trial: Suggests) -> dict[str, Any]:
-        """One configuration; Optuna's parameters are named after the keys (`prune.ratios[0]`, `student.branches/3x3`)."""
+        """One configuration; Optuna names its parameters after the keys (`prune.ratios[0]`, `student.branches/3x3`)."""
         steering = {key: _draw(key, spec, trial, {}) for key, spec in self.auxiliary.items()}
         return {key: _draw(key, spec, trial, steering) for key, spec in self.parameters.items()}
 

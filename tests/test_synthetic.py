@@ -125,9 +125,7 @@ def test_locations_belong_to_one_scene_and_one_part() -> None:
     for scene in SCENES:
         train = [s for s in planned["train"] if s.scene == scene]
         assert len({s.location for s in train}) >= 4 and len({s.city for s in train}) >= 3
-        assert {take.device for s in planned["test"] if s.scene == scene for take in s.takes} == set(
-            synthetic.DEVICES
-        )
+        assert {take.device for s in planned["test"] if s.scene == scene for take in s.takes} == set(synthetic.DEVICES)
 
 
 def test_devices(tau: Path) -> None:
@@ -152,9 +150,7 @@ def test_evaluation_set_lies_beside_without_labels(tau: Path) -> None:
     folder = tau.parent / "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
     table = rows(folder / "evaluation_setup/fold1_test.csv")
     assert len(table) == EVAL and all(list(row) == ["filename"] for row in table)
-    assert {row["filename"] for row in table} == {
-        f"audio/{path.name}" for path in (folder / "audio").iterdir()
-    }
+    assert {row["filename"] for row in table} == {f"audio/{path.name}" for path in (folder / "audio").iterdir()}
     assert all(Path(row["filename"]).stem.isdigit() for row in table)
     assert not (folder / "meta.csv").exists()
 
