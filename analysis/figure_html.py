@@ -64,9 +64,7 @@ def hover_text(study: Study, point: dict[Any, Any]) -> str:
     ]
     if not summary.absent(point.get("test_macro_avg_acc")):
         groups = [name for name in point if name.startswith("test_acc/")]
-        detail = ", ".join(
-            f"{name.removeprefix('test_acc/')} {summary.percent(point[name])}" for name in groups
-        )
+        detail = ", ".join(f"{name.removeprefix('test_acc/')} {summary.percent(point[name])}" for name in groups)
         told = f" ({html.escape(detail)})" if detail else ""
         lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{told}")
     epochs = f", {point['epochs']:.0f} epochs" if not summary.absent(point.get("epochs")) else ""
@@ -95,9 +93,7 @@ def _add_front(figure: go.Figure, chosen: pd.DataFrame, axis: parts.Axis, clips:
     if axis.column == "macs":
         x, y = parts.step_line(chosen, axis)
         line = {"color": parts.FRONT, "width": 2.2, "shape": "hv"}
-        figure.add_scatter(
-            x=x, y=y, mode="lines", name="front line", line=line, hoverinfo="skip", showlegend=False
-        )
+        figure.add_scatter(x=x, y=y, mode="lines", name="front line", line=line, hoverinfo="skip", showlegend=False)
 
 
 def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.Axis) -> None:
@@ -142,9 +138,7 @@ def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.
     common = {"gridcolor": parts.GRID, "linecolor": parts.INK, "ticks": "outside", "zeroline": False}
     span = [math.log10(low), math.log10(high)]
     names = [f"{mark:g}" for mark in marks]
-    figure.update_xaxes(
-        type="log", range=span, title_text=axis.title, tickvals=marks, ticktext=names, **common
-    )
+    figure.update_xaxes(type="log", range=span, title_text=axis.title, tickvals=marks, ticktext=names, **common)
     figure.update_yaxes(range=list(parts.y_range(study, points)), title_text=parts.Y_TITLE, **common)
 
 

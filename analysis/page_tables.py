@@ -53,9 +53,7 @@ def classes_section(study: Study) -> str:
     made = ""
     for prefix, title in (("val_acc/", "By scene"), ("val_device_acc/", "By device")):
         if columns := study.prefixed(prefix):
-            names = {"val_macro_avg_acc": "all"} | {
-                c: c.removeprefix(prefix).replace("_", " ") for c in columns
-            }
+            names = {"val_macro_avg_acc": "all"} | {c: c.removeprefix(prefix).replace("_", " ") for c in columns}
             note = "Validation accuracy in per cent of every point of the front; darker is higher."
             made += f'<h2>{title}</h2><p class="note">{note}</p>{_heat_map(best, names)}'
     return made

@@ -55,11 +55,7 @@ def write_report(study_dir: Path) -> dict[str, Path]:
 def front_csv(study: Study) -> bytes:
     """The front as csv: every column of points.csv, and of test.csv where there is one, sorted by MACs."""
     best = front.pareto_points(study)
-    whole = {
-        c: "Int64"
-        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8")
-        if c in best
-    }
+    whole = {c: "Int64" for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8") if c in best}
     return best.astype(whole).to_csv(index=False, lineterminator="\n").encode()
 
 
@@ -111,9 +107,7 @@ def print_front(study: Study) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a study's report and print its Pareto front.")
-    parser.add_argument(
-        "study_dir", type=Path, help="a study folder: study.json, points.csv, perhaps test.csv"
-    )
+    parser.add_argument("study_dir", type=Path, help="a study folder: study.json, points.csv, perhaps test.csv")
     study_dir = parser.parse_args(arguments).study_dir
     try:
         paths = write_report(study_dir)

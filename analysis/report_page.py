@@ -74,15 +74,11 @@ def _space(study: Study) -> str:
     rows = ""
     for name, allowed in parameters.items():
         sampled = [_span(frame.get(f"config/{name}", [])) for frame in (study.points, best)]
-        cells = "".join(
-            f'<td class="text wrap">{_text(cell)}</td>' for cell in (name, _range(allowed), *sampled)
-        )
+        cells = "".join(f'<td class="text wrap">{_text(cell)}</td>' for cell in (name, _range(allowed), *sampled))
         rows += f"<tr>{cells}</tr>"
     heads = ("parameter", "range", "sampled", "on the front")
     head = "".join(f'<th class="text">{name}</th>' for name in heads)
-    told = f"Space <b>{_text(space.get('name', ''))}</b>: {_text(space.get('description') or '')}".rstrip(
-        " :"
-    )
+    told = f"Space <b>{_text(space.get('name', ''))}</b>: {_text(space.get('description') or '')}".rstrip(" :")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<h2>Hyper-parameters explored</h2><p>{told}</p><div class="scroll">{table}</div>'
 

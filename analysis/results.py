@@ -199,9 +199,7 @@ def _check_shares(frame: pd.DataFrame, file: Path) -> None:
         if column == "sparsity" or column.split("/")[0].endswith("_acc"):
             values = frame[column].to_numpy(float)
             if ((values < 0) | (values > 1)).any():
-                raise ResultsError(
-                    f"{file}: column {column} leaves [0, 1]; a share is expected, not per cent"
-                )
+                raise ResultsError(f"{file}: column {column} leaves [0, 1]; a share is expected, not per cent")
 
 
 def _check_points(study: Study, file: Path) -> None:

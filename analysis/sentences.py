@@ -19,9 +19,7 @@ from analysis.summary import (
     validation_clips,
 )
 
-SEED_SD_POINTS = (
-    1.29  # pooled sd over seeds, accuracy points, 25 % split of TAU 2022 Mobile (DESIGN.md, facts)
-)
+SEED_SD_POINTS = 1.29  # pooled sd over seeds, accuracy points, 25 % split of TAU 2022 Mobile (DESIGN.md, facts)
 
 
 def headline(study: Study) -> str:

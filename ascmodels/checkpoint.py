@@ -47,7 +47,9 @@ def build(description: Mapping[str, Any]) -> Student:
             Widths(**description["widths"]),
             description["fused"],
         )
-    except (KeyError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint's description lacks or misspells a field: {error}") from error
 
 
@@ -68,15 +70,18 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
     folder = Path(folder)
     try:
         description = json.loads((folder / "student.json").read_text())
-        student = build(description)
+        with torch.random.fork_rng(devices=[]):  # the fresh weights that are overwritten here
+            student = build(description)
         if expected is not None:
             check_same_architecture(student.config, expected, folder)
         student.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
+        return student.eval(), description["extra"]
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"no student checkpoint in {folder}: {error.filename or error} is missing") from error
-    except (SafetensorError, json.JSONDecodeError, RuntimeError) as error:
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint in {folder} is damaged: {error}") from error
-    return student.eval(), description["extra"]
 
 
 def check_same_architecture(found: StudentConfig, expected: StudentConfig, where: Path | str) -> None:
@@ -88,18 +93,23 @@ def check_same_architecture(found: StudentConfig, expected: StudentConfig, where
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `folder`, then put it in its place."""
+    """Let `write` fill a folder beside `folder`, then put it in its place. The old one leaves by a rename too:
+    deleted where it is, it would show a half of itself."""
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    for stale in (beside, old):
+        shutil.rmtree(stale, ignore_errors=True)
     beside.mkdir()
     try:
         write(beside)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(old)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -189,7 +189,8 @@ class Student(nn.Module):
     def rebuilt(self) -> "Student":
         """The same network built afresh from its description: pruned tensors get the layout of new ones, so that
         a run that was restored from a checkpoint computes bit for bit what an uninterrupted one does."""
-        fresh = Student(self.config, self.n_classes, self.widths, self.fused)
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            fresh = Student(self.config, self.n_classes, self.widths, self.fused)
         fresh.load_state_dict(self.state_dict())
         return fresh.train(self.training)
 

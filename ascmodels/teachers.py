@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from ascmodels.checkpoint import CheckpointError, replace_folder
@@ -73,7 +74,7 @@ def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frame
         network = ASTForAudioClassification.from_pretrained(
             config.pretrained, num_labels=n_classes, ignore_mismatched_sizes=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"teacher.model.pretrained={config.pretrained!r} is neither a local folder with an AST checkpoint "
             f"nor a hub name that can be reached: {error}"
@@ -128,7 +129,7 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
         if found != classes:
             raise CheckpointError(f"teacher {folder} knows the classes {found}; expected {classes}")
         network = ASTForAudioClassification.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"no teacher checkpoint in {folder}: {error}") from error

@@ -73,7 +73,7 @@ def open_cache(
     cache_dir.mkdir(parents=True, exist_ok=True)
     with _lock(cache_dir / "waveforms.lock"):
         for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
-            shutil.rmtree(stale)
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         key = _content_key(root, files, sample_rate, skip_broken, cache_dir)
         folder = cache_dir / f"waveforms-{key}"
         if not folder.is_dir():
@@ -137,6 +137,8 @@ def read_clip(path: Path) -> np.ndarray:
         raise DatasetError(f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz")
     if len(samples) != CLIP_SAMPLES:
         raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): truncated or not cut")
+    if not np.isfinite(samples).all():
+        raise DatasetError(f"{path} holds samples that are not finite numbers")
     return samples[:, 0]
 
 

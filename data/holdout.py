@@ -37,8 +37,8 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
     scenes = sorted(set(labels.tolist()), key=lambda s: (len(set(locations[labels == s])), s))
     for scene in scenes:
         rows = labels == scene
-        groups = locations
-        if len(set(locations[rows])) == 1:
+        groups, places = locations, sorted(set(locations[rows].tolist()))
+        if len({side.get(place, place) for place in places}) == 1:  # nothing to divide, or decided already
             groups = segments
             if len(set(segments[rows])) < 2:
                 raise DatasetError(
@@ -46,8 +46,11 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
                     "training and validation; use a larger subset or add recordings"
                 )
             notes.append(
-                f"scene {scene!r} was recorded at one location ({locations[rows][0]}): held out by whole 10 s "
-                "segments instead, so its validation accuracy is optimistic"
+                f"scene {scene!r} was recorded at one location ({places[0]}): held out by whole 10 s segments instead, "
+                "so its validation accuracy is optimistic"
+                if len(places) == 1
+                else f"scene {scene!r} shares all its locations ({', '.join(places)}) with other scenes, which left "
+                "them on one side: held out by whole 10 s segments instead, so its validation accuracy is optimistic"
             )
         sizes = Counter(groups[rows].tolist())
         chosen = _choose(sizes, share * rows.sum(), rng, {g: side[g] for g in sizes if g in side})

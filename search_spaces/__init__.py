@@ -91,7 +91,7 @@ def load_space(name_or_path: str) -> Space:
         )
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpaceError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise SpaceError(f"{path}: expected a mapping with the keys {', '.join(_TOP)}")
@@ -100,7 +100,7 @@ def load_space(name_or_path: str) -> Space:
 
 def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
     """A checked Space of a parsed file."""
-    unknown = sorted(set(content) - {*_TOP, "name"})
+    unknown = sorted(map(str, set(content) - {*_TOP, "name"}))
     if unknown:
         near = difflib.get_close_matches(unknown[0], _TOP, 1)
         hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_TOP)}"
@@ -108,23 +108,28 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
     parameters, auxiliary = content.get("parameters") or {}, content.get("auxiliary") or {}
     if not isinstance(parameters, dict) or not isinstance(auxiliary, dict) or not parameters:
         raise SpaceError(f"{where}: `parameters` must map at least one configuration key to a range")
+    base = content.get("base") or []
+    if not isinstance(base, list) or not all(isinstance(override, str) for override in base):
+        raise SpaceError(f"{where}: `base` must be a list of overrides such as [student=rep_mobile], got {base!r}")
     for key, spec in (parameters | auxiliary).items():
-        _check(spec, f"{where}: {key}", auxiliary)
+        if not isinstance(key, str):
+            raise SpaceError(f"{where}: {key!r} is not the name of a configuration key")
+        _check(spec, f"{where}: {key}", {} if key in auxiliary else auxiliary)
     return Space(
         name=content["name"],
         description=str(content.get("description", "")).strip(),
         parameters=parameters,
         auxiliary=auxiliary,
-        base=tuple(content.get("base") or ()),
+        base=tuple(base),
     )
 
 
 def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
-    kinds = sorted(set(spec) & set(_FIELDS)) if isinstance(spec, dict) else []
+    kinds = [kind for kind in _FIELDS if kind in spec] if isinstance(spec, dict) else []
     if len(kinds) != 1:
         raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)}, got {spec!r}")
     kind = kinds[0]
-    unknown = sorted(set(spec) - {kind} - _FIELDS[kind])
+    unknown = sorted(map(str, set(spec) - {kind} - _FIELDS[kind]))
     if unknown:
         raise SpaceError(f"{where}: unknown key {unknown[0]!r} in a range of kind {kind}")
     value = spec[kind]
@@ -133,12 +138,16 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
         if kind == "int" and (not isinstance(spec.get("step", 1), int) or spec.get("step", 1) < 1):
             raise SpaceError(f"{where}: step {spec['step']!r} is not a whole number >= 1")
     elif kind in ("choice", "subset"):
-        if not isinstance(value, list) or not value or len({json.dumps(v) for v in value}) != len(value):
-            raise SpaceError(f"{where}: {kind} needs a list of different values, got {value!r}")
-        if kind == "subset" and not 0 <= spec.get("min", 0) <= len(value):
-            raise SpaceError(f"{where}: min {spec['min']} of {len(value)} members cannot be")
+        try:
+            different = isinstance(value, list) and 0 < len({json.dumps(v) for v in value}) == len(value)
+        except TypeError:  # a date, say: Optuna is given JSON texts
+            different = False
+        if not different:
+            raise SpaceError(f"{where}: {kind} needs a list of different numbers, texts or lists, got {value!r}")
+        if kind == "subset" and spec.get("min", 0) not in range(len(value) + 1):
+            raise SpaceError(f"{where}: min {spec['min']!r} of {len(value)} members cannot be")
     else:
-        steering = auxiliary.get(value)
+        steering = auxiliary.get(value) if isinstance(value, str) else None
         if not isinstance(steering, dict) or "int" not in steering:
             raise SpaceError(f"{where}: each names {value!r}, which is no int range under `auxiliary`")
         _check(spec.get("item"), f"{where}[item]", {})

@@ -102,10 +102,7 @@ def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
                     "feasible": macs <= LIMITS["macs"] and 2 * params <= LIMITS["bytes"],
                     "status": status,
                     "checkpoint": f"checkpoints/{trial:05d}/step{step}",
-                    **{
-                        f"val_acc/{s}": round(float(np.clip(accuracy + rng.normal(0, 0.1), 0, 1)), 4)
-                        for s in SCENES
-                    },
+                    **{f"val_acc/{s}": round(float(np.clip(accuracy + rng.normal(0, 0.1), 0, 1)), 4) for s in SCENES},
                     **{
                         f"val_device_acc/{d}": round(float(np.clip(accuracy - 0.02 * i, 0, 1)), 4)
                         for i, d in enumerate(DEVICES)

@@ -144,9 +144,7 @@ def test_every_output_shows_the_brute_force_front(tmp_path, seed):
 
 def test_unfinished_infeasible_and_nan_stay_off_the_front(tmp_path):
     good = rows()[0] | {"macs": 100, "bytes_fp16": 100, "feasible": True, "status": "complete"}
-    table = [
-        good | {"trial_id": name, "val_macro_avg_acc": 0.9} for name in ("early", "failed", "over", "nan")
-    ]
+    table = [good | {"trial_id": name, "val_macro_avg_acc": 0.9} for name in ("early", "failed", "over", "nan")]
     for row, change in zip(
         table, ({"status": "stopped early"}, {"status": "failed"}, {"feasible": False}, {}), strict=True
     ):
@@ -185,9 +183,7 @@ def test_hypervolume_of_a_study():
 def test_standard_error_and_short_texts():
     assert summary.standard_error(0.5, 100) == pytest.approx(0.05)
     assert np.isnan(summary.standard_error(0.5, None))
-    shown = [
-        summary.value_text(v) for v in (0.00213, 32.0, "['3x3', '1x1']", "[0.3, 0.25]", "[]", None, np.nan)
-    ]
+    shown = [summary.value_text(v) for v in (0.00213, 32.0, "['3x3', '1x1']", "[0.3, 0.25]", "[]", None, np.nan)]
     assert shown == ["0.00213", "32", "3x3+1x1", "0.3/0.25", "none", summary.DASH, summary.DASH]
     config = {"config/prune.lr": [1e-3], "config/train.lr": [0.5], "config/student.base_channels": [32]}
     config |= {"config/prune.ratios.0": [0.3], "config/prune.ratios.1": [np.nan]}
@@ -201,9 +197,7 @@ def test_reading_keeps_ids_and_types(tmp_path):
     assert study.points["trial_id"].tolist() == ["007", "12e4"]
     assert study.points["macs"].tolist() == [row["macs"] for row in table]
     assert study.points["feasible"].dtype == bool and study.points["macs"].dtype == "int64"
-    assert study.points["config/student.branches"].tolist() == [
-        row["config/student.branches"] for row in table
-    ]
+    assert study.points["config/student.branches"].tolist() == [row["config/student.branches"] for row in table]
 
 
 def damage_header(text):

@@ -93,9 +93,7 @@ def test_every_point_of_the_front_is_drawn_with_its_line(page, study):
     drawn = page.execute_script(MARKERS, "front")
     assert len(drawn) == len(best)
     assert drawn == sorted(drawn)  # MACs rise to the right
-    box = page.execute_script(
-        "return document.querySelector('#pareto .nsewdrag').getBoundingClientRect().toJSON()"
-    )
+    box = page.execute_script("return document.querySelector('#pareto .nsewdrag').getBoundingClientRect().toJSON()")
     assert all(box["left"] < x < box["right"] and box["top"] < y < box["bottom"] for x, y in drawn)
     heights = [-y for _, y in drawn]
     assert heights == sorted(heights)  # and so does the front's accuracy
@@ -139,9 +137,7 @@ def test_hover_shows_the_configuration_and_traces_the_trial(page, study):
     point = best.iloc[index]
     assert f"trial {point['trial_id']}, step {point['step']}" in text
     assert f"{100 * point['val_macro_avg_acc']:.1f} % ± " in text and "test accuracy 61.2 %" in text
-    assert (
-        f"{point['macs'] / 1e6:.2f} M MACs" in text and f"{point['bytes_fp16'] / 1e3:.1f} kB at fp16" in text
-    )
+    assert f"{point['macs'] / 1e6:.2f} M MACs" in text and f"{point['bytes_fp16'] / 1e3:.1f} kB at fp16" in text
     for column in study.prefixed("config/"):
         assert f"{column.removeprefix('config/')} = " in text
     steps = (study.points["trial_id"] == point["trial_id"]).sum()
@@ -202,9 +198,7 @@ def test_nothing_sticks_out_of_the_window(page, tmp_path, width):
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     wait(page, "return document.querySelector('#pareto .main-svg').clientWidth <= innerWidth")
     assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-    plot = page.execute_script(
-        "return document.querySelector('#pareto .nsewdrag').getBoundingClientRect().width"
-    )
+    plot = page.execute_script("return document.querySelector('#pareto .nsewdrag').getBoundingClientRect().width")
     assert plot > 0.7 * width - 60
     picture = Path(tmp_path) / "report.png"
     page.save_screenshot(str(picture))

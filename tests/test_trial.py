@@ -125,7 +125,9 @@ def test_restored_trial_ends_bit_for_bit_alike(
     assert all(torch.equal(state[k], expected[k]) for k in state)
 
 
-def test_same_seed_same_weights_other_seed_others(config: TrialConfig, data: TrialData, through, tmp_path: Path) -> None:
+def test_same_seed_same_weights_other_seed_others(
+    config: TrialConfig, data: TrialData, through, tmp_path: Path
+) -> None:
     torch.manual_seed(99)  # the global generator must not matter
     again = Trial(config, data, tmp_path / "a")
     next(run_trial(again))

@@ -9,6 +9,7 @@ An unknown key is an error that names the nearest known ones.
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -160,7 +161,8 @@ def _literal(value: str, hint: Any) -> str:
         items = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
         return f"[{','.join(_literal(item, typing.get_args(hint)[0]) for item in items)}]"
     if hint is str or (str in typing.get_args(hint) and value.lower() not in ("null", "none")):
-        quoted = value.strip("'\"").replace("\\", "\\\\").replace("'", "\\'")
+        # a backslash is itself, except before a quote
+        quoted = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (f"\\{m[2]}" if m[2] else ""), value)
         return f"'{quoted}'"
     return value
 
@@ -183,7 +185,7 @@ def _schema() -> DictConfig:
 def _build(tree: Any) -> TrialConfig:
     try:
         config = OmegaConf.to_object(tree)
-    except (ValueError, OmegaConfBaseException) as error:
+    except (ValueError, AttributeError, OmegaConfBaseException) as error:  # AttributeError: a key forced in by ++
         raise ConfigError(str(error)) from error
     assert isinstance(config, TrialConfig)
     return config

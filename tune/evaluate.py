@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from analysis.front import pareto_points
 from analysis.report import front_table, write_report
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         with lock(folder):
             evaluate(folder, manifest, console)
     except (CheckpointError, ResultsError, StudyError, tau.DatasetError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
 

@@ -27,6 +27,7 @@ import ray.tune as rt
 import torch
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback
 from rich.console import Console
+from rich.markup import escape
 
 from analysis.report import front_table, write_report
 from analysis.results import load_study
@@ -53,6 +54,7 @@ from tune.search import MAX_REJECTIONS, OBJECTIVES, FeasibleOptunaSearch, read_r
 from tune.study import StudyError, StudyWriter, lock, now, read_manifest, write_manifest
 
 USER_ERRORS = (CheckpointError, ConfigError, DatasetError, SpaceError, StudyError)
+DEFAULTS = {"num_samples": 16, "scheduler": "mo_asha", "seed": 0, "max_concurrent": None}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -60,14 +62,19 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit status: 0 finished, 2 bad input, 1 no result, 130 interrupted."""
     console = Console()
     words = sys.argv[1:] if argv is None else argv
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     options, rest = parser().parse_known_args(words)
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # Ray snapshots at SIGINT
     try:
         folder, manifest = open_study(options, flags_to_overrides(rest), words)
         with lock(folder):
             return run_study(folder, manifest, options, console)
     except USER_ERRORS as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, markup=True, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        console.print("interrupted before the search; the same command with --resume goes on")
+        return INTERRUPTED
 
 
 def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespace, console: Console) -> int:
@@ -83,7 +90,6 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
     manifest |= prepared
     manifest["status"] = "running"
     write_manifest(folder, manifest)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # Ray snapshots at SIGINT
     resources = start_ray(options, console)
     try:
         grid = tuner(folder, space, config, manifest, resources).fit()
@@ -122,6 +128,9 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation", highlight=False)
     teachers = []
     if config.distill.kd_alpha < 1 or "distill.kd_alpha" in space.parameters:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # transformers': ours tells more
         folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
         folders = folders or [str(fine_tuned_teacher(config, progress=True))]
         config = replace(config, distill=replace(config.distill, teacher_ckpts=tuple(folders)))
@@ -185,7 +194,6 @@ def start_ray(options: argparse.Namespace, console: Console) -> dict[str, float]
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # ours are named in RunConfig
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines tell the progress
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     gpus = options.gpus_per_trial
     if gpus is None:
         gpus = 0.25 if torch.cuda.is_available() else 0.0
@@ -214,16 +222,20 @@ def open_study(options: argparse.Namespace, overrides: list[str], words: list[st
     if options.resume:
         folder = find_study(storage, options)
         if folder is not None:
-            if overrides or options.limits:
+            manifest = read_manifest(folder)
+            changed = [f"--{k.replace('_', '-')}" for k in DEFAULTS if getattr(options, k) not in (None, manifest[k])]
+            changed += ["--limits"] if options.limits else []
+            if overrides or changed:
                 raise ConfigError(
-                    f"--resume continues {folder.name} as it was started; drop {' '.join(overrides) or '--limits'}"
+                    f"--resume continues {folder.name} as it was started; drop {' '.join([*changed, *overrides])}"
                 )
-            return folder, read_manifest(folder)
+            return folder, manifest
     if not options.space:
         raise SpaceError("--space is missing: name a space (kd, rep, prune, kd_prune) or the path of a YAML file")
     space = load_space(options.space)
     config = compose([*space.base, *overrides, *limit_overrides(options.limits)])
-    config = replace(config, seed=options.seed)
+    chosen = {k: v if getattr(options, k) is None else getattr(options, k) for k, v in DEFAULTS.items()}
+    config = replace(config, seed=chosen["seed"])
     if "train.threads" not in " ".join(overrides):
         config = replace(config, train=replace(config.train, threads=max(1, math.floor(options.cpus_per_trial))))
     check_space(space, config)
@@ -243,10 +255,7 @@ def open_study(options: argparse.Namespace, overrides: list[str], words: list[st
         "config": config.flat(),
         "limits": asdict(config.limits),
         "objectives": OBJECTIVES,
-        "scheduler": options.scheduler,
-        "num_samples": options.num_samples,
-        "max_concurrent": options.max_concurrent,
-        "seed": options.seed,
+        **chosen,
         "status": "new",
         "created": now(),
         "finished": None,
@@ -381,13 +390,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--space", help="kd, rep, prune, kd_prune, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
     p.add_argument("--resume", nargs="?", const="auto", choices=["auto"], help="continue a study; start it if new")
-    p.add_argument("--num-samples", type=positive(int), default=16, help="trials (default 16)")
+    p.add_argument("--num-samples", type=positive(int), help=f"trials (default {DEFAULTS['num_samples']})")
     p.add_argument("--max-concurrent", type=positive(int), help="trials at a time (default: what the resources allow)")
     p.add_argument("--cpus-per-trial", type=positive(float), default=1.0, help="default 1")
     p.add_argument("--gpus-per-trial", type=float, help="default 0.25 where there is a GPU, else 0")
     p.add_argument("--limits", help="macs=30e6,bytes=128000,precision=fp16 (the default); any of them")
-    p.add_argument("--scheduler", choices=list(SCHEDULERS), default="mo_asha", help="early stopping (default mo_asha)")
-    p.add_argument("--seed", type=int, default=0, help="of everything (default 0)")
+    p.add_argument("--scheduler", choices=list(SCHEDULERS), help=f"early stopping (default {DEFAULTS['scheduler']})")
+    p.add_argument("--seed", type=int, help=f"of everything (default {DEFAULTS['seed']})")
     p.add_argument("--storage", default="runs", help="folder of the studies (default runs)")
     p.add_argument("--address", help="of a running Ray cluster (auto, host:port, ray://...); default: this machine")
     return p

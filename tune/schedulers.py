@@ -36,7 +36,8 @@ class SuccessiveHalving(FIFOScheduler):
         if not self._rebuilt:
             self._rebuilt = True
             for path in sorted(self.results.glob("*/result.json")):
-                for line in path.read_text().splitlines():
+                whole, _, _ = path.read_text().rpartition("\n")  # a kill can leave half a line
+                for line in whole.splitlines():
                     self.record(path.parent.name, json.loads(line))
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:

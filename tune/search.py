@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -26,18 +26,13 @@ from trainables.config import TrialConfig
 OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
 MAX_REJECTIONS = 200  # in a row, before the space is declared without a feasible point
 REJECTED = "rejected.json"  # in the study's folder: reason -> count
-_VIOLATION = "violation"
+_CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
 
 
 def read_rejected(study_dir: Path) -> dict[str, int]:
     """How many sampled configurations never reached an actor, by reason."""
     path = study_dir / REJECTED
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def _violation(trial: FrozenTrial) -> tuple[float]:
-    """Optuna's constraint: how far the smallest stage is over the limits, relative; <= 0 is feasible."""
-    return (trial.user_attrs.get(_VIOLATION, 0.0),)
 
 
 @lru_cache(maxsize=4096)
@@ -57,7 +52,7 @@ class FeasibleOptunaSearch(OptunaSearch):
     """Multi-objective TPE over a `Space`; `base` is the flat configuration that samples are laid over."""
 
     def __init__(self, space: Space, base: dict[str, Any], study_dir: str, seed: int):
-        sampler = optuna.samplers.TPESampler(seed=seed, constraints_func=_violation)
+        sampler = optuna.samplers.TPESampler(seed=seed)
         super().__init__(
             space=space.sample,  # kept by the base class as "define by run"; `suggest` below draws from it
             metric=list(OBJECTIVES),
@@ -100,10 +95,10 @@ class FeasibleOptunaSearch(OptunaSearch):
         try:
             sizes = stage_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames)
         except PruningError:
-            asked.set_user_attr(_VIOLATION, 1.0)
+            asked.set_constraint(_CONSTRAINT, 1.0)
             return "a prune step empties a layer"
         excess = violation(sizes, config.limits)
-        asked.set_user_attr(_VIOLATION, excess)
+        asked.set_constraint(_CONSTRAINT, excess)
         return "over the limits at every stage" if excess > 0 else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

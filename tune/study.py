@@ -88,13 +88,16 @@ class StudyWriter(rt.Callback):
 
     def __init__(self, folder: Path, parameters: list[str], num_samples: int, console: Console | None = None):
         self.folder, self.parameters, self.num_samples = folder, parameters, num_samples
-        self.started = time.monotonic()
+        self.started = 0.0
         self._console = console
         self._points_told: dict[str, int] = {}
         self._ended_before: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:  # Ray pickles callbacks; a terminal cannot be
         return self.__dict__ | {"_console": None}
+
+    def setup(self, *args, **info) -> None:
+        self.started, self._ended_before = time.monotonic(), None  # of this run: a resumed study counts anew
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         points = result.get("points", [])
