@@ -144,8 +144,9 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
             different = False
         if not different:
             raise SpaceError(f"{where}: {kind} needs a list of different numbers, texts or lists, got {value!r}")
-        if kind == "subset" and spec.get("min", 0) not in range(len(value) + 1):
-            raise SpaceError(f"{where}: min {spec['min']!r} of {len(value)} members cannot be")
+        least = spec.get("min", 0)
+        if not isinstance(least, int) or not 0 <= least <= len(value):
+            raise SpaceError(f"{where}: min {least!r} of {len(value)} members cannot be")
     else:
         steering = auxiliary.get(value) if isinstance(value, str) else None
         if not isinstance(steering, dict) or "int" not in steering:

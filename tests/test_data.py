@@ -49,14 +49,13 @@ def test_split_rows_agree_with_the_names_on_disk(tiny_tau):
     for name in ("test", *(f"split{s}" for s in SUBSETS)):
         clips = read_split(tiny_tau, name)
         lines = (tiny_tau / "split_setup" / f"{name}.csv").read_text().splitlines()[1:]
-        assert [f"{c.filename}\t{c.scene_label}" for c in clips.itertuples()] == lines  # every row, in order
-        for clip in clips.itertuples():
-            stem = Path(str(clip.filename)).stem
-            scene, city, location, segment, _chunk, device = stem.split("-")
-            assert (clip.scene_label, clip.identifier, clip.device) == (scene, f"{city}-{location}", device)
-            assert clip.segment == f"{scene}-{city}-{location}-{segment}"
-            assert SCENES[clip.label] == scene  # type: ignore[call-overload]
-            assert (tiny_tau / str(clip.filename)).is_file()
+        assert (clips.filename + "\t" + clips.scene_label).tolist() == lines  # every row, in order
+        for clip in clips.to_dict("records"):
+            scene, city, location, segment, _chunk, device = Path(clip["filename"]).stem.split("-")
+            assert (clip["scene_label"], clip["identifier"], clip["device"]) == (scene, f"{city}-{location}", device)
+            assert clip["segment"] == f"{scene}-{city}-{location}-{segment}"
+            assert SCENES[clip["label"]] == scene
+            assert (tiny_tau / clip["filename"]).is_file()
         sizes.append(len(clips))
     assert sizes == [20, 25, 25, 25, 25, 50]
     assert list(SCENES) == sorted(SCENES)

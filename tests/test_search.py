@@ -23,6 +23,12 @@ def searcher(folder: Path, overrides: list[str], seed: int = 0, space=None) -> F
     return FeasibleOptunaSearch(space, compose([*space.base, *overrides]).flat(), str(folder), seed)
 
 
+def suggested(search: FeasibleOptunaSearch, trial_id: str) -> dict:
+    config = search.suggest(trial_id)
+    assert isinstance(config, dict)
+    return config
+
+
 def cost(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
     c = TrialConfig.from_flat({k: v for k, v in config.items() if k not in ("trial", "study_dir")})
     return c, list(stage_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames))
@@ -31,7 +37,7 @@ def cost(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
 def test_every_suggestion_fits_the_limits_at_some_stage(tmp_path: Path) -> None:
     search = searcher(tmp_path, ["limits.macs=1.2e6"])
     for i in range(8):
-        config, sizes = cost(search.suggest(f"ray-{i}"))
+        config, sizes = cost(suggested(search, f"ray-{i}"))
         assert any(config.limits.allow(macs, params) for macs, params in sizes)
     rejected = read_rejected(tmp_path)
     assert rejected == dict(search.rejected)
@@ -58,7 +64,7 @@ def test_space_without_a_feasible_point_ends_after_bounded_tries(tmp_path: Path)
 def test_no_configuration_is_suggested_twice(tmp_path: Path) -> None:
     space = space_from_dict({"name": "s", "parameters": {"student.base_channels": {"choice": [8, 16, 24]}}})
     search = searcher(tmp_path, [], space=space)
-    widths = [search.suggest(f"ray-{i}")["student.base_channels"] for i in range(3)]
+    widths = [suggested(search, f"ray-{i}")["student.base_channels"] for i in range(3)]
     assert sorted(widths) == [8, 16, 24]
     assert search.suggest("ray-3") == Searcher.FINISHED
 
@@ -228,7 +234,7 @@ def test_nan_is_a_failed_result_and_not_a_crash(ray_config: dict, monkeypatch) -
     trainable = PruneTrainable(dict(ray_config))
     first = trainable.train()
     with torch.no_grad():
-        trainable._trial.model.classifier[0].weight.fill_(float("nan"))
+        trainable._trial.model.state_dict()["classifier.0.weight"].fill_(float("nan"))
     last = trainable.train()
     assert last["done"]
     assert not last["finished"]

@@ -161,6 +161,8 @@ def _literal(value: str, hint: Any) -> str:
         items = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
         return f"[{','.join(_literal(item, typing.get_args(hint)[0]) for item in items)}]"
     if hint is str or (str in typing.get_args(hint) and value.lower() not in ("null", "none")):
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
         # a backslash is itself, except before a quote
         quoted = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (f"\\{m[2]}" if m[2] else ""), value)
         return f"'{quoted}'"

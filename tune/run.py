@@ -33,7 +33,7 @@ from analysis.report import front_table, write_report
 from analysis.results import load_study
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.pruning import schedule_sizes
-from data.tau import SCENES, DatasetError
+from data.tau import SCENES, DatasetError, dataset_root
 from search_spaces import Space, SpaceError, load_space, space_from_dict
 from trainables.baseline import NAME as BASELINE
 from trainables.baseline import baseline_accuracy
@@ -54,7 +54,7 @@ from tune.search import MAX_REJECTIONS, OBJECTIVES, FeasibleOptunaSearch, read_r
 from tune.study import StudyError, StudyWriter, lock, now, read_manifest, write_manifest
 
 USER_ERRORS = (CheckpointError, ConfigError, DatasetError, SpaceError, StudyError)
-DEFAULTS = {"num_samples": 16, "scheduler": "mo_asha", "seed": 0, "max_concurrent": None}
+DEFAULTS = {"num_samples": 12, "scheduler": "mo_asha", "seed": 0, "max_concurrent": None}
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -89,6 +89,7 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
     config, prepared = prepare(config, space, console)
     manifest |= prepared
     manifest["status"] = "running"
+    folder.mkdir(exist_ok=True)
     write_manifest(folder, manifest)
     resources = start_ray(options, console)
     try:
@@ -119,8 +120,12 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
 
 def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialConfig, dict[str, Any]]:
     """Cached waveforms, the baseline, the teacher with its logits: what all trials share. Paths become absolute."""
-    cache_dir = str(Path(config.data.cache_dir).resolve())
-    config = replace(config, data=replace(config.data, cache_dir=cache_dir))
+    paths = {
+        "dataset_dir": str(dataset_root(config.data.dataset_dir)),  # TAU24_PATH may be another one at a resume
+        "split_dir": config.data.split_dir and str(Path(config.data.split_dir).resolve()),
+        "cache_dir": str(Path(config.data.cache_dir).resolve()),
+    }
+    config = replace(config, data=replace(config.data, **paths))
     alone = replace(config, distill=replace(config.distill, kd_alpha=1.0))
     data = load_trial_data(alone, progress=True)
     tell_data(config, data, console)
@@ -139,7 +144,7 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
         for teacher in teachers:
             console.print(f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation", highlight=False)
     dataset = {
-        "dataset_dir": str(Path(config.data.dataset_dir or os.environ.get("TAU24_PATH", "")).resolve()),
+        "dataset_dir": config.data.dataset_dir,
         "subset": config.data.subset,
         "n_train": len(data.train.rows),
         "n_validation": len(data.validation.rows),
@@ -212,7 +217,8 @@ def start_ray(options: argparse.Namespace, console: Console) -> dict[str, float]
                 f"{total.get(name.upper(), 0):g} {name.upper()}(s): no trial could ever start"
             )
     url = context.dashboard_url
-    console.print(f"dashboard: {'http://' + url if url else 'not running'}", highlight=False)
+    told = f"http://{url} (its token: ray get-auth-token)" if url else "not running"
+    console.print(f"dashboard: {told}", highlight=False)
     return needed
 
 
@@ -246,9 +252,8 @@ def open_study(options: argparse.Namespace, overrides: list[str], words: list[st
         )
     name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = storage / name
-    if (folder / "study.json").exists():
-        raise StudyError(f"{folder} holds a study already: continue it with --resume, or choose another --name")
-    folder.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        raise StudyError(f"{folder} exists already: continue a study with --resume, or choose another --name")
     manifest = {
         "name": name,
         "space": space.as_dict(),
@@ -267,7 +272,6 @@ def open_study(options: argparse.Namespace, overrides: list[str], words: list[st
             + ("fp32" if config.limits.precision == "fp32" else "fp16")
         ),
     }
-    write_manifest(folder, manifest)
     return folder, manifest
 
 

@@ -91,7 +91,7 @@ def crowding_distance(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 def _halving(objectives: dict[str, str]) -> Callable[..., TrialScheduler]:
     def build(dense_epochs: int, results: Path) -> TrialScheduler:
-        return SuccessiveHalving(objectives, max(1, dense_epochs // 4), dense_epochs - 1, 2.0, results)
+        return SuccessiveHalving(objectives, max(1, round(0.3 * dense_epochs)), dense_epochs - 1, 2.0, results)
 
     return build
 

@@ -51,8 +51,11 @@ def now() -> str:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a study: StudyError when another driver runs it. The lock ends with the process, however it dies."""
-    with (folder / ".lock").open("w") as handle:
+    """Hold a study: StudyError when another driver runs it. The lock ends with the process, however it dies.
+
+    It lies beside the folder, which need not exist yet.
+    """
+    with folder.with_name(f".{folder.name}.lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -62,9 +65,8 @@ def lock(folder: Path) -> Iterator[None]:
         yield
 
 
-def status_of(trial: Trial, ended: bool = False) -> str:
-    """complete, stopped early, failed or running, from what Ray knows of a trial."""
-    result = trial.last_result or {}
+def status_of(trial: Trial, result: dict[str, Any], ended: bool = False) -> str:
+    """complete, stopped early, failed or running, from a trial's latest result and what Ray knows of it."""
     if trial.status == Trial.ERROR or "failure" in result:
         return "failed"
     if result.get("finished"):
@@ -72,9 +74,8 @@ def status_of(trial: Trial, ended: bool = False) -> str:
     return "stopped early" if ended or trial.status == Trial.TERMINATED else "running"
 
 
-def failure_of(trial: Trial) -> str | None:
+def failure_of(trial: Trial, result: dict[str, Any]) -> str | None:
     """Why a trial failed, in a line."""
-    result = trial.last_result or {}
     if "failure" in result:
         return result["failure"]
     if trial.status == Trial.ERROR and trial.error_file and Path(trial.error_file).is_file():
@@ -90,41 +91,46 @@ class StudyWriter(rt.Callback):
         self.folder, self.parameters, self.num_samples = folder, parameters, num_samples
         self.started = 0.0
         self._console = console
-        self._points_told: dict[str, int] = {}
+        self._latest: dict[str, dict[str, Any]] = {}  # of this run: Ray updates last_result after its callbacks
         self._ended_before: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:  # Ray pickles callbacks; a terminal cannot be
-        return self.__dict__ | {"_console": None}
+        return self.__dict__ | {"_console": None, "_latest": {}}
+
+    def latest(self, trial: Trial) -> dict[str, Any]:
+        return self._latest.get(trial.trial_id) or trial.last_result or {}
 
     def setup(self, *args, **info) -> None:
         self.started, self._ended_before = time.monotonic(), None  # of this run: a resumed study counts anew
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        points = result.get("points", [])
         if self._ended_before is None:
             self._ended_before = sum(t.is_finished() for t in trials)
-        if len(points) > self._points_told.get(trial.trial_id, 0):
-            self._points_told[trial.trial_id] = len(points)
+        points, known = result.get("points", []), self.latest(trial).get("points", [])
+        self._latest[trial.trial_id] = result
+        if len(points) > len(known):
             self.write(trials, trial)
-            self._tell_point(trials, trial, points[-1])
+            self._tell_point(trials, trial, points[-1], ending=int(result["finished"]))
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        status = status_of(trial, ended=True)
+        self.write(trials, trial)
+        result = self.latest(trial)
+        status = status_of(trial, result, ended=True)
         if status != "complete":
-            epochs = trial.last_result.get("epochs", 0)
-            reason = f": {failure_of(trial)}" if status == "failed" else ""
-            self._tell(trials, f"{trial.config['trial']} {status} after {epochs} epochs{reason}")
+            epochs = result.get("epochs", 0)
+            reason = f": {failure_of(trial, result)}" if status == "failed" else ""
+            self._tell(trials, f"{trial.config['trial']} {status} after {epochs} epochs{reason}", ending=1)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         self.write(trials, trial)
-        self._tell(trials, f"[red]{trial.config['trial']} failed: {failure_of(trial)}[/red]")
+        self._tell(trials, f"[red]{trial.config['trial']} failed: {failure_of(trial, self.latest(trial))}[/red]")
 
     def on_experiment_end(self, trials, **info) -> None:
         self.write(trials, *trials)
         rejected = read_rejected(self.folder)
         known = {t.config["trial"] for t in trials}
         lost = sorted(p.name for p in (self.folder / EXPERIMENTS).glob("t*") if p.name not in known)
-        counts = dict(Counter(status_of(t) for t in trials)) | {"rejected": sum(rejected.values())}
+        counts = dict(Counter(status_of(t, self.latest(t)) for t in trials)) | {"rejected": sum(rejected.values())}
         # `lost`: trials that Ray had not yet written down when it was killed; others took their places
         manifest = read_manifest(self.folder)
         write_manifest(self.folder, manifest | {"trials": counts, "rejected_reasons": rejected, "lost": lost})
@@ -134,14 +140,15 @@ class StudyWriter(rt.Callback):
         write_rows(self.folder / "points.csv", [row for t in trials for row in self._rows(t)], ["trial_id", *FIGURES])
         for trial in changed:
             config = {k: v for k, v in trial.config.items() if k not in RESERVED}
+            result = self.latest(trial)
             info = {
                 "trial_id": trial.config["trial"],
                 "ray_trial_id": trial.trial_id,
-                "status": status_of(trial),
-                "failure": failure_of(trial),
+                "status": status_of(trial, result),
+                "failure": failure_of(trial, result),
                 "sampled": {k: config[k] for k in self.parameters},
-                "points": (trial.last_result or {}).get("points", []),
-                "last_result": {k: v for k, v in (trial.last_result or {}).items() if k not in ("points", "config")},
+                "points": result.get("points", []),
+                "last_result": {k: v for k, v in result.items() if k not in ("points", "config")},
                 "config": config,
             }
             write_info(self.folder / EXPERIMENTS / trial.config["trial"], info)
@@ -149,22 +156,24 @@ class StudyWriter(rt.Callback):
     def _rows(self, trial: Trial) -> list[dict[str, Any]]:
         name = trial.config["trial"]
         sampled = {k: trial.config[k] for k in self.parameters}
-        points = (trial.last_result or {}).get("points", [])
-        return [point_row(name, status_of(trial), f"{EXPERIMENTS}/{name}", p, sampled) for p in points]
+        result = self.latest(trial)
+        points = result.get("points", [])
+        return [point_row(name, status_of(trial, result), f"{EXPERIMENTS}/{name}", p, sampled) for p in points]
 
-    def _tell_point(self, trials: list[Trial], trial: Trial, point: dict[str, Any]) -> None:
+    def _tell_point(self, trials: list[Trial], trial: Trial, point: dict[str, Any], ending: int) -> None:
         mark = "" if point["feasible"] else " [yellow]over the limits[/yellow]"
         steps = len(trial.config["prune.ratios"])
         self._tell(
             trials,
             f"{trial.config['trial']} step {point['step']}/{steps}: {point['val_macro_avg_acc']:6.1%} validation, "
             f"{point['macs'] / 1e6:6.2f} M MACs, {point['params'] / 1e3:5.1f} k params{mark}",
+            ending,
         )
 
-    def _tell(self, trials: list[Trial], text: str) -> None:
+    def _tell(self, trials: list[Trial], text: str, ending: int = 0) -> None:
         if self._console is None:
             self._console = Console()
-        ended = sum(t.is_finished() for t in trials)
+        ended = ending + sum(t.is_finished() for t in trials)
         elapsed = time.monotonic() - self.started
         here = ended - (self._ended_before or 0)
         eta = f", about {elapsed / here * (self.num_samples - ended) / 60:.0f} min left" if here > 0 else ""
@@ -176,6 +185,6 @@ class StudyWriter(rt.Callback):
         )
 
     def _front_size(self, trials: list[Trial]) -> int:
-        points = [p for t in trials for p in (t.last_result or {}).get("points", []) if p["feasible"]]
+        points = [p for t in trials for p in self.latest(t).get("points", []) if p["feasible"]]
         values = [[p[name] for name in OBJECTIVES] for p in points]
         return int(pareto_mask(values, list(OBJECTIVES.values())).sum()) if values else 0

@@ -1,0 +1,243 @@
+"""What the embedded data set sounds like: places, textures, the ten scenes, the nine devices.
+
+A scene is two textures over a bed of noise; a location shifts and blurs them and lets another scene leak in; a device
+colours what is left. Nothing here knows of files: `synthetic.py` cuts and writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+
+import numpy as np
+from numpy.random import Generator, default_rng
+from numpy.typing import NDArray
+from scipy import fft
+from scipy.signal import lfilter
+
+RATE_HZ = 44_100
+CHUNKS = 10  # of 1 s in a segment
+SAMPLES = CHUNKS * RATE_HZ  # S below
+KNOT_SAMPLES = 441  # slow envelopes are drawn this coarsely, then interpolated
+EQ_HZ = (60, 120, 240, 480, 1000, 2000, 4000, 8000, 16_000)  # where responses are given
+
+
+def generator(purpose: str, *ids: int) -> Generator:
+    """A stream for each purpose and id, so that no sample depends on which process drew first."""
+    return default_rng([*purpose.encode(), 0, *(i + 1 for i in ids)])
+
+
+@cache
+def _octaves() -> np.ndarray:
+    """The FFT's bins [S // 2 + 1] in octaves above 1 kHz."""
+    return np.log2(np.maximum(np.arange(SAMPLES // 2 + 1) / CHUNKS, 20) / 1000).astype(np.float32)
+
+
+def _gain(points_hz: Iterable[float], points_db: Iterable[float]) -> np.ndarray:
+    """A magnitude response [S // 2 + 1] through the points, straight in dB over octaves."""
+    x = np.log2(np.fromiter(points_hz, float) / 1000)
+    return (10 ** (np.interp(_octaves(), x, np.fromiter(points_db, float)) / 20)).astype(np.float32)
+
+
+@cache
+def _device_gain(device: str) -> np.ndarray:
+    return _gain(EQ_HZ, DEVICES[device].response_db)
+
+
+def _wave(spectrum: np.ndarray) -> NDArray[np.float32]:
+    return np.asarray(fft.irfft(spectrum.astype(np.complex64), SAMPLES))
+
+
+def _unit(wave: np.ndarray) -> np.ndarray:
+    return wave / (np.sqrt(np.mean(wave**2)) + 1e-9)
+
+
+def _noise(rng: Generator, gain: np.ndarray) -> np.ndarray:
+    real, imaginary = rng.standard_normal((2, len(gain)), dtype=np.float32)
+    return _unit(_wave((real + 1j * imaginary) * gain))
+
+
+def _band_noise(rng: Generator, low_hz: float, high_hz: float) -> np.ndarray:
+    return _noise(rng, _gain((low_hz / 2, low_hz, high_hz, high_hz * 2), (-40, 0, 0, -40)))
+
+
+def _onsets(rng: Generator, rate_hz: float, jitter: float) -> np.ndarray:
+    """Starts of events in samples: jitter 0 is a clock, jitter 1 a Poisson process of the same rate."""
+    gaps = (1 - jitter) + jitter * rng.exponential(size=int(2 * CHUNKS * rate_hz) + 20)
+    starts = (np.cumsum(gaps) - gaps[0] * rng.random()) / rate_hz * RATE_HZ
+    return starts[starts < SAMPLES].astype(int)
+
+
+def _swell(rng: Generator, rate_hz: float, depth: float) -> np.ndarray:
+    """A modulator between 1 - depth and 1 whose rate wanders by a tenth, [S]."""
+    knots = np.arange(0, SAMPLES + KNOT_SAMPLES, KNOT_SAMPLES)
+    cycle = rng.random() + np.cumsum(rate_hz * rng.normal(1, 0.1, len(knots))) * KNOT_SAMPLES / RATE_HZ
+    return np.interp(np.arange(SAMPLES), knots, 1 - depth * (0.5 + 0.5 * np.cos(2 * np.pi * cycle)))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a location does to its scene."""
+
+    pace: float  # factor of every rate
+    pitch: float  # factor of every frequency
+    tilt_db: float  # of the bed, an octave
+    layers_db: tuple[float, float]  # of the scene's textures over the bed
+    guest: str  # the scene that leaks in
+    guest_db: float
+    eq: np.ndarray  # [S // 2 + 1]
+
+    @staticmethod
+    def of(scene: str, location: int, seed: int) -> Place:
+        rng = generator("place", seed, location)
+        first_db, second_db = rng.uniform(-5.5, 1.5, size=2)
+        return Place(
+            pace=2 ** rng.uniform(-0.2, 0.2),
+            pitch=2 ** rng.uniform(-0.3, 0.3),
+            tilt_db=rng.uniform(-5, -3),
+            layers_db=(first_db, second_db),
+            guest=str(rng.choice([s for s in SCENES if s != scene])),
+            guest_db=rng.uniform(-15, -2),
+            eq=_gain(EQ_HZ, rng.normal(0, 2.3, size=len(EQ_HZ))),
+        )
+
+
+Texture = Callable[[Generator, Place], np.ndarray]  # -> wave [S] of RMS 1
+
+
+def tones(
+    rng: Generator, place: Place, *, rate_hz: float, jitter: float, seconds: float, octaves: float,
+    low_hz: float, high_hz: float,
+) -> np.ndarray:  # fmt: skip
+    """Short tones that glide by `octaves` about a drawn centre: the mean spectrum hides which way."""
+    out = np.zeros(SAMPLES)
+    samples = int(seconds / place.pace * RATE_HZ)
+    glide, window = octaves * np.linspace(-0.5, 0.5, samples), np.sqrt(np.hanning(samples))
+    for start in _onsets(rng, rate_hz * place.pace, jitter):
+        centre_hz = place.pitch * np.exp(rng.uniform(np.log(low_hz), np.log(high_hz)))
+        phase = 2 * np.pi * np.cumsum(centre_hz * 2**glide) / RATE_HZ
+        event = rng.uniform(0.6, 1.0) * window * np.sin(phase)
+        out[start : start + samples] += event[: SAMPLES - start]
+    return _unit(out)
+
+
+def knocks(
+    rng: Generator, place: Place, *, rate_hz: float, jitter: float, decay_s: float, pair_s: float = 0.0
+) -> np.ndarray:
+    """Decaying noise bursts: steps, clatter; with `pair_s` each comes twice, as wheels on a rail joint."""
+    starts = _onsets(rng, rate_hz * place.pace, jitter)
+    if pair_s:
+        starts = np.concatenate([starts, starts + int(pair_s / place.pace * RATE_HZ)])
+    hits = np.zeros(SAMPLES)
+    hits[starts[starts < SAMPLES]] = 1.0
+    envelope = lfilter([1.0], [1.0, -np.exp(-1 / (decay_s * RATE_HZ))], hits)
+    return _unit(_band_noise(rng, 300 * place.pitch, 5000 * place.pitch) * envelope)
+
+
+def murmur(
+    rng: Generator, place: Place, *, rate_hz: float, edges_hz: tuple[float, ...], together: bool = False
+) -> np.ndarray:
+    """Noise bands that swell together (an engine's shake) or each on its own (voices, wind)."""
+    shared = _swell(rng, rate_hz * place.pace, 0.95)
+    out = np.zeros(SAMPLES)
+    for low_hz, high_hz in pairwise(edges_hz):
+        swell = shared if together else _swell(rng, rate_hz * place.pace, 0.95)
+        out += _band_noise(rng, low_hz * place.pitch, high_hz * place.pitch) * swell
+    return _unit(out)
+
+
+def hum(rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float) -> np.ndarray:
+    """Harmonics whose pitch sways by `octaves`, `rate_hz` times a second: engines, motors."""
+    sway = octaves * (_swell(rng, rate_hz * place.pace, 1.0) - 0.5)
+    cycle = np.cumsum(f0_hz * place.pitch * 2**sway) / RATE_HZ
+    k = np.arange(1, partials + 1)[:, None]
+    angle = 2 * np.pi * (k * np.arange(4096) / 4096 + rng.random((partials, 1)))  # [partials, one period]
+    period = np.sum(rng.uniform(0.5, 1, (partials, 1)) * np.sin(angle) / np.sqrt(k), axis=0)
+    return _unit(period[(cycle * 4096).astype(np.int64) % 4096])
+
+
+_voices = partial(murmur, rate_hz=4, edges_hz=(250, 500, 1000, 2000, 4000))
+_wind = partial(murmur, rate_hz=2, edges_hz=(100, 400, 1600))
+_calls = partial(tones, rate_hz=4, jitter=0.5, seconds=0.22, low_hz=1500, high_hz=4500)
+
+# Scene -> (hump of the bed in Hz, its two textures). Many share bands and differ only in time.
+SCENES: dict[str, tuple[float, tuple[Texture, Texture]]] = {
+    "airport": (1400, (partial(_calls, octaves=0.0), _voices)),
+    "bus": (150, (
+        partial(hum, f0_hz=70, partials=25, octaves=0.05, rate_hz=1),
+        partial(murmur, rate_hz=9, edges_hz=(100, 1000), together=True),
+    )),
+    "metro": (350, (
+        partial(knocks, rate_hz=2.5, jitter=0.1, decay_s=0.025, pair_s=0.13),
+        partial(hum, f0_hz=280, partials=8, octaves=0.6, rate_hz=1.5),
+    )),
+    "metro_station": (3000, (
+        partial(tones, rate_hz=6, jitter=0, seconds=0.1, octaves=0, low_hz=1800, high_hz=2600),
+        _voices,
+    )),
+    "park": (6000, (partial(_calls, octaves=1.0), _wind)),
+    "public_square": (900, (partial(knocks, rate_hz=9, jitter=1, decay_s=0.015), _voices)),
+    "shopping_mall": (600, (
+        partial(tones, rate_hz=2.5, jitter=0, seconds=0.4, octaves=0, low_hz=300, high_hz=1200),
+        _voices,
+    )),
+    "street_pedestrian": (2000, (partial(knocks, rate_hz=4, jitter=0, decay_s=0.04), _voices)),
+    "street_traffic": (230, (
+        partial(hum, f0_hz=120, partials=20, octaves=0.8, rate_hz=1.5),
+        partial(_wind, together=True),
+    )),
+    "tram": (4200, (
+        partial(_calls, octaves=-1.0),
+        partial(hum, f0_hz=280, partials=8, octaves=0.05, rate_hz=1.5),
+    )),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Device:
+    """A colouring: a response in dB at EQ_HZ, a soft clipper's drive, a noise floor."""
+
+    response_db: tuple[float, ...]
+    drive: float = 0.0
+    floor_dbfs: float = -75.0
+
+
+DEVICES = {
+    "a": Device((0, 0, 0, 0, 0, 0, 0, 0, 0)),
+    "b": Device((-10, -6, -2, 0, 0, 1, 3, 2, -6), floor_dbfs=-68),
+    "c": Device((-6, -2, 0, 1, 0, -2, 0, 3, -2), floor_dbfs=-66),
+    "s1": Device((-14, -9, -3, 2, 3, 0, -2, -6, -14), floor_dbfs=-64),
+    "s2": Device((-4, 2, 5, 1, -4, -3, 3, 4, -8), drive=10, floor_dbfs=-64),
+    "s3": Device((-16, -8, -6, -2, 2, 6, 1, -5, -10), drive=5, floor_dbfs=-62),
+    # Unseen in training, and further off than the others: a thin phone, a muffled pocket, an overdriven one.
+    "s4": Device((-30, -22, -12, 0, 3, 4, 0, -14, -26), drive=10, floor_dbfs=-62),
+    "s5": Device((8, 6, 3, 0, -3, -6, -9, -12, -18), drive=10, floor_dbfs=-66),
+    "s6": Device((-20, -14, -8, -6, 5, -5, 6, -3, 3), drive=20, floor_dbfs=-62),
+}
+
+
+def amplitude(db: float) -> float:
+    return 10 ** (db / 20)
+
+
+def render(scene: str, location: int, number: int, seed: int) -> np.ndarray:
+    """Segment `number`, recorded at `location`, before any device: a spectrum [S // 2 + 1]."""
+    place = Place.of(scene, location, seed)
+    rng = generator("segment", seed, number)
+    hump_hz, textures = SCENES[scene]
+    hump = np.exp(-0.5 * ((_octaves() - np.log2(hump_hz * place.pitch / 1000)) / 0.6) ** 2)
+    mix = _noise(rng, 10 ** ((place.tilt_db * _octaves() + 8 * hump) / 20))
+    for texture, level_db in zip(textures, place.layers_db, strict=True):
+        mix += amplitude(level_db + rng.normal()) * texture(rng, place)
+    mix += amplitude(place.guest_db) * SCENES[place.guest][1][0](rng, place)
+    level = amplitude(rng.normal(-28, 4))
+    return np.asarray(fft.rfft((level * _unit(mix)).astype(np.float32))) * place.eq
+
+
+def record(spectrum: np.ndarray, device: str) -> np.ndarray:
+    """The segment as the device hears it, [S], short of the device's own noise."""
+    wave = _wave(spectrum * _device_gain(device))
+    drive = DEVICES[device].drive
+    return np.tanh(wave * drive) / drive if drive else wave

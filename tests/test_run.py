@@ -1,0 +1,164 @@
+"""The command `tune/run.py` before anything is searched: what it refuses and in which words; it leaves nothing."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from tune.run import DEFAULTS, limit_overrides, main, parser
+from tune.study import StudyError, lock
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "teacher.train.epochs=1")
+
+
+@pytest.fixture
+def run(tiny_tau: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Type the command with `words`; its exit status and what it said. The storage folder stays without a study."""
+
+    def type_command(*words: str, dataset: Path | None = None) -> str:
+        storage = tmp_path / "runs"
+        given = [f"--dataset_dir={dataset or tiny_tau}", f"--cache_dir={tmp_path / 'cache'}", *SMALL]
+        storing = [] if "--storage" in words else ["--storage", str(storage)]
+        assert main([*words, *storing, *given]) == 2
+        assert not list(storage.glob("*/*")), "something was written"
+        return " ".join(capsys.readouterr().out.split())
+
+    return type_command
+
+
+@pytest.fixture
+def own_tau(tiny_tau: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may break."""
+    return Path(shutil.copytree(tiny_tau, tmp_path / "tau"))
+
+
+def write_space(folder: Path, text: str) -> str:
+    path = folder / "space.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_unknown_space(run) -> None:
+    said = run("--space", "kd_prun")
+    assert "unknown search space 'kd_prun'" in said
+    assert "kd, kd_prune, prune, rep" in said
+
+
+def test_space_is_required(run) -> None:
+    assert "--space is missing" in run()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parameters:\n  train.lr: {uniform: [0.1, 0.01]}", "low 0.1 is above high 0.01"),
+        ("parameters:\n  distill.kd_alhpa: {uniform: [0.1, 0.2]}", "did you mean distill.kd_alpha"),
+        ("parameters:\n  train.lr: {uniform: [0.1, 0.2], lo: 3}", "unknown key 'lo'"),
+        ("paramters:\n  train.lr: {uniform: [0.1, 0.2]}", "did you mean parameters?"),
+        ("parameters:\n  distill.kd_alpha: {uniform: [0.5, 2]}", "distill.kd_alpha=2.0: expected a weight in [0, 1]"),
+        ("parameters:\n  prune.ratios: {choice: [[0.97]]}", "would empty a layer"),
+        ("parameters: [", "is not YAML"),
+    ],
+)
+def test_bad_space(run, tmp_path: Path, text: str, words: str) -> None:
+    assert words in run("--space", write_space(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--subset=7", "data.subset=7: expected one of 5, 10, 25, 50, 100"),
+        ("--kd_alfa=0.5", "did you mean kd_alpha?"),
+        ("distill.kd_temp=0", "distill.kd_temp=0.0: expected a temperature above 0"),
+        ("train.lr=fast", "train.lr"),
+        ("student=resnet", "resnet"),
+    ],
+)
+def test_bad_configuration(run, flag: str, words: str) -> None:
+    assert words in run("--space", "kd", flag)
+
+
+def test_bad_limits(run) -> None:
+    assert "expected macs=NUMBER,bytes=NUMBER" in run("--space", "kd", "--limits", "mac=3")
+    assert "limits.precision='int4'" in run("--space", "kd", "--limits", "precision=int4")
+    assert limit_overrides("macs=1e6, bytes=10") == ["limits.macs=1e6", "limits.bytes=10"]
+
+
+def test_no_data_set(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = run("--space", "kd", dataset=tmp_path / "nowhere")
+    assert all(words in said for words in ("--dataset_dir", "TAU24_PATH", "6337421"))
+
+
+def test_missing_split(run, own_tau: Path) -> None:
+    said = run("--space", "kd", "--subset=25", "--split_dir", str(own_tau / "empty"))
+    assert "split25.csv is in none of" in said
+
+
+def test_csv_names_a_clip_that_is_not_there(run, own_tau: Path) -> None:
+    name = (own_tau / "split_setup" / "split100.csv").read_text().splitlines()[1].split("\t")[0]
+    (own_tau / name).unlink()
+    said = run("--space", "kd", dataset=own_tau)
+    assert "clips are not in" in said
+    assert name in said
+
+
+@pytest.mark.parametrize(("channels", "rate", "words"), [(2, 44_100, "2 channel(s)"), (1, 8000, "at 8000 Hz")])
+def test_wrong_wav(run, own_tau: Path, channels: int, rate: int, words: str) -> None:
+    name = (own_tau / "split_setup" / "split100.csv").read_text().splitlines()[1].split("\t")[0]
+    soundfile.write(own_tau / name, np.zeros((rate, channels)), rate, subtype="PCM_24")
+    said = run("--space", "kd", dataset=own_tau)
+    assert words in said
+    assert name.rsplit("/", 1)[-1] in said
+
+
+def test_empty_class(run, own_tau: Path) -> None:
+    table = own_tau / "split_setup" / "split100.csv"
+    table.write_text("".join(line for line in table.read_text().splitlines(keepends=True) if "\ttram" not in line))
+    assert "no clip of scene tram" in run("--space", "kd", dataset=own_tau)
+
+
+def test_unwritable_storage(run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in run("--space", "kd", "--storage", str(tmp_path / "file" / "runs"))
+    assert "no object stores" in run("--space", "kd", "--storage", "s3://bucket/x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_gpu(run) -> None:
+    assert "PyTorch sees no GPU" in run("--space", "kd", "--gpus-per-trial", "1")
+
+
+def test_teacher_that_is_none(run, tmp_path: Path) -> None:
+    assert "no teacher checkpoint" in run("--space", "kd", "--teacher_ckpts", str(tmp_path))
+
+
+def test_nothing_to_resume(run) -> None:
+    assert "no study X in" in run("--resume", "--name", "X")
+    assert "no unfinished study" in run("--resume")
+
+
+def test_two_drivers_of_one_study(tmp_path: Path) -> None:
+    with (
+        lock(tmp_path / "study"),
+        pytest.raises(StudyError, match="being run by another process"),
+        lock(tmp_path / "study"),
+    ):
+        pass
+    with lock(tmp_path / "study"):  # free again
+        pass
+
+
+def test_help_lists_every_flag() -> None:
+    done = subprocess.run(
+        [sys.executable, "tune/run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for word in ("--space", "--num-samples", "--kd_alpha", "--dataset_dir", "--scheduler", "--limits", "profile="):
+        assert word in done.stdout
+    options = parser().parse_args([])
+    assert all(getattr(options, name) is None for name in DEFAULTS), "a default would hide what was typed"

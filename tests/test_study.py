@@ -1,0 +1,203 @@
+"""Whole studies through Ray, typed as a person does: finish, kill, interrupt, resume, open the test split."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.results import load_study
+from ascmodels.checkpoint import load_student
+from ascmodels.nessi import get_torch_size
+
+ROOT = Path(__file__).parents[1]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+TRIALS = 5
+
+
+class Studies:
+    """Starts `tune/run.py` on the tiny data set."""
+
+    def __init__(self, dataset: Path, folder: Path):
+        self.folder = folder
+        self.config = [
+            f"--dataset_dir={dataset}",
+            f"--cache_dir={folder / 'cache'}",
+            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
+            *("train.epochs=4", "train.batch_size=8", "prune.epochs=2", "teacher.train.epochs=1"),
+            *("teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"),
+        ]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "tune/run.py", "--storage", str(self.folder), *words]
+        environment = os.environ | {"WANDB_MODE": "offline", "COLUMNS": "160"}
+        return subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+
+    def new(self, name: str, *words: str) -> subprocess.Popen[str]:
+        return self.start("--space", "kd_prune", "--name", name, "--num-samples", str(TRIALS), *words, *self.config)
+
+
+@pytest.fixture(scope="module")
+def studies(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Studies:
+    return Studies(tiny_tau, tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(scope="module")
+def finished(studies: Studies) -> tuple[Path, str]:
+    """A study that ran through, one trial at a time: its folder and what it said."""
+    process = studies.new("through", "--max-concurrent", "1", "--scheduler", "fifo")
+    said, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, said
+    return studies.folder / "through", said
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "points.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def wait_for_points(folder: Path, n: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        if (folder / "points.csv").is_file() and len(rows(folder)) >= n:
+            return
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no {n} points in time: {process.communicate()[0]}")
+
+
+def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    manifest = json.loads((folder / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["trials"] == {"complete": TRIALS, "rejected": 0}
+    for words in ("dashboard: http://127.0.0.1:", "baseline: logistic regression", "teacher:", "Pareto front"):
+        assert words in said
+    points = rows(folder)
+    by_trial: dict[str, list[dict[str, str]]] = {}
+    for row in points:
+        by_trial.setdefault(row["trial_id"], []).append(row)
+    assert sorted(by_trial) == [f"t{i:04d}" for i in range(TRIALS)]
+    for name, steps in by_trial.items():
+        info = json.loads((folder / "experiments" / name / "info.json").read_text())
+        assert info["status"] == "complete"
+        assert len(info["points"]) == len(steps) == 1 + len(info["sampled"]["prune.ratios"])
+        macs = [int(step["macs"]) for step in steps]
+        assert macs == sorted(macs, reverse=True)
+        assert len(set(macs)) == len(macs)
+        assert (folder / "ray" / name / "result.json").is_file()
+        assert (folder / "ray" / name / "progress.csv").is_file()
+    assert (folder / "report.html").stat().st_size > 100_000
+    assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == TRIALS
+
+
+def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    study = load_study(folder)
+    for row in study.points.to_dict("records"):
+        student, extra = load_student(folder / row["checkpoint"])
+        frontend = extra["frontend"]
+        frames = frontend["sample_rate"] // frontend["hop_length"] + 1
+        assert get_torch_size(student, (1, 1, frontend["n_mels"], frames)) == (row["macs"], row["params"])
+        assert extra["point"]["val_macro_avg_acc"] == row["val_macro_avg_acc"]
+
+
+def test_actors_are_reused(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    results = [path.read_text().splitlines()[0] for path in folder.glob("ray/*/result.json")]
+    assert len(results) == TRIALS
+    assert len({json.loads(line)["pid"] for line in results}) == 1
+
+
+def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[Path, str], studies: Studies) -> None:
+    folder, _ = finished
+    before = (folder / "points.csv").read_text()
+    process = studies.start("--resume", "--name", "through")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert "complete already" in said
+    assert (folder / "points.csv").read_text() == before
+    refused = studies.start("--resume", "--name", "through", "--num-samples", "99")
+    said, _ = refused.communicate(timeout=200)
+    assert refused.returncode == 2
+    assert "drop --num-samples" in said
+
+
+def test_killed_study_resumes_to_the_points_of_an_uninterrupted_one(
+    finished: tuple[Path, str], studies: Studies
+) -> None:
+    """SIGKILL in the middle; the resume command accounts for every trial, with equal figures (one worker, FIFO)."""
+    folder = studies.folder / "killed"
+    process = studies.new("killed", "--max-concurrent", "1", "--scheduler", "fifo")
+    wait_for_points(folder, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    resumed = studies.start("--resume", "--name", "killed")
+    said, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, said
+    assert json.loads((folder / "study.json").read_text())["trials"] == {"complete": TRIALS, "rejected": 0}
+    expected = {(r["trial_id"], r["step"]): r for r in rows(finished[0])}
+    found = {(r["trial_id"], r["step"]): r for r in rows(folder)}
+    assert len(rows(folder)) == len(found)
+    assert found == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_study_says_how_to_go_on_and_does(studies: Studies, sent: signal.Signals) -> None:
+    name = f"interrupted-{sent.name}"
+    folder = studies.folder / name
+    process = studies.new(name)
+    wait_for_points(folder, 2, process)
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 130, said
+    assert f"--resume --name {name}" in said
+    assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
+    resumed = studies.start("--resume", "--space", "kd_prune")  # the newest unfinished study of this space
+    said, _ = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, said
+    manifest = json.loads((folder / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    counts = manifest["trials"]
+    assert counts.get("complete", 0) + counts.get("stopped early", 0) == TRIALS
+    assert "failed" not in counts
+
+
+def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    command = [sys.executable, "tune/evaluate.py", str(folder)]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    with (folder / "test.csv").open() as handle:
+        tested = list(csv.DictReader(handle))
+    with (folder / "front.csv").open() as handle:
+        front = list(csv.DictReader(handle))
+    assert {(r["trial_id"], r["step"]) for r in tested} == {(r["trial_id"], r["step"]) for r in front}
+    manifest = json.loads((folder / "study.json").read_text())
+    assert len(manifest["test_opened"]) == 1
+    assert 0 <= manifest["baseline"]["test_macro_avg_acc"] <= 1
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "opened for 0 point(s)" in again.stdout
+    assert json.loads((folder / "study.json").read_text())["test_opened"] == manifest["test_opened"]
+
+
+def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:
+    process = studies.new("starved", "--limits", "macs=1000")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "almost no point within" in said
+
+
+def test_cluster_that_does_not_answer(studies: Studies) -> None:
+    process = studies.new("nowhere", "--address", "127.0.0.1:1")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "no Ray cluster answers there" in said
