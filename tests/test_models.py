@@ -522,6 +522,17 @@ def test_what_remains_is_a_selection_of_what_was_there():
     assert torch.equal(got, model.blocks[0].depthwise[0].weight[keep])  # type: ignore[union-attr,index]
 
 
+def test_pruning_adds_no_shortcut_where_widths_become_equal(tmp_path):
+    """8 -> 16 channels becomes 8 -> 8; the block had no shortcut and gets none, from a checkpoint neither."""
+    model = seeded(StudentConfig(**SMALL))
+    pruned = prune(model, 0.3, round_to=8)
+    assert (model.widths.out, pruned.widths.out) == ((8, 8, 16), (8, 8, 8))
+    save_student(tmp_path / "c", pruned, {})
+    for network in (model, pruned, load_student(tmp_path / "c")[0]):
+        blocks: list[Block] = list(network.blocks)  # type: ignore[arg-type]
+        assert [b.shortcut is not None for b in blocks] == [True, True, False]
+
+
 def test_random_pruning_follows_its_seed():
     model = seeded(StudentConfig(**SMALL))
     a, b, c = (prune(model, 0.3, "random", seed=s).state_dict() for s in (1, 1, 2))

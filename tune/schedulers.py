@@ -91,7 +91,8 @@ def crowding_distance(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 def _halving(objectives: dict[str, str]) -> Callable[..., TrialScheduler]:
     def build(dense_epochs: int, results: Path) -> TrialScheduler:
-        return SuccessiveHalving(objectives, max(1, round(0.3 * dense_epochs)), dense_epochs - 1, 2.0, results)
+        # from an eighth of the dense epochs, but not before the fourth, to the half: later there is little to save
+        return SuccessiveHalving(objectives, max(4, dense_epochs // 8), dense_epochs // 2, 2.0, results)
 
     return build
 
