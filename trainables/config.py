@@ -116,7 +116,8 @@ def compose(overrides: Sequence[str]) -> TrialConfig:
     except (HydraException, OmegaConfBaseException) as error:
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
         hint = _unknown(key, list(key_types())) if "." in key and key not in key_types() else ""
-        raise ConfigError(hint or str(error)) from error
+        cause = f": {error.__cause__}" if error.__cause__ else ""
+        raise ConfigError(hint or f"{error}{cause}") from error
     return _build(tree)
 
 
