@@ -7,14 +7,12 @@ int16 with one scale a clip (a fixed scale would drown quiet clips in rounding),
 beside and renamed under a lock: two processes may ask for it at once, and a killed build leaves nothing behind.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +21,14 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
+from data.files import locked
 from data.tau import DatasetError, check_files
 
 SOURCE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 44_100  # 1 s
 FORMAT = 1
 _CHUNK = 32  # clips a worker decodes and resamples together
+_WINDOW = 256  # such chunks under way at once
 
 
 class WaveformCache:
@@ -71,10 +71,10 @@ def open_cache(
     files = sorted(filenames)
     check_files(root, files)
     cache_dir.mkdir(parents=True, exist_ok=True)
-    with _lock(cache_dir / "waveforms.lock"):
+    with locked(cache_dir / "waveforms.lock"):
         for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        key = _content_key(root, files, sample_rate, skip_broken, cache_dir)
+        key = _content_key(root, files, sample_rate, skip_broken, cache_dir, progress)
         folder = cache_dir / f"waveforms-{key}"
         if not folder.is_dir():
             beside = cache_dir / f".waveforms-{key}"
@@ -90,12 +90,19 @@ def _build(beside: Path, root: Path, files: list[str], rate: int, skip_broken: b
     beside.mkdir()
     length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
     samples = np.lib.format.open_memmap(beside / "waveforms.npy", "w+", np.int16, (len(files), length))
+    with (beside / "waveforms.npy").open("r+b") as handle:
+        try:  # claim the space now: a memory map on a full disk ends in SIGBUS, without a message
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+        except OSError as error:
+            raise DatasetError(
+                f"no room for the waveform cache ({samples.nbytes:,} bytes) in {beside}: {error}"
+            ) from error
     scales = np.ones(len(files), np.float32)
     kept, skipped = [], {}
     resample = torchaudio.transforms.Resample(SOURCE_RATE, rate)
     chunks = [files[i : i + _CHUNK] for i in range(0, len(files), _CHUNK)]
 
-    def load(chunk: list[str]) -> tuple[list[str], dict[str, str], torch.Tensor]:
+    def load(chunk: list[str]) -> tuple[list[str], dict[str, str], np.ndarray, np.ndarray]:
         good, bad, waves = [], {}, []
         for name in chunk:
             try:
@@ -106,21 +113,22 @@ def _build(beside: Path, root: Path, files: list[str], rate: int, skip_broken: b
                     raise
                 bad[name] = str(error)
         stack = torch.from_numpy(np.stack(waves)) if waves else torch.zeros(0, CLIP_SAMPLES)
-        return good, bad, resample(stack)[:, :length]
+        resampled = resample(stack)[:, :length]
+        peaks = resampled.abs().amax(dim=1) if good else torch.zeros(0)
+        scale = torch.where(peaks > 0, peaks / 32767, torch.ones(()) / 32767)
+        return good, bad, (resampled / scale[:, None]).round().to(torch.int16).numpy(), scale.numpy()
 
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
     ):
-        for chunk, (good, bad, waves) in zip(chunks, pool.map(load, chunks), strict=True):
-            peaks = waves.abs().amax(dim=1) if len(waves) else torch.zeros(0)
-            scale = torch.where(peaks > 0, peaks / 32767, torch.ones(()) / 32767)
-            rows = slice(len(kept), len(kept) + len(good))
-            samples[rows] = (waves / scale[:, None]).round().to(torch.int16).numpy()
-            scales[rows] = scale.numpy()
-            kept += good
-            skipped |= bad
-            bar.update(len(chunk))
+        for first in range(0, len(chunks), _WINDOW):  # a slow disk must not let decoded clips pile up in memory
+            for good, bad, waves, scale in pool.map(load, chunks[first : first + _WINDOW]):
+                rows = slice(len(kept), len(kept) + len(good))
+                samples[rows], scales[rows] = waves, scale
+                kept += good
+                skipped |= bad
+                bar.update(len(good) + len(bad))
     samples.flush()
     np.save(beside / "scales.npy", scales)
     manifest = {"format": FORMAT, "key": key, "sample_rate": rate, "filenames": kept, "skipped": skipped}
@@ -151,25 +159,17 @@ def _stamp(root: Path, files: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _content_key(root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path) -> str:
+def _content_key(root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path, progress: bool) -> str:
     """Key of names, contents and what is made of them. The contents' digest is remembered under the stamp."""
     memo = cache_dir / f"waveforms-{_stamp(root, files)}.digest"
     if not memo.is_file():
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             hashes = pool.map(lambda name: hashlib.sha256((root / name).read_bytes()).digest(), files)
             digest = hashlib.sha256()
-            for name, content in zip(files, hashes, strict=True):
+            for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):
                 digest.update(name.encode() + b"\0" + content)
         beside = memo.with_name(f".{memo.name}")
         beside.write_text(digest.hexdigest())
         beside.replace(memo)
     text = f"{FORMAT} {memo.read_text()} {rate} {skip_broken}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Exclusive between processes of one machine (and of a shared file system with flock); ends with the process."""
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -37,7 +37,7 @@ class DataConfig:
 
     dataset_dir: str | None = None  # TAU development set; None: the environment's TAU24_PATH
     split_dir: str | None = None  # folder of split*.csv and test.csv; None: the data set's, then ./split_setup
-    cache_dir: str = "runs/cache"  # decoded waveforms, teacher logits
+    cache_dir: str = "runs/cache"  # decoded waveforms, teachers and their logits; tune/run.py: <storage>/cache
     subset: int = 100  # per cent of the training data: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # of the training split's clips, held out by recording location
     skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping
@@ -71,7 +71,7 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
     Missing csv files are downloaded to `download_dir` as the DCASE baseline does. DatasetError for an unknown scene, a
     clip that meta.csv does not list, a clip named twice, or a scene without clips.
     """
-    path = _split_file(root, name, split_dir, download_dir)
+    path = split_file(root, name, split_dir, download_dir)
     split = _read_tsv(path, ("filename", "scene_label"))
     meta = _read_tsv(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"))
     twice = split.filename[split.filename.duplicated()]
@@ -113,7 +113,8 @@ def check_files(root: Path, filenames: list[str]) -> None:
         raise DatasetError(f"{len(missing)} of {len(filenames)} clips are not in {root}, first {missing[0]}")
 
 
-def _split_file(root: Path, name: str, split_dir: str | None, download_dir: Path | None) -> Path:
+def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
+    """Where `<name>.csv` is, absolute; downloaded to `download_dir` where it is nowhere. DatasetError if in vain."""
     folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]
     if download_dir and not split_dir:
         folders.append(download_dir)

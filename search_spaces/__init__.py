@@ -63,8 +63,10 @@ class Space:
         return {key: _draw(key, spec, trial, steering) for key, spec in self.parameters.items()}
 
     def corners(self) -> list[dict[str, Any]]:
-        """The configuration of all lower and of all upper ends: what a check of the space has to build."""
-        return [self.sample(_End(upper)) for upper in (False, True)]
+        """What a check of the space has to build: all lower ends, all upper ends, and each choice among lower ends."""
+        ends = [self.sample(_End(upper)) for upper in (False, True)]
+        choices = [(key, v) for key, spec in self.parameters.items() for v in spec.get("choice", ())[1:]]
+        return ends + [ends[0] | {key: value} for key, value in choices]
 
     def as_dict(self) -> dict[str, Any]:
         """The resolved copy for a study's manifest; `space_from_dict` reads it back."""

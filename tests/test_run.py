@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import make_tau
 
-from tune.run import DEFAULTS, limit_overrides, main, parser
-from tune.study import StudyError, lock
+from trainables.config import ConfigError
+from tune.options import DEFAULTS, limit_overrides, open_study, parser
+from tune.run import main
+from tune.study import StudyError, lock, write_manifest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "teacher.train.epochs=1")
@@ -131,7 +134,7 @@ def test_unwritable_storage(run, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_no_gpu(run) -> None:
-    assert "PyTorch sees no GPU" in run("--space", "kd", "--gpus-per-trial", "1")
+    assert "PyTorch on this machine has 0 GPU(s)" in run("--space", "kd", "--gpus-per-trial", "1")
 
 
 def test_teacher_that_is_none(run, tmp_path: Path) -> None:
@@ -141,6 +144,69 @@ def test_teacher_that_is_none(run, tmp_path: Path) -> None:
 def test_nothing_to_resume(run) -> None:
     assert "no study X in" in run("--resume", "--name", "X")
     assert "no unfinished study" in run("--resume")
+
+
+def test_more_cpus_than_there_are(run) -> None:
+    assert "--cpus-per-trial 4096, but this machine has" in run("--space", "kd", "--cpus-per-trial", "4096")
+
+
+@pytest.mark.parametrize("key", ["seed", "data.subset", "limits.macs", "teacher.train.lr"])
+def test_what_all_trials_share_is_not_searched(run, tmp_path: Path, key: str) -> None:
+    said = run("--space", write_space(tmp_path, f"parameters:\n  {key}: {{int: [1, 2]}}"))
+    assert f"{key} is one for all trials of a study" in said
+
+
+def test_every_choice_is_built(run, tmp_path: Path) -> None:
+    said = run("--space", write_space(tmp_path, "parameters:\n  prune.criterion: {choice: [l1, taylor, l2]}"))
+    assert "prune.criterion='taylor': expected one of" in said
+
+
+def test_bad_name(run) -> None:
+    assert "it names a folder" in run("--space", "kd", "--name", "a/b")
+
+
+def test_what_is_typed_wins(tiny_tau: Path, tmp_path: Path) -> None:
+    def opened(*words: str) -> dict:
+        options, rest = parser("").parse_known_args(
+            ["--space", "kd", "--storage", str(tmp_path), *words, f"--dataset_dir={tiny_tau}", *SMALL]
+        )
+        return open_study(options, rest, list(words))[1]
+
+    assert opened("--cpus-per-trial", "2")["config"]["train.threads"] == 2
+    typed = opened("--cpus-per-trial", "2", "train.threads=1", "seed=7")
+    assert typed["config"]["train.threads"] == 1
+    assert typed["config"]["seed"] == typed["seed"] == 7
+    assert opened("--seed", "9")["config"]["seed"] == 9
+    assert opened()["config"]["data.cache_dir"] == str(tmp_path / "cache")
+    assert opened("--gpus-per-trial", "0")["config"]["train.device"] == "cpu"
+    assert not list(tmp_path.glob("*/study.json"))
+
+
+def test_resume_takes_the_same_command_and_refuses_another(tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
+    words = ["--space", "kd", "--name", "X", "--storage", str(tmp_path), "--limits", "macs=2e7", "--subset=25"]
+    words += [f"--dataset_dir={tiny_tau}", *SMALL]
+
+    def opened(*more: str) -> tuple[Path, dict]:
+        options, rest = parser("").parse_known_args([*words, "--resume", *more])
+        return open_study(options, rest, [])
+
+    folder, manifest = opened()
+    folder.mkdir()
+    write_manifest(folder, manifest)
+    assert opened() == (folder, manifest)
+    with pytest.raises(ConfigError, match=r"drop .*train\.lr=0\.1"):
+        opened("train.lr=0.1")
+    with pytest.raises(ConfigError, match="drop --num-samples"):
+        opened("--num-samples", "99")
+    moved = folder.rename(tmp_path / "Y")
+    words[3] = "Y"
+    with pytest.raises(StudyError, match="move it back"):
+        opened()
+    write_manifest(moved, manifest | {"overrides": [], "folder": str(moved)})
+    monkeypatch.setenv("TAU24_PATH", str(make_tau(tmp_path / "other")))
+    options, rest = parser("").parse_known_args(["--name", "Y", "--storage", str(tmp_path), "--resume"])
+    with pytest.raises(StudyError, match="but TAU24_PATH is"):
+        open_study(options, rest, [])
 
 
 def test_two_drivers_of_one_study(tmp_path: Path) -> None:
@@ -154,11 +220,12 @@ def test_two_drivers_of_one_study(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_help_lists_every_flag() -> None:
     done = subprocess.run(
         [sys.executable, "tune/run.py", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     for word in ("--space", "--num-samples", "--kd_alpha", "--dataset_dir", "--scheduler", "--limits", "profile="):
         assert word in done.stdout
-    options = parser().parse_args([])
+    options = parser("").parse_args([])
     assert all(getattr(options, name) is None for name in DEFAULTS), "a default would hide what was typed"

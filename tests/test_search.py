@@ -15,7 +15,7 @@ from search_spaces import load_space, space_from_dict
 from trainables.config import ConfigError, TrialConfig, compose
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 from tune.schedulers import SuccessiveHalving, crowding_distance, milestones
-from tune.search import MAX_REJECTIONS, OBJECTIVES, FeasibleOptunaSearch, read_rejected, stage_sizes, violation
+from tune.search import MAX_REJECTIONS, OBJECTIVES, FeasibleOptunaSearch, read_searcher, stage_sizes, violation
 
 
 def searcher(folder: Path, overrides: list[str], seed: int = 0, space=None) -> FeasibleOptunaSearch:
@@ -35,13 +35,13 @@ def cost(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
 
 
 def test_every_suggestion_fits_the_limits_at_some_stage(tmp_path: Path) -> None:
-    search = searcher(tmp_path, ["limits.macs=1.2e6"])
-    for i in range(8):
+    search = searcher(tmp_path, ["limits.macs=1e6"])
+    for i in range(4):
         config, sizes = cost(suggested(search, f"ray-{i}"))
         assert any(config.limits.allow(macs, params) for macs, params in sizes)
-    rejected = read_rejected(tmp_path)
+    rejected = read_searcher(tmp_path)["rejected"]
     assert rejected == dict(search.rejected)
-    assert set(rejected) == {"over the limits at every stage"}  # a tight limit rejects some of any eight draws
+    assert set(rejected) == {"over the limits at every stage"}  # a tight limit rejects some of any draws
     told = [t for t in search._study.get_trials() if t.state == TrialState.PRUNED]
     assert len(told) == sum(rejected.values())
     assert all(t.constraints["limits"] > 0 for t in told)
@@ -58,7 +58,9 @@ def test_space_without_a_feasible_point_ends_after_bounded_tries(tmp_path: Path)
     space = space_from_dict({"name": "s", "parameters": {"train.lr": {"uniform": [0.001, 0.01]}}})
     search = searcher(tmp_path, ["limits.macs=1000"], space=space)
     assert search.suggest("ray-0") == Searcher.FINISHED
-    assert sum(read_rejected(tmp_path).values()) == MAX_REJECTIONS
+    told = read_searcher(tmp_path)
+    assert told["exhausted"]
+    assert sum(told["rejected"].values()) == MAX_REJECTIONS
 
 
 def test_no_configuration_is_suggested_twice(tmp_path: Path) -> None:
@@ -241,6 +243,16 @@ def test_nan_is_a_failed_result_and_not_a_crash(ray_config: dict, monkeypatch) -
     assert "stage 0, epoch 2" in last["failure"]
     assert "nan" in last["failure"]
     assert last["val_macro_avg_acc"] == first["val_macro_avg_acc"]
+    trainable.stop()
+
+
+def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    trainable = PruneTrainable(ray_config | {"train.lr": 1e38})
+    results = [trainable.train()]
+    while not results[-1]["done"]:
+        results.append(trainable.train())
+    assert "not finite" in results[-1]["failure"] or "nan" in results[-1]["failure"] or "inf" in results[-1]["failure"]
     trainable.stop()
 
 

@@ -185,7 +185,7 @@ def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> 
     assert len(manifest["test_opened"]) == 1
     assert 0 <= manifest["baseline"]["test_macro_avg_acc"] <= 1
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "opened for 0 point(s)" in again.stdout
+    assert "was measured on the test split before" in again.stdout
     assert json.loads((folder / "study.json").read_text())["test_opened"] == manifest["test_opened"]
 
 
@@ -193,7 +193,25 @@ def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies
     process = studies.new("starved", "--limits", "macs=1000")
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "almost no point within" in said
+    assert "no configuration of space kd_prune fits the limits" in said
+    assert "over the limits at every stage" in said
+
+
+def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(studies: Studies, tmp_path: Path) -> None:
+    """Two configurations for five trials; one of them diverges at once (a rate that no network survives)."""
+    space = tmp_path / "two.yaml"
+    space.write_text(
+        "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+38]}"
+    )
+    process = studies.start("--space", str(space), "--name", "two", "--num-samples", "5", *studies.config)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "used up after 2 of 5 trials" in said
+    manifest = json.loads((studies.folder / "two" / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["trials"]["complete"] == manifest["trials"]["failed"] == 1
+    failed = [json.loads(path.read_text()) for path in (studies.folder / "two").glob("experiments/*/info.json")]
+    assert ["stage 0, epoch" in info["failure"] for info in failed if info["status"] == "failed"] == [True]
 
 
 def test_cluster_that_does_not_answer(studies: Studies) -> None:

@@ -4,11 +4,9 @@ folder = fine_tuned_teacher(config)                       # content-addressed: t
 logits = teacher_logits(config, folder, filenames)        # [N, C], computed once
 """
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from tqdm import tqdm
 from ascmodels.teachers import Teacher, build_teacher, load_teacher, save_teacher
 from data import tau
 from data.features import FrontEndConfig, LogMel
+from data.files import locked
 from trainables.config import TrialConfig
 from trainables.distill import folder_hash, load_logits, save_logits
 from trainables.loop import Clips, learning_rate, pick_device, predict, set_up_process, train_epoch
@@ -37,7 +36,7 @@ def fine_tuned_teacher(config: TrialConfig, progress: bool = False) -> Path:
     described |= {"waveforms": clips.train.cache.key, "train": clips.train.rows.tolist(), "format": FORMAT}
     key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir / f"teacher-{key}"
-    with _lock(cache_dir / f"teacher-{key}.lock"):
+    with locked(cache_dir / f"teacher-{key}.lock"):
         if not folder.is_dir():
             _fine_tune(config, clips.train, clips.validation, folder, progress)
     return folder
@@ -76,7 +75,12 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
                     best_state = {k: v.detach().cpu().clone() for k, v in teacher.state_dict().items()}
                 bar.set_postfix(loss=f"{loss:.3f}", val_macro_avg_acc=f"{accuracy:.3f}")
     teacher.load_state_dict(best_state)
-    extra = {"classes": list(tau.SCENES), "frontend": asdict(c.frontend), "val_macro_avg_acc": best}
+    extra = {
+        "classes": list(tau.SCENES),
+        "frontend": asdict(c.frontend),
+        "val_macro_avg_acc": best,
+        "validation": validation_hash(validation),
+    }
     save_teacher(folder, teacher.cpu(), extra)
 
 
@@ -91,7 +95,7 @@ def teacher_logits(config: TrialConfig, folder: Path, filenames: Sequence[str], 
     clips = load_clips(config, front_end.sample_rate, progress).train
     text = f"{FORMAT} {folder_hash(folder)} {clips.cache.key} {extra['frontend']} {clips.rows.tolist()}"
     path = cache_dir / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-    with _lock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         if not path.is_file():
             logits = _predict_all(teacher, replace(config.teacher, frontend=front_end), clips)
             save_logits(path, [clips.cache.filenames[row] for row in clips.rows], logits)
@@ -103,14 +107,13 @@ def _predict_all(teacher: Teacher, config, clips: Clips) -> torch.Tensor:
     return predict(teacher.to(device), clips, LogMel(config.frontend).to(device))
 
 
+def validation_hash(validation: Clips) -> str:
+    """Of the clips held out: a teacher that was fine-tuned on another division may have learnt from them."""
+    names = sorted(validation.cache.filenames[row] for row in validation.rows)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
 def teacher_summary(folder: Path) -> dict[str, object]:
     """Name and validation accuracy of a teacher, for manifests and reports."""
     extra = json.loads((folder / "teacher.json").read_text())
-    return {"name": folder.name, "val_macro_avg_acc": extra["val_macro_avg_acc"]}
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return {"name": folder.name, "val_macro_avg_acc": extra["val_macro_avg_acc"], "validation": extra["validation"]}

@@ -8,6 +8,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -77,7 +78,10 @@ class Trial:
 
     def start_stage(self) -> None:
         """Prune (except before the dense stage) and begin with a fresh optimiser."""
-        if self.stage:
+        if not self.stage:
+            for stale in self.folder.glob("step*"):  # of a trial of this name that a crash made Ray forget
+                shutil.rmtree(stale)
+        else:
             p = self.config.prune
             self.model = prune(self.model, p.ratios[self.stage - 1], p.criterion, p.round_to, self.config.seed)
             self._place()
@@ -231,8 +235,18 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False) ->
         table = table[~table.filename.isin(list(cache.skipped))]
         return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
 
+    parts_clips = clips(parts.train), clips(parts.validation)
+    for part, name in zip(parts_clips, ("training", "validation"), strict=True):
+        check_all_scenes(part, name)
     notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
-    return TrialData(clips(parts.train), clips(parts.validation), notes)
+    return TrialData(*parts_clips, notes)
+
+
+def check_all_scenes(clips: Clips, part: str) -> None:
+    """DatasetError when leaving out broken clips has emptied a scene: a mean over nine classes is another metric."""
+    absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
+    if absent:
+        raise tau.DatasetError(f"the {part} part has no readable clip of scene {', '.join(absent)}")
 
 
 def load_trial_data(config: TrialConfig, progress: bool = False) -> TrialData:

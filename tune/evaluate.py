@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
-from analysis.report import front_table, write_report
+from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError, load_student
 from data import tau
@@ -26,7 +26,7 @@ from trainables.config import TrialConfig
 from trainables.loop import Clips, pick_device, predict
 from trainables.metrics import measure
 from trainables.records import write_rows
-from trainables.trial import load_clips
+from trainables.trial import check_all_scenes, load_clips
 from tune.study import StudyError, lock, now, read_manifest, write_manifest
 
 
@@ -55,14 +55,20 @@ def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
     rows: list[dict[str, Any]] = [] if study.test is None else study.test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
     chosen = [p for p in pareto_points(study).to_dict("records") if (p["trial_id"], p["step"]) not in done]
+    if not chosen:
+        if not rows:
+            raise StudyError(f"{folder.name} has no point on its front: there is nothing to measure on the test split")
+        console.print("every point of the front was measured on the test split before", highlight=False)
+        print_front(study)
+        return
     test = test_clips(config)
     console.print(f"test split: {len(test.rows)} clips, opened for {len(chosen)} point(s)", highlight=False)
     rows += [test_row(folder, point, test) for point in chosen]
     write_rows(folder / "test.csv", rows)
     train = load_clips(config, config.frontend.sample_rate).train
     manifest["baseline"]["test_macro_avg_acc"] = baseline_accuracy(train, test, config.frontend)
-    write_manifest(folder, manifest | {"test_opened": [*manifest.get("test_opened", []), now()] if chosen else []})
-    console.print(front_table(load_study(folder)))
+    write_manifest(folder, manifest | {"test_opened": [*manifest.get("test_opened", []), now()]})
+    print_front(load_study(folder))
     for path in write_report(folder).values():
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
@@ -74,7 +80,9 @@ def test_clips(config: TrialConfig) -> Clips:
     table = tau.read_split(root, "test", config.data.split_dir, cache_dir / "split_setup")
     cache = open_cache(root, list(table.filename), config.frontend.sample_rate, cache_dir, config.data.skip_broken)
     table = table[~table.filename.isin(list(cache.skipped))]
-    return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
+    clips = Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
+    check_all_scenes(clips, "test")
+    return clips
 
 
 def test_row(folder: Path, point: dict[str, Any], test: Clips) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class SuccessiveHalving(FIFOScheduler):
     def record(self, name: str, result: dict[str, Any]) -> bool:
         """Enter a result into the rung it reached, if any; whether the trial may go on."""
         rung = self.rungs.get(result.get("training_iteration", -1))
-        if rung is None or result.get("done"):
+        if rung is None or result.get("done") or result.get("stage", 0) > 0:
             return True
         rung.setdefault(name, tuple(float(result[objective]) for objective in self.objectives))
         return self.position(rung, name) < max(1, int(np.ceil(len(rung) / self.factor)))

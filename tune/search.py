@@ -18,21 +18,22 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ascmodels.checkpoint import replace_text
 from ascmodels.nessi import Limits, size_bytes
-from ascmodels.pruning import PruneConfig, PruningError, schedule_sizes
+from ascmodels.pruning import PruneConfig, schedule_sizes
 from ascmodels.students import StudentConfig
 from search_spaces import Space
 from trainables.config import TrialConfig
 
 OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
 MAX_REJECTIONS = 200  # in a row, before the space is declared without a feasible point
-REJECTED = "rejected.json"  # in the study's folder: reason -> count
+SEARCHER = "searcher.json"  # in the study's folder: what was rejected and why, and whether the space is used up
 _CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
 
 
-def read_rejected(study_dir: Path) -> dict[str, int]:
-    """How many sampled configurations never reached an actor, by reason."""
-    path = study_dir / REJECTED
-    return json.loads(path.read_text()) if path.is_file() else {}
+def read_searcher(study_dir: Path) -> dict[str, Any]:
+    """`rejected`: reason -> number of sampled configurations that never reached an actor; `examples`: one message for
+    each reason; `exhausted`: whether MAX_REJECTIONS in a row ended the sampling."""
+    path = study_dir / SEARCHER
+    return json.loads(path.read_text()) if path.is_file() else {"rejected": {}, "examples": {}, "exhausted": False}
 
 
 @lru_cache(maxsize=4096)
@@ -63,6 +64,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         self._seen: set[str] = set()
         self._accepted = 0
         self.rejected: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next feasible configuration, or FINISHED when MAX_REJECTIONS in a row were none."""
@@ -70,36 +72,39 @@ class FeasibleOptunaSearch(OptunaSearch):
         for _ in range(MAX_REJECTIONS):
             asked = self._study.ask()
             values = self._search_space.sample(asked)
-            reason = self._reject(asked, values)
-            if reason is None:
+            reason, example = self._reject(asked, values)
+            if not reason:
                 self._ot_trials[trial_id] = asked
                 self._accepted += 1
                 if self.rejected.total() > before:
-                    self._write_rejected()
+                    self._write(exhausted=False)
                 name = f"t{self._accepted - 1:04d}"
                 return self._base | values | {"trial": name, "study_dir": self._study_dir}
             self.rejected[reason] += 1
+            self._examples.setdefault(reason, example)
             self._study.tell(asked, state=TrialState.PRUNED)
-        self._write_rejected()
+        self._write(exhausted=True)
         return Searcher.FINISHED
 
-    def _write_rejected(self) -> None:
-        replace_text(Path(self._study_dir) / REJECTED, json.dumps(self.rejected))
+    def _write(self, exhausted: bool) -> None:
+        told = {"rejected": self.rejected, "examples": self._examples, "exhausted": exhausted}
+        replace_text(Path(self._study_dir) / SEARCHER, json.dumps(told, indent=1))
 
-    def _reject(self, asked: optuna.Trial, values: dict[str, Any]) -> str | None:
+    def _reject(self, asked: optuna.Trial, values: dict[str, Any]) -> tuple[str, str]:
+        """Why a configuration must not be trained, and in which words; empty when it may."""
         key = json.dumps(values, sort_keys=True)
         if key in self._seen:
-            return "sampled before"
+            return "sampled before", key
         self._seen.add(key)
-        config = TrialConfig.from_flat(self._base | values)
         try:
+            config = TrialConfig.from_flat(self._base | values)
             sizes = stage_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames)
-        except PruningError:
+        except ValueError as error:  # of the configuration's own checks, or a prune step that cannot be taken
             asked.set_constraint(_CONSTRAINT, 1.0)
-            return "a prune step empties a layer"
+            return "cannot be built or pruned", f"{key}: {error}"
         excess = violation(sizes, config.limits)
         asked.set_constraint(_CONSTRAINT, excess)
-        return "over the limits at every stage" if excess > 0 else None
+        return ("over the limits at every stage", f"{key}: {sizes}") if excess > 0 else ("", "")
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A finished trial's last point becomes its values; an early-stopped one is `pruned`, a failed one `fail`."""

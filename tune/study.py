@@ -6,7 +6,6 @@
 <study>/ray/                  Ray's own files: snapshots, checkpoints, result.json and progress.csv of each trial
 """
 
-import fcntl
 import json
 import time
 from collections import Counter
@@ -19,12 +18,14 @@ from typing import Any
 import ray.tune as rt
 from ray.tune.experiment import Trial
 from rich.console import Console
+from rich.markup import escape
 
 from analysis.front import pareto_mask
 from ascmodels.checkpoint import replace_text
+from data.files import locked
 from trainables.ray_trainables import EXPERIMENTS, RESERVED
 from trainables.records import FIGURES, point_row, write_info, write_rows
-from tune.search import OBJECTIVES, read_rejected
+from tune.search import OBJECTIVES, read_searcher
 
 
 class StudyError(RuntimeError):
@@ -51,18 +52,12 @@ def now() -> str:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a study: StudyError when another driver runs it. The lock ends with the process, however it dies.
-
-    It lies beside the folder, which need not exist yet.
-    """
-    with folder.with_name(f".{folder.name}.lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StudyError(
-                f"the study in {folder} is being run by another process; wait for it or stop it"
-            ) from error
-        yield
+    """Hold a study, whose folder need not exist yet; StudyError when another driver runs it."""
+    try:
+        with locked(folder.with_name(f".{folder.name}.lock"), wait=False):
+            yield
+    except BlockingIOError as error:
+        raise StudyError(f"the study in {folder} is being run by another process; wait for it or stop it") from error
 
 
 def status_of(trial: Trial, result: dict[str, Any], ended: bool = False) -> str:
@@ -118,26 +113,26 @@ class StudyWriter(rt.Callback):
         status = status_of(trial, result, ended=True)
         if status != "complete":
             epochs = result.get("epochs", 0)
-            reason = f": {failure_of(trial, result)}" if status == "failed" else ""
+            reason = escape(f": {failure_of(trial, result)}") if status == "failed" else ""
             self._tell(trials, f"{trial.config['trial']} {status} after {epochs} epochs{reason}", ending=1)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         self.write(trials, trial)
-        self._tell(trials, f"[red]{trial.config['trial']} failed: {failure_of(trial, self.latest(trial))}[/red]")
+        self._tell(
+            trials, f"[red]{trial.config['trial']} failed: {escape(str(failure_of(trial, self.latest(trial))))}[/red]"
+        )
 
     def on_experiment_end(self, trials, **info) -> None:
         self.write(trials, *trials)
-        rejected = read_rejected(self.folder)
-        known = {t.config["trial"] for t in trials}
-        lost = sorted(p.name for p in (self.folder / EXPERIMENTS).glob("t*") if p.name not in known)
+        rejected = read_searcher(self.folder)["rejected"]
         counts = dict(Counter(status_of(t, self.latest(t)) for t in trials)) | {"rejected": sum(rejected.values())}
-        # `lost`: trials that Ray had not yet written down when it was killed; others took their places
-        manifest = read_manifest(self.folder)
-        write_manifest(self.folder, manifest | {"trials": counts, "rejected_reasons": rejected, "lost": lost})
+        write_manifest(self.folder, read_manifest(self.folder) | {"trials": counts, "rejected_reasons": rejected})
 
     def write(self, trials: list[Trial], *changed: Trial) -> None:
         """points.csv of all trials, info.json of the changed ones."""
-        write_rows(self.folder / "points.csv", [row for t in trials for row in self._rows(t)], ["trial_id", *FIGURES])
+        write_rows(
+            self.folder / "points.csv", [row for t in trials for row in self._rows(t)], ["trial_id", *FIGURES, "status"]
+        )
         for trial in changed:
             config = {k: v for k, v in trial.config.items() if k not in RESERVED}
             result = self.latest(trial)
