@@ -248,7 +248,7 @@ def test_nan_is_a_failed_result_and_not_a_crash(ray_config: dict, monkeypatch) -
 
 def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    trainable = PruneTrainable(ray_config | {"train.lr": 1e38})
+    trainable = PruneTrainable(ray_config | {"train.lr": 1e30})
     results = [trainable.train()]
     while not results[-1]["done"]:
         results.append(trainable.train())

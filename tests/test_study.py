@@ -201,7 +201,7 @@ def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(st
     """Two configurations for five trials; one of them diverges at once (a rate that no network survives)."""
     space = tmp_path / "two.yaml"
     space.write_text(
-        "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+38]}"
+        "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+30]}"
     )
     process = studies.start("--space", str(space), "--name", "two", "--num-samples", "5", *studies.config)
     said, _ = process.communicate(timeout=300)

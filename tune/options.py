@@ -39,6 +39,8 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     nothing is written."""
     if options.name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
         raise StudyError(f"--name {options.name!r}: expected letters, digits, '.', '_' and '-' (it names a folder)")
+    if options.resume not in (None, "auto"):  # `--resume key=value`: argparse took an override for its value
+        rest = [options.resume, *rest]
     storage = writable(options.storage)
     overrides = [*flags_to_overrides(rest), *limit_overrides(options.limits)]
     if options.resume:
@@ -248,7 +250,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--space", help="kd, rep, prune, kd_prune, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
-    p.add_argument("--resume", nargs="?", const="auto", choices=["auto"], help="continue a study; start it if new")
+    p.add_argument("--resume", nargs="?", const="auto", metavar="auto", help="continue a study; start it if new")
     p.add_argument("--num-samples", type=positive(int), help=f"trials (default {DEFAULTS['num_samples']})")
     p.add_argument("--max-concurrent", type=positive(int), help="trials at a time (default: what the resources allow)")
     p.add_argument("--cpus-per-trial", type=positive(float), help=f"default {DEFAULTS['cpus_per_trial']:g}")
