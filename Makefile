@@ -9,13 +9,14 @@ INSTALLED := .venv/.installed
 # the data set: TAU24_PATH where it is set, else the embedded one
 DATA := $(or $(TAU24_PATH),tau-synthetic)
 SPACE ?= kd_prune
-NAME ?= $(SPACE)-$(notdir $(DATA))
+# one study for each data set: its path's checksum is in the name
+NAME ?= $(SPACE)-$(if $(TAU24_PATH),$(shell realpath -m '$(TAU24_PATH)' | cksum | cut -d ' ' -f 1),synthetic)
 ARGS ?=
 
 .PHONY: run test lint synthetic clean
 
 run: $(INSTALLED) $(if $(TAU24_PATH),,synthetic)
-	TAU24_PATH=$(DATA) $(PY) tune/run.py --space $(SPACE) --name $(NAME) --resume $(ARGS)
+	TAU24_PATH='$(DATA)' $(PY) tune/run.py --space $(SPACE) --name $(NAME) --resume $(ARGS)
 	$(PY) tune/evaluate.py runs/$(NAME)
 
 synthetic: $(INSTALLED)

@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options, rest = parser(__doc__ or "").parse_known_args(words)
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))  # Ray snapshots at SIGINT
+    take_sigterm_for_ctrl_c()
     try:
         folder, manifest = open_study(options, rest, words)
         with lock(folder):
@@ -216,11 +216,17 @@ def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -
         context = ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
     except (ConnectionError, ValueError) as error:
         raise StudyError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    take_sigterm_for_ctrl_c()
     total = ray.cluster_resources()
     for name in ("cpu", "gpu"):
         check_resource(name, manifest[f"{name}s_per_trial"], total.get(name.upper(), 0), "the cluster")
     told = f"http://{context.dashboard_url} (its token: ray get-auth-token)" if context.dashboard_url else "not running"
     console.print(f"dashboard: {told}", highlight=False)
+
+
+def take_sigterm_for_ctrl_c() -> None:
+    """Ray snapshots at SIGINT only, and `ray.init` takes SIGTERM for a crash: so this is said again after it."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
 
 
 def python() -> str:
