@@ -37,7 +37,13 @@ class Studies:
         command = [sys.executable, "tune/run.py", "--storage", str(self.folder), *words]
         environment = os.environ | {"WANDB_MODE": "offline", "COLUMNS": "160"}
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
 
     def new(self, name: str, *words: str) -> subprocess.Popen[str]:
@@ -156,7 +162,10 @@ def test_interrupted_study_says_how_to_go_on_and_does(studies: Studies, sent: si
     folder = studies.folder / name
     process = studies.new(name)
     wait_for_points(folder, 2, process)
-    process.send_signal(sent)
+    if sent == signal.SIGINT:  # as a terminal's Ctrl-C: to the whole process group, Ray's processes too
+        os.killpg(process.pid, sent)
+    else:
+        process.send_signal(sent)
     said, _ = process.communicate(timeout=200)
     assert process.returncode == 130, said
     assert f"--resume --name {name}" in said
