@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -212,9 +213,12 @@ def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines tell the progress
     try:
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+        if host:  # asked first: Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         own = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         context = ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise StudyError(f"--address {address}: no Ray cluster answers there ({error})") from error
     take_sigterm_for_ctrl_c()
     total = ray.cluster_resources()
