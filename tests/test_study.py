@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from analysis.results import load_study
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
+from tune.evaluate import main as evaluate
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -196,6 +198,21 @@ def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> 
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "was measured on the test split before" in again.stdout
     assert json.loads((folder / "study.json").read_text())["test_opened"] == manifest["test_opened"]
+
+
+def test_swapped_checkpoint_is_refused(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "study", ignore=shutil.ignore_patterns("ray", "wandb")))
+    (folder / "test.csv").unlink(missing_ok=True)
+    with (folder / "front.csv").open() as handle:
+        place = folder / next(csv.DictReader(handle))["checkpoint"]
+    other = next(p for p in place.parent.glob("step*") if p != place)
+    shutil.rmtree(place)
+    shutil.copytree(other, place)
+    assert evaluate(["--", str(folder)]) == 2
+    assert "holds another network" in " ".join(capsys.readouterr().out.split())
+    assert not (folder / "test.csv").exists()
 
 
 def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:

@@ -18,6 +18,7 @@ from analysis.front import pareto_points
 from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError, load_student
+from ascmodels.nessi import get_torch_size
 from data import tau
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
@@ -90,9 +91,17 @@ def test_row(folder: Path, point: dict[str, Any], test: Clips) -> dict[str, Any]
     student, extra = load_student(folder / point["checkpoint"])
     if tuple(extra["classes"]) != tau.SCENES:
         raise CheckpointError(f"{point['checkpoint']} knows the classes {extra['classes']}; expected {tau.SCENES}")
+    front_end = FrontEndConfig(**extra["frontend"])
+    found = get_torch_size(student, (1, 1, front_end.n_mels, front_end.frames))
+    if found != (point["macs"], point["params"]):
+        raise CheckpointError(
+            f"{folder / point['checkpoint']} holds another network ({found[0]:,} MACs, {found[1]:,} parameters) than "
+            f"the one in points.csv ({point['macs']:,} MACs, {point['params']:,} parameters)"
+        )
     device = pick_device("auto")
-    front_end = LogMel(FrontEndConfig(**extra["frontend"])).to(device)
-    metrics = measure(predict(student.to(device), test, front_end).numpy(), test.labels, test.devices)
+    metrics = measure(
+        predict(student.to(device), test, LogMel(front_end).to(device)).numpy(), test.labels, test.devices
+    )
     row: dict[str, Any] = {
         "trial_id": point["trial_id"],
         "step": point["step"],
