@@ -210,7 +210,7 @@ def test_swapped_checkpoint_is_refused(
     other = next(p for p in place.parent.glob("step*") if p != place)
     shutil.rmtree(place)
     shutil.copytree(other, place)
-    assert evaluate(["--", str(folder)]) == 2
+    assert evaluate([str(folder)]) == 2
     assert "holds another network" in " ".join(capsys.readouterr().out.split())
     assert not (folder / "test.csv").exists()
 
