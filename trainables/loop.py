@@ -25,6 +25,7 @@ class TrainConfig:
     """Dense training: AdamW with linear warm-up and cosine decay, as the DCASE 2024 baseline."""
 
     epochs: int = 150
+    min_steps: int = 0  # a study raises the epochs until there are as many steps: small data sets need more epochs
     batch_size: int = 256
     lr: float = 5e-3  # peak learning rate
     weight_decay: float = 1e-4
@@ -35,16 +36,22 @@ class TrainConfig:
     def __post_init__(self):
         if self.device not in DEVICES:
             raise ValueError(f"train.device={self.device!r}: expected one of {', '.join(DEVICES)}")
-        if self.epochs < 1 or self.batch_size < 2 or self.threads < 1:
+        if self.epochs < 1 or self.batch_size < 2 or self.threads < 1 or self.min_steps < 0:
             raise ValueError(
-                f"train.epochs={self.epochs}, train.batch_size={self.batch_size}, train.threads={self.threads}: "
-                "expected epochs and threads >= 1 and a batch of 2 at least (batch normalisation)"
+                f"train.epochs={self.epochs}, train.batch_size={self.batch_size}, train.threads={self.threads}, "
+                f"train.min_steps={self.min_steps}: expected epochs and threads >= 1, a batch of 2 at least (batch "
+                "normalisation) and no negative number of steps"
             )
         if not self.lr > 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"train.lr={self.lr}, train.weight_decay={self.weight_decay}, train.warmup={self.warmup}: "
                 "expected lr above 0, weight decay >= 0, warm-up in [0, 1)"
             )
+
+
+def enough_epochs(config: TrainConfig, n_clips: int) -> int:
+    """`config.epochs`, or as many as `config.min_steps` asks for on `n_clips` clips."""
+    return max(config.epochs, math.ceil(config.min_steps / math.ceil(n_clips / config.batch_size)))
 
 
 class TrainingDiverged(RuntimeError):

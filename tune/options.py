@@ -54,6 +54,9 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     typed = [] if options.seed is None else [f"seed={options.seed}"]
     default = flags_to_overrides([f"--cache_dir={storage / 'cache'}"])
     default.append(f"train.threads={max(1, math.floor(chosen['cpus_per_trial']))}")
+    for part in ("train", "teacher.train"):  # a number of epochs that somebody wrote is kept
+        if any(o.startswith(f"{part}.epochs=") for o in (*space.base, *overrides)):
+            default.append(f"{part}.min_steps=0")
     config = compose([*default, *space.base, *overrides, *typed])
     chosen["seed"] = config.seed
     config, chosen["gpus_per_trial"] = place(config, chosen, options.address)

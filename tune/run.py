@@ -9,6 +9,7 @@ Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or H
 
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ from trainables.config import (
     ConfigError,
     TrialConfig,
 )
+from trainables.loop import enough_epochs
 from trainables.ray_trainables import EXPERIMENTS, KDTrainable, PruneTrainable
 from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
 from trainables.trial import TrialData, load_trial_data
@@ -125,6 +127,7 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     alone = replace(config, distill=replace(config.distill, kd_alpha=1.0))
     data = load_trial_data(alone, progress=True)
     tell_data(config, data, console)
+    config = with_enough_epochs(config, len(data.train.rows), console)
     accuracy = baseline_accuracy(data.train, data.validation, config.frontend)
     console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation", highlight=False)
     teachers = []
@@ -153,6 +156,27 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     }
     baseline = {"name": BASELINE, "val_macro_avg_acc": accuracy, "test_macro_avg_acc": None}
     return config, {"config": config.flat(), "dataset": dataset, "baseline": baseline, "teachers": teachers}
+
+
+def with_enough_epochs(config: TrialConfig, n_train: int, console: Console) -> TrialConfig:
+    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
+    train, teacher = config.train, config.teacher.train
+    epochs = enough_epochs(train, n_train)
+    if epochs > train.epochs:
+        prune_epochs = math.ceil(config.prune.epochs * epochs / train.epochs)
+        config = replace(
+            config,
+            train=replace(train, epochs=epochs, min_steps=0),
+            prune=replace(config.prune, epochs=prune_epochs),
+        )
+        console.print(
+            f"epochs: {epochs} dense and {prune_epochs} after each prune step, so that {n_train} clips give "
+            f"{train.min_steps} steps (train.min_steps; a typed train.epochs is kept)",
+            highlight=False,
+            soft_wrap=True,
+        )
+    train = replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)
+    return replace(config, teacher=replace(config.teacher, train=train))
 
 
 def tuner(folder: Path, space: Space, config: TrialConfig, manifest: dict[str, Any]) -> rt.Tuner:
