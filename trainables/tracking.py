@@ -6,6 +6,7 @@ A run's config, epoch metrics and prune metadata are logged; `wandb sync <study>
 import logging
 import netrc
 import os
+import secrets
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
-from wandb.errors import Error as WandbError
 
 PROJECT = "asc-tune"
 _LOG = logging.getLogger(__name__)
@@ -47,14 +47,17 @@ def _in_netrc(host: str) -> bool:
 
 
 class Tracker:
-    """One W&B run. A server that cannot be reached turns the run into an offline one, with a warning."""
+    """One W&B run, which never stands in a trial's way.
+
+    A run that W&B refuses - its server is away, or the service of a killed process still holds its id - is kept
+    offline under an id of its own; if that fails too, the trial goes on without, with a warning each time.
+    """
 
     def __init__(self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any]):
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", PROJECT),
-            "id": run_id,
             "name": name,
             "group": group,
             "dir": str(folder),
@@ -63,20 +66,26 @@ class Tracker:
             "settings": settings,
             "reinit": "finish_previous",
         }
-        try:
-            self._run = wandb.init(mode=mode(), **arguments)  # type: ignore[arg-type]
-        except WandbError as error:
-            _LOG.warning("W&B refused run %s (%s): it is kept offline in %s", run_id, error, folder)
-            wandb.teardown()  # the refused run still holds its id
-            self._run = wandb.init(mode="offline", **arguments)
+        self._run: wandb.Run | None = None
+        for where, own_id in ((mode(), run_id), ("offline", f"{run_id}-{secrets.token_hex(3)}")):
+            try:
+                self._run = wandb.init(mode=where, id=own_id, **arguments)  # type: ignore[arg-type]
+                return
+            except Exception as error:  # W&B raises kinds without a common ancestor; none is worth a trial
+                _LOG.warning("W&B refused run %s, %s: %s", own_id, where, error)
+                wandb.teardown()
+        _LOG.warning("trial %s is not tracked by W&B; its local files are complete", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Metrics of one epoch; values of other kinds than numbers and short texts are left to info.json."""
-        self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
+        if self._run:
+            self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Figures that stay: those of each measured point."""
-        self._run.summary.update(dict(values))
+        if self._run:
+            self._run.summary.update(dict(values))
 
     def finish(self) -> None:
-        self._run.finish()
+        if self._run:
+            self._run.finish()
