@@ -534,7 +534,7 @@ def test_both_corners_of_a_shipped_space_build_and_are_measurable(name):
         config = TrialConfig.from_flat(base | corner)
         sizes.append(schedule_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames))
         assert len(sizes[-1]) == 1 + len(config.prune.ratios)
-    lower, upper = sizes
+    lower, upper, *_ = sizes
     assert lower[0] <= upper[0]
     assert all(config.limits.allow(*size) for size in lower)  # the upper one may be too large: the search rejects it
 
@@ -585,7 +585,8 @@ def test_corners_in_closed_form():
             },
         }
     )
-    lower, upper = space.corners()
+    lower, upper, choice = space.corners()
+    assert choice == lower | {"c": "x"}
     assert lower == {"a": 0.0, "b": 1, "c": [1, 2], "d": ["p", "q"], "e": [0.5]}
     assert upper == {"a": 1.0, "b": 9, "c": "x", "d": ["p", "q", "r"], "e": [2.0, 2.0, 2.0]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
