@@ -44,7 +44,7 @@ from trainables.trial import TrialData, load_trial_data
 from tune.options import check_resource, open_study, parser
 from tune.schedulers import SCHEDULERS
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher
-from tune.study import StudyError, StudyWriter, lock, now, read_manifest, write_manifest
+from tune.study import KEPT, StudyError, StudyWriter, lock, mend_snapshot, now, read_manifest, write_manifest
 
 USER_ERRORS = (CheckpointError, ConfigError, DatasetError, ResultsError, SpaceError, StudyError)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -185,8 +185,7 @@ def tuner(folder: Path, space: Space, config: TrialConfig, manifest: dict[str, A
     resources = {"cpu": manifest["cpus_per_trial"], "gpu": manifest["gpus_per_trial"]}
     trainable = rt.with_resources(PruneTrainable if prunes else KDTrainable, resources)
     results = folder / "ray"
-    if rt.Tuner.can_restore(str(results)):
-        check_snapshot(results)
+    if rt.Tuner.can_restore(str(results)) and mend_snapshot(results, folder / KEPT):
         return rt.Tuner.restore(str(results), trainable, resume_unfinished=True, resume_errored=True)
     search = FeasibleOptunaSearch(space, config.flat(), str(folder), manifest["seed"])
     writer = StudyWriter(folder, list(space.parameters), manifest["num_samples"])
@@ -205,7 +204,7 @@ def tuner(folder: Path, space: Space, config: TrialConfig, manifest: dict[str, A
             name=results.name,
             storage_path=str(folder),
             callbacks=[writer, JsonLoggerCallback(), CSVLoggerCallback()],
-            checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1, num_to_keep=3),
+            checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1, num_to_keep=10),
             failure_config=rt.FailureConfig(max_failures=2),
             verbose=0,
         ),
@@ -214,19 +213,6 @@ def tuner(folder: Path, space: Space, config: TrialConfig, manifest: dict[str, A
 
 def _trial_name(trial: Any) -> str:
     return trial.config["trial"]
-
-
-def check_snapshot(results: Path) -> None:
-    """StudyError when the newest snapshot is torn: Ray would start the study over without a word."""
-    newest = max(results.glob("experiment_state-*.json"), default=None)
-    try:
-        if newest is not None:
-            json.loads(newest.read_text())
-    except json.JSONDecodeError as error:
-        raise StudyError(
-            f"Ray's snapshot {newest} is damaged ({error}); points.csv and experiments/ hold what was measured. "
-            f"Move the file away to go back to an older snapshot, if there is one beside it, or start another study"
-        ) from error
 
 
 def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -> None:

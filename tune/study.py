@@ -7,10 +7,12 @@
 """
 
 import json
+import pickle
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +23,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_mask
-from ascmodels.checkpoint import replace_text
+from ascmodels.checkpoint import replace_folder, replace_text
 from data.files import locked
 from trainables.ray_trainables import EXPERIMENTS, RESERVED
 from trainables.records import FIGURES, point_row, write_info, write_rows
 from tune.search import OBJECTIVES, read_searcher
+
+KEPT = "ray-snapshot"  # folder of a study: the last of Ray's snapshots that was whole
 
 
 class StudyError(RuntimeError):
@@ -79,12 +83,70 @@ def failure_of(trial: Trial, result: dict[str, Any]) -> str | None:
     return None
 
 
+def snapshot_files(results: Path) -> list[Path] | None:
+    """Ray's newest snapshot in `results` - trials, search state, searcher - if all of it can be read, else None.
+
+    Ray rewrites these files in place, so a kill can leave them empty or torn.
+    """
+    newest = max(results.glob("experiment_state-*.json"), default=None)
+    if newest is None:
+        return None
+    session = newest.stem.removeprefix("experiment_state-")
+    pickles = [results / f"search_gen_state-{session}.json", results / f"searcher-state-{session}.pkl"]
+    try:
+        json.loads(newest.read_text())
+        for path in pickles:
+            pickle.loads(path.read_bytes())
+    except (OSError, ValueError, EOFError, pickle.UnpicklingError):
+        return None
+    return [newest, *pickles]
+
+
+class _Changed(Exception):
+    """Ray wrote the snapshot while it was being copied."""
+
+
+def keep_snapshot(results: Path, kept: Path) -> None:
+    """Copy the newest snapshot to `kept` (replaced whole) where it is new, whole and untouched by Ray meanwhile."""
+
+    def stamps(files: list[Path]) -> dict[str, int]:
+        return {f.name: f.stat().st_mtime_ns for f in files}
+
+    files = snapshot_files(results)
+    if files is None or (kept.is_dir() and stamps(list(kept.iterdir())) == stamps(files)):
+        return
+    before = stamps(files)
+
+    def write(beside: Path) -> None:
+        for file in files:
+            shutil.copy2(file, beside)
+        if stamps(files) != before or snapshot_files(beside) is None:
+            raise _Changed
+
+    with suppress(_Changed):  # the next step tries again
+        replace_folder(kept, write)
+
+
+def mend_snapshot(results: Path, kept: Path) -> bool:
+    """Whether Ray can restore from `results`, after a snapshot that a kill tore was replaced by the kept copy."""
+    while snapshot_files(results) is None:
+        newest = max(results.glob("experiment_state-*.json"), default=None)
+        if newest is None:
+            return False
+        session = newest.stem.removeprefix("experiment_state-")
+        for torn in results.glob(f"*-{session}.*"):
+            torn.unlink()
+        for file in snapshot_files(kept) or []:
+            shutil.copy2(file, results)
+    return True
+
+
 class StudyWriter(rt.Callback):
     """Writes points.csv and info.json whenever a trial measures a point or ends, and tells the terminal."""
 
     def __init__(self, folder: Path, parameters: list[str], num_samples: int, console: Console | None = None):
         self.folder, self.parameters, self.num_samples = folder, parameters, num_samples
-        self.started = 0.0
+        self.started = self._kept_at = 0.0
         self._console = console
         self._latest: dict[str, dict[str, Any]] = {}  # of this run: Ray updates last_result after its callbacks
         self._ended_before: int | None = None
@@ -121,6 +183,11 @@ class StudyWriter(rt.Callback):
         self._tell(
             trials, f"[red]{trial.config['trial']} failed: {escape(str(failure_of(trial, self.latest(trial))))}[/red]"
         )
+
+    def on_step_end(self, iteration, trials, **info) -> None:
+        if time.monotonic() - self._kept_at > 1:
+            self._kept_at = time.monotonic()
+            keep_snapshot(self.folder / "ray", self.folder / KEPT)
 
     def on_experiment_end(self, trials, **info) -> None:
         self.write(trials, *trials)
