@@ -241,10 +241,10 @@ def test_small_data_sets_get_more_epochs_unless_epochs_are_typed(tiny_tau: Path,
         )
 
     quick = config()
-    assert quick.train.epochs == 68  # 270 steps, 4 an epoch
-    assert quick.prune.epochs == 17  # 2 * 68 / 8
-    assert quick.teacher.train.epochs == 124  # 1600 steps, 13 an epoch
-    assert "68 dense and 17 after each prune step" in capsys.readouterr().out
+    assert quick.train.epochs == 105  # 420 steps of 4 batches
+    assert quick.prune.epochs == 27  # 2 * 105 / 8, rounded up
+    assert quick.teacher.train.epochs == 154  # 2000 steps of 13 batches
+    assert "105 dense and 27 after each prune step" in capsys.readouterr().out
     assert config("--epochs=3").train.epochs == 3
     assert config("--epochs=3").prune.epochs == 2
     assert config("teacher.train.epochs=1").teacher.train.epochs == 1
