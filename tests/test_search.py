@@ -34,6 +34,7 @@ def cost(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
     return c, list(stage_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames))
 
 
+@pytest.mark.slow
 def test_every_suggestion_fits_the_limits_at_some_stage(tmp_path: Path) -> None:
     search = searcher(tmp_path, ["limits.macs=1e6"])
     for i in range(4):
@@ -54,6 +55,7 @@ def test_violation_is_the_cheapest_stages_excess() -> None:
     assert violation(((200, 90), (90, 50)), limits) == pytest.approx(-0.1)
 
 
+@pytest.mark.slow
 def test_space_without_a_feasible_point_ends_after_bounded_tries(tmp_path: Path) -> None:
     space = space_from_dict({"name": "s", "parameters": {"train.lr": {"uniform": [0.001, 0.01]}}})
     search = searcher(tmp_path, ["limits.macs=1000"], space=space)
@@ -71,6 +73,7 @@ def test_no_configuration_is_suggested_twice(tmp_path: Path) -> None:
     assert search.suggest("ray-3") == Searcher.FINISHED
 
 
+@pytest.mark.slow
 def test_restored_searcher_goes_on_as_the_uninterrupted_one(tmp_path: Path) -> None:
     through, stopped, restored = (searcher(tmp_path, []) for _ in range(3))
     for search in (through, stopped):
@@ -192,6 +195,7 @@ def figures(result: dict) -> dict:
     return {k: v for k, v in result.items() if k in ("stage", "epochs", "train_loss", "val_macro_avg_acc", "points")}
 
 
+@pytest.mark.slow
 def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     through = PruneTrainable(dict(ray_config))
@@ -215,6 +219,7 @@ def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, 
         second.stop()
 
 
+@pytest.mark.slow
 def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeypatch) -> None:
     """A trial on a reused actor gives the results of one on a new actor."""
     monkeypatch.setenv("WANDB_MODE", "offline")
