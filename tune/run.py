@@ -40,7 +40,7 @@ from trainables.config import (
 from trainables.loop import enough_epochs
 from trainables.ray_trainables import EXPERIMENTS, KDTrainable, PruneTrainable
 from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
-from trainables.trial import TrialData, load_trial_data
+from trainables.trial import TrialData, load_clips, load_trial_data
 from tune.options import check_resource, open_study, parser
 from tune.schedulers import SCHEDULERS
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_study(folder: Path, manifest: dict[str, Any], address: str | None, console: Console) -> int:
-    """Everything a study does, in order: start Ray, prepare data, teacher and baseline; search; report."""
+    """Everything a study does, in order: prepare data, teacher and baseline; start Ray; search; report."""
     console.print(f"[bold]asc-tune[/bold] study {escape(folder.name)} in {escape(str(folder))}", highlight=False)
     if manifest["status"] == "complete":
         console.print("this study is complete already; its report follows")
@@ -124,8 +124,7 @@ def run_study(folder: Path, manifest: dict[str, Any], address: str | None, conso
 
 def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialConfig, dict[str, Any]]:
     """Cached waveforms, the baseline, the teacher with its logits: what all trials share."""
-    alone = replace(config, distill=replace(config.distill, kd_alpha=1.0))
-    data = load_trial_data(alone, progress=True)
+    data = load_clips(config, config.frontend.sample_rate, progress=True)
     tell_data(config, data, console)
     config = with_enough_epochs(config, len(data.train.rows), console)
     accuracy = baseline_accuracy(data.train, data.validation, config.frontend)
