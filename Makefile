@@ -20,7 +20,7 @@ run: $(INSTALLED) $(if $(TAU24_PATH),,synthetic)
 	$(PY) tune/evaluate.py runs/$(NAME)
 
 synthetic: $(INSTALLED)
-	$(PY) -m data.synthetic tau-synthetic
+	$(PY) -m data.synthetic tau-synthetic --eval 100
 
 test: lint
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from ascmodels.students import Student, StudentConfig, Widths
+from ascmodels.students import Student, StudentConfig, Widths, build_student
 
 FORMAT = 1
 
@@ -28,7 +28,7 @@ def describe(student: Student) -> dict[str, Any]:
     """The architecture as plain JSON values."""
     return {
         "format": FORMAT,
-        "family": student.config.family,
+        "family": student.config.name,
         "config": json.loads(json.dumps(asdict(student.config))),
         "widths": json.loads(json.dumps(asdict(student.widths))),
         "n_classes": student.n_classes,
@@ -41,7 +41,7 @@ def build(description: Mapping[str, Any]) -> Student:
     try:
         if description["format"] != FORMAT:
             raise CheckpointError(f"checkpoint format {description['format']}: this version reads format {FORMAT}")
-        return Student(
+        return build_student(
             StudentConfig(**description["config"]),
             description["n_classes"],
             Widths(**description["widths"]),

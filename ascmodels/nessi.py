@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ascmodels.cp_mobile import GRN
 from ascmodels.repconv import RepConv2d
-from ascmodels.students import GRN, Student
+from ascmodels.student_base import Student
 
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 

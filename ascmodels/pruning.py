@@ -2,12 +2,23 @@
 
 The one file that knows torch-pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"). Channels that are
 tied - a depthwise convolution and its neighbours, the branches of one RepConv, both ends of a shortcut - are one group
-and go together. Pruning works on the unfused network; what remains is fused for deployment.
+and go together. torch-pruning finds the groups, scores their channels and cuts them; which of them leave is decided
+here, since its own limit on a layer (`max_pruning_ratio`) leaves out full layers but does not stop at the limit.
+
+Pruning works on the unfused training form: a channel's score covers all branches, and all branches lose it. What is
+deployed after a step is that network, retrained, with its remaining branches fused into one convolution (`fuse`).
+
+    local        every layer loses the same share
+    global       all channels are ranked together, by scores over their layer's mean
+    isomorphic   layers with the same pattern of neighbours are (Fang et al. 2024, "Isomorphic Pruning")
+
+Scores are sums over the tied 1x1 and 3x3 convolutions and BN scales; torch-pruning 1.6.1 leaves out depthwise weights
+everywhere, and BN scales from taylor (Molchanov et al. 2019). hessian is the diagonal w^2 E[g^2] (LeCun et al. 1989).
 """
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,8 +26,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from ascmodels.nessi import get_deployed_size
-from ascmodels.students import Student, StudentConfig
+from ascmodels.students import Student, Widths, build_student
 
 CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
     "l1": partial(tp.importance.GroupMagnitudeImportance, p=1),
@@ -24,10 +34,15 @@ CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
     "lamp": partial(tp.importance.LAMPImportance, p=2),
     "fpgm": partial(tp.importance.FPGMImportance, p=2),
     "random": tp.importance.RandomImportance,
+    "bn_scale": tp.importance.BNScaleImportance,
 }
-
-
+DATA_CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
+    "taylor": tp.importance.GroupTaylorImportance,
+    # its accumulate_grad keeps the last clip alone; given the mean of g^2 as gradient, its score is right
+    "hessian": tp.importance.GroupHessianImportance,
+}
 NARROWEST = 2  # layers of so few channels are left as they are: the stem of a small network, mostly
+Gradients = Mapping[str, torch.Tensor]  # parameter name -> what `sensitivities` gives
 
 
 class PruningError(ValueError):
@@ -35,86 +50,249 @@ class PruningError(ValueError):
 
 
 @dataclass(frozen=True)
-class PruneConfig:
-    """Progressive pruning: one ratio a step, each followed by retraining."""
+class _Group:
+    """Channels that go together, one score each."""
 
-    ratios: tuple[float, ...] = ()  # share of the channels left that each step removes; none: no pruning
-    criterion: str = "l2"  # importance of a channel
-    round_to: int = 1  # channels are kept in multiples of this
-    epochs: int = 3  # of retraining after each step
-    lr: float = 1e-3  # peak learning rate of retraining
+    layer: str  # the convolution that leads the group
+    kind: str  # the pattern of layers in it
+    sets: int  # grouped convolutions: so many equal sets of channels, each losing the same ones
+    scores: torch.Tensor  # [C] of one set; the lowest leave first
 
-    def __post_init__(self):
-        object.__setattr__(self, "ratios", tuple(float(r) for r in self.ratios))
-        for i, ratio in enumerate(self.ratios):
-            _check_ratio(ratio, f"prune.ratios[{i}]")
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"prune.criterion={self.criterion!r}: expected one of {', '.join(CRITERIA)}")
-        if self.round_to < 1 or self.epochs < 1 or not self.lr > 0:
-            raise ValueError(
-                f"prune.round_to={self.round_to}, prune.epochs={self.epochs}, prune.lr={self.lr}: "
-                "expected whole numbers >= 1 and a learning rate above 0"
+    @property
+    def size(self) -> int:
+        return len(self.scores)
+
+
+def prune(
+    student: Student,
+    ratio: float,
+    criterion: str = "l2",
+    round_to: int = 1,
+    seed: int = 0,
+    scope: str = "local",
+    max_ratio: float = 0.8,
+    gradients: Gradients | None = None,
+) -> Student:
+    """A new student with `ratio` of its channels removed; the input is unchanged.
+
+    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are left alone. PruningError when a
+    layer would be emptied or nothing would be removed. `seed` serves the random criterion, `gradients` (of
+    `sensitivities`) taylor and hessian, `max_ratio` the global and the isomorphic scope.
+    """
+    check_ratio(ratio, "pruning ratio")
+    groups = _rank(student, criterion, seed, gradients)
+    if scope == "local":
+        smallest = min((g.size for g in groups), default=0)
+        if smallest and int(smallest * (1 - ratio)) < 1:
+            raise PruningError(
+                f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
+                "use a smaller ratio, fewer steps or a wider network"
             )
+        counts = _counts(groups, ratio, scope, round_to, [g.size - 1 for g in groups])
+    else:
+        counts = _counts(groups, ratio, scope, round_to, _limits(groups, max_ratio), strict=True)
+    if not any(counts):
+        raise PruningError(f"pruning ratio {ratio} removes no channel from widths {student.widths}; use a larger ratio")
+    return _cut(student, groups, counts)
 
 
-def _check_ratio(ratio: float, name: str) -> None:
+def prune_below(
+    student: Student,
+    target: float,
+    figure: Callable[[Student], float],
+    criterion: str = "l2",
+    round_to: int = 1,
+    seed: int = 0,
+    scope: str = "local",
+    max_ratio: float = 0.8,
+    gradients: Gradients | None = None,
+) -> Student:
+    """The largest network along the ranking whose `figure` (MACs, bytes) is not above `target`.
+
+    Found by bisection on the ratio; every layer keeps `NARROWEST` channels and 1 - `max_ratio` of its own. A network
+    that is small enough already comes back as a copy. PruningError names the figure that can be reached.
+    """
+    if figure(student) <= target:
+        return copy.deepcopy(student)
+    groups = _rank(student, criterion, seed, gradients)
+    at = partial(_counts, groups, scope=scope, round_to=round_to, limits=_limits(groups, max_ratio))
+    low, high = 0.0, 1.0
+    too_few, enough = at(low), at(high)
+    best = _cut(student, groups, enough)
+    if figure(best) > target:
+        raise PruningError(
+            f"target {target:,.0f} is out of reach: within prune.max_ratio={max_ratio} the smallest network one step "
+            f"leaves has {figure(best):,.0f}"
+        )
+    while high - low > 1e-7:  # finer than one channel of any network
+        middle = (low + high) / 2
+        counts = at(middle)
+        if counts == too_few:
+            low = middle
+        elif counts == enough:
+            high = middle
+        else:
+            candidate = _cut(student, groups, counts)
+            if figure(candidate) > target:
+                low, too_few = middle, counts
+            else:
+                high, enough, best = middle, counts, candidate
+    return best
+
+
+def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
+    """The least that `prune_below` leaves of `student`."""
+    groups = _rank(student, "l1", 0, None)
+    return _cut(student, groups, _counts(groups, 1.0, "local", round_to, _limits(groups, max_ratio)))
+
+
+def prune_to_widths(
+    student: Student, widths: Widths, criterion: str = "l2", seed: int = 0, gradients: Gradients | None = None
+) -> Student:
+    """A new student of exactly `widths`, which must lie within its own: the least important channels leave."""
+    groups = _rank(student, criterion, seed, gradients)
+    wanted = dict(build_student(student.config, student.n_classes, widths).named_modules())
+    kept = [int(wanted[g.layer].out_channels) // g.sets for g in groups]  # type: ignore[arg-type]
+    counts = tuple(g.size - k for g, k in zip(groups, kept, strict=True))
+    pruned = _cut(student, groups, counts) if min(counts, default=0) >= 0 else student
+    if pruned.widths != widths:
+        raise PruningError(f"{student.widths} cannot be pruned to {widths}")
+    return pruned
+
+
+def check_ratio(ratio: float, name: str) -> None:
     if not 0 < ratio < 1:
         raise PruningError(
             f"{name}={ratio}: expected a share of channels above 0 and below 1; a ratio of 1 empties every layer"
         )
 
 
-def prune(student: Student, ratio: float, criterion: str = "l2", round_to: int = 1, seed: int = 0) -> Student:
-    """A new student with `ratio` of the channels of every group removed (local, uniform); the input is unchanged.
+def sensitivities(
+    student: Student, criterion: str, losses: Callable[[Student], Iterable[torch.Tensor]]
+) -> dict[str, torch.Tensor]:
+    """What taylor and hessian rank by: each parameter's mean gradient, or its mean squared gradient, over clips.
 
-    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are left alone. PruningError when a
-    layer would be emptied or nothing would be removed. `seed` serves the random criterion.
+    `losses(model)` yields the scalar loss of one clip after another. In evaluation mode, so that clips do not mix in
+    batch statistics; the input is unchanged.
     """
-    _check_ratio(ratio, "pruning ratio")
+    model = copy.deepcopy(student).eval()
+    totals: dict[str, torch.Tensor] = {}
+    n_clips = 0
+    for loss in losses(model):
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        n_clips += 1
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            gradient = parameter.grad if criterion == "taylor" else parameter.grad.square()
+            totals[name] = totals.get(name, 0) + gradient
+    if not n_clips:
+        raise PruningError(f"criterion {criterion} was given no clip to take gradients from")
+    return {name: (total / n_clips).cpu() for name, total in totals.items()}
+
+
+def _rank(student: Student, criterion: str, seed: int, gradients: Gradients | None) -> list[_Group]:
+    """Every group that may lose channels, with their scores."""
     if student.fused:
         raise PruningError("a fused student cannot be pruned: prune the training form, then fuse")
-    before = student.widths
-    smallest = min((c for c in (*before.stem, *before.expand, *before.out) if c > NARROWEST), default=0)
-    if smallest and int(smallest * (1 - ratio)) < 1:
+    if criterion in DATA_CRITERIA and gradients is None:
+        raise PruningError(f"criterion {criterion} ranks by gradients of the loss, and none were given")
+    model = copy.deepcopy(student).cpu()
+    if criterion in DATA_CRITERIA:
+        for name, parameter in model.named_parameters():
+            parameter.grad = gradients[name].clone()  # type: ignore[index]
+    groups = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pruner = _pruner(model, (CRITERIA | DATA_CRITERIA)[criterion]())
+        names = {module: name for name, module in model.named_modules()}
+        for group in pruner.DG.get_all_groups(pruner.ignored_layers, pruner.root_module_types):
+            scores = pruner.estimate_importance(group)
+            if scores is None:
+                continue
+            sets = pruner._get_channel_groups(group)
+            scores = scores.view(sets, -1).mean(dim=0)
+            kind = "/".join(
+                f"{type(d.source.module).__name__}>{type(d.target.module).__name__}:"
+                f"{'out' if pruner.DG.is_out_channel_pruning_fn(d.handler) else 'in'}"
+                for d, _ in group
+            )
+            # a layer whose scores are all 0 is 0 / 0 after division by their mean: dead, so its channels matter least
+            groups.append(_Group(names[group[0].dep.target.module], kind, sets, scores.nan_to_num(0.0)))
+    if groups and all(g.scores.min() == g.scores.max() for g in groups):
+        fresh = ": the BN scales of a fresh network are all 1" if criterion == "bn_scale" else ""
         raise PruningError(
-            f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
-            "use a smaller ratio, fewer steps or a wider network"
+            f"criterion {criterion} cannot rank: all channels of each layer have the same score{fresh}; "
+            "train first, or use another criterion"
         )
+    return groups
+
+
+def _limits(groups: Sequence[_Group], max_ratio: float) -> list[int]:
+    """How many channels of each group may leave in one step."""
+    return [max(0, min(int(g.size * max_ratio), g.size - NARROWEST)) for g in groups]
+
+
+def _counts(
+    groups: Sequence[_Group], ratio: float, scope: str, round_to: int, limits: Sequence[int], strict: bool = False
+) -> tuple[int, ...]:
+    """How many channels leave each group at `ratio`; `strict` refuses what the limits do not let go."""
+    competing: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        key = {"local": str(i), "global": "", "isomorphic": group.kind}[scope]
+        competing.setdefault(key, []).append(i)
+    counts = [0] * len(groups)
+    for members in competing.values():
+        total = sum(groups[i].size for i in members)
+        leaving = total - int(total * (1 - ratio))
+        allowed = sum(limits[i] for i in members)
+        if strict and leaving > allowed:
+            raise PruningError(
+                f"pruning ratio {ratio} would take {leaving} of {total} channels that are ranked together, and "
+                f"prune.max_ratio lets go of {allowed} in one step: use a smaller ratio or more steps"
+            )
+        lowest = torch.cat([groups[i].scores.sort().values[: limits[i]] for i in members])
+        owners = torch.tensor([i for i in members for _ in range(limits[i])])
+        for i in owners[lowest.argsort(stable=True)[:leaving]].tolist():
+            counts[i] += 1
+    for i, group in enumerate(groups):
+        kept = group.size - counts[i]
+        if counts[i] and kept % round_to:
+            kept -= kept % round_to
+            kept += round_to if group.size - kept > limits[i] else 0
+            counts[i] = max(0, group.size - kept)
+    return tuple(counts)
+
+
+def _cut(student: Student, groups: Sequence[_Group], counts: Sequence[int]) -> Student:
+    """A new student without the `counts[i]` channels of least score of each group."""
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
-    narrow = [m for m in pruned.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
-    # 64 x 64 is enough for tracing: the classifier averages over whatever is left
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    graph = _pruner(pruned, tp.importance.RandomImportance()).DG
+    modules = dict(pruned.named_modules())
+    for group, count in zip(groups, counts, strict=True):
+        if count:
+            lowest = group.scores.argsort(stable=True)[:count]
+            leaving = [int(i) + s * group.size for s in range(group.sets) for i in lowest]
+            layer = modules[group.layer]
+            cut = graph.get_pruner_of_module(layer).prune_out_channels  # type: ignore[union-attr]
+            graph.get_pruning_group(layer, cut, leaving).prune()
+    return pruned.rebuilt().train(student.training).to(device)
+
+
+def _pruner(model: Student, importance: tp.importance.Importance) -> tp.pruner.BasePruner:
+    """torch-pruning's view of `model`, which it leaves in evaluation mode."""
+    narrow = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # GRN's scalars: they have no channels
-        torch.manual_seed(seed)
-        pruner = tp.pruner.BasePruner(
-            pruned,
-            torch.zeros(1, 1, 64, 64),
-            importance=CRITERIA[criterion](),  # type: ignore[arg-type]
-            pruning_ratio=ratio,
-            ignored_layers=[pruned.classifier[0], *narrow],
-            round_to=round_to if round_to > 1 else None,  # type: ignore[arg-type]
+        return tp.pruner.BasePruner(
+            model,
+            torch.zeros(1, 1, 64, 64),  # enough for tracing: the classifier averages over whatever is left
+            importance=importance,  # type: ignore[arg-type]
+            ignored_layers=[*model.unprunable(), *narrow],
             # fresh dicts: the defaults are shared between pruners of one process
             in_channel_groups={},
             out_channel_groups={},
             num_heads={},
             channel_groups={},
         )
-        pruner.step()
-    if pruned.widths == before:
-        raise PruningError(f"pruning ratio {ratio} removes no channel from widths {before}; use a larger ratio")
-    return pruned.rebuilt().train(student.training).to(device)
-
-
-def schedule_sizes(config: StudentConfig, prune_config: PruneConfig, n_mels: int, frames: int) -> list[tuple[int, int]]:
-    """(MACs, params) as deployed of the dense network and after each prune step, without training.
-
-    Local uniform pruning makes the widths independent of the weights, so the figures are those of the trained trial.
-    """
-    with torch.random.fork_rng(devices=[]):
-        student = Student(config)
-    sizes = [get_deployed_size(student, n_mels, frames)]
-    for ratio in prune_config.ratios:
-        student = prune(student, ratio, "l1", prune_config.round_to)
-        sizes.append(get_deployed_size(student, n_mels, frames))
-    return sizes

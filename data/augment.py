@@ -1,12 +1,17 @@
-"""Augmentation of batches: time roll on waveforms, Freq-MixStyle and masks on log-mels.
+"""Augmentation of batches: device impulse responses and time roll on waveforms; mixup, Freq-MixStyle, masks on log-mels.
 
-Randomness comes from the NumPy generator that is passed in, so a batch depends on its seed only, on any device.
+Randomness comes from the NumPy generator that is passed in, so a batch depends on its seed only, on any device. What
+is drawn for the waveforms is kept (`Draws`, `Mix`), so that a teacher hears the clip as the student does.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from torchaudio.functional import fftconvolve
+
+DIR_DEVICE = "a"  # the recorder whose clips are made to sound like another one's
 
 
 @dataclass(frozen=True)
@@ -18,27 +23,89 @@ class AugmentConfig:
     time_mask: int = 0  # frames masked at most
     mixstyle_p: float = 0.4  # share of the batches with Freq-MixStyle
     mixstyle_alpha: float = 0.3  # of its Beta(alpha, alpha)
+    mixup_alpha: float = 0.0  # of mixup's Beta(alpha, alpha)
+    dir_p: float = 0.0  # share of the device-a clips that are convolved with a device impulse response
+    dir_dir: str | None = None  # folder of those impulse responses, WAV; data/impulse.py writes a synthetic set
 
     def __post_init__(self):
-        if not 0 <= self.mixstyle_p <= 1:
-            raise ValueError(f"augment.mixstyle_p={self.mixstyle_p}: expected a probability")
-        for name in ("roll_s", "freq_mask", "time_mask"):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name != "dir_dir" and not math.isfinite(value):
+                raise ValueError(f"augment.{item.name}={value}: expected a finite number")
+        for name in ("mixstyle_p", "dir_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name}={getattr(self, name)}: expected a probability")
+        for name in ("roll_s", "freq_mask", "time_mask", "mixup_alpha"):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name}={getattr(self, name)}: expected 0 or more")
         if not self.mixstyle_alpha > 0:
             raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: expected a number above 0")
+        if self.dir_p and not self.dir_dir:
+            raise ValueError(
+                f"augment.dir_p={self.dir_p} needs impulse responses: name a folder of WAV files with augment.dir_dir "
+                "(--dir_dir; `python -m data.impulse FOLDER` writes a synthetic set), or set augment.dir_p to 0"
+            )
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What happens to the waveforms of one batch, at whatever sample rate they are heard."""
+
+    shifts: np.ndarray | None  # [B] seconds of roll
+    impulses: np.ndarray | None  # [B] number of the impulse response; -1: none
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mixup of one batch: every clip keeps the share `lam` and gets the rest from its partner."""
+
+    lam: float
+    partner: torch.Tensor  # [B]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lam * x + (1 - self.lam) * x[self.partner]
+
+
+def draw_waveforms(
+    config: AugmentConfig, sample_rate: int, devices: np.ndarray, n_impulses: int, rng: np.random.Generator
+) -> Draws:
+    """Roll and impulse response of each clip of a batch recorded by `devices [B]`; whole samples at `sample_rate`."""
+    shifts, impulses, n = None, None, len(devices)
+    limit = round(config.roll_s * sample_rate)
+    if limit:
+        shifts = rng.integers(-limit, limit + 1, size=n) / sample_rate
+    if config.dir_p:
+        taken = (rng.random(n) < config.dir_p) & (devices == DIR_DEVICE)
+        impulses = np.where(taken, rng.integers(n_impulses, size=n), -1)
+    return Draws(shifts, impulses)
 
 
 def augment_waveforms(
-    x: torch.Tensor, config: AugmentConfig, sample_rate: int, rng: np.random.Generator
+    x: torch.Tensor, draws: Draws, sample_rate: int, impulses: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Roll each clip of `x [B, S]` by its own number of samples."""
-    limit = round(config.roll_s * sample_rate)
-    if not limit:
+    """Device impulse responses (`impulses [K, L]`), then roll, on waveforms `x [B, S]`.
+
+    DIR: Morocutti et al. 2023, "Device-robust acoustic scene classification via impulse response augmentation"; as in
+    its code only device a's clips are convolved, the tail beyond the clip is cut, and the roll comes after.
+    """
+    if draws.impulses is not None and (draws.impulses >= 0).any():
+        assert impulses is not None
+        rows = torch.from_numpy(np.flatnonzero(draws.impulses >= 0)).to(x.device)
+        chosen = torch.from_numpy(draws.impulses[draws.impulses >= 0]).to(x.device)
+        x = x.index_copy(0, rows, fftconvolve(x[rows], impulses[chosen])[:, : x.shape[1]])
+    if draws.shifts is None:
         return x
-    shifts = torch.from_numpy(rng.integers(-limit, limit + 1, size=(len(x), 1))).to(x.device)
+    shifts = torch.from_numpy(np.rint(draws.shifts * sample_rate).astype(np.int64)).to(x.device)[:, None]
     positions = (torch.arange(x.shape[1], device=x.device) - shifts) % x.shape[1]
     return x.gather(1, positions)
+
+
+def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: torch.device | str) -> Mix | None:
+    """Mixup (Zhang et al. 2018) of a batch of `n` clips: one Beta(alpha, alpha) share for all, partners permuted."""
+    if not config.mixup_alpha:
+        return None
+    lam = float(rng.beta(config.mixup_alpha, config.mixup_alpha))
+    return Mix(lam, torch.from_numpy(rng.permutation(n)).to(device))
 
 
 def augment_features(x: torch.Tensor, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:

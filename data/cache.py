@@ -62,31 +62,42 @@ def open_cache(
     cache_dir: Path,
     skip_broken: bool = False,
     progress: bool = True,
+    num_workers: int | None = None,
 ) -> WaveformCache:
     """The cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it is not there yet.
 
     DatasetError names a broken clip: not mono 44.1 kHz, not 1 s, unreadable. With `skip_broken` such clips are left
-    out and listed in `skipped`.
+    out and listed in `skipped`. `num_workers` threads decode (none: one for each core).
     """
+    workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
     files = sorted(filenames)
     check_files(root, files)
     cache_dir.mkdir(parents=True, exist_ok=True)
     with locked(cache_dir / "waveforms.lock"):
         for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        key = _content_key(root, files, sample_rate, skip_broken, cache_dir, progress)
+        key = _content_key(root, files, sample_rate, skip_broken, cache_dir, progress, workers)
         folder = cache_dir / f"waveforms-{key}"
         if not folder.is_dir():
             beside = cache_dir / f".waveforms-{key}"
             try:
-                _build(beside, root, files, sample_rate, skip_broken, key, progress)
+                _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
                 beside.rename(folder)
             finally:
                 shutil.rmtree(beside, ignore_errors=True)
     return WaveformCache(folder)
 
 
-def _build(beside: Path, root: Path, files: list[str], rate: int, skip_broken: bool, key: str, progress: bool) -> None:
+def _build(
+    beside: Path,
+    root: Path,
+    files: list[str],
+    rate: int,
+    skip_broken: bool,
+    key: str,
+    progress: bool,
+    workers: int,
+) -> None:
     beside.mkdir()
     length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
     samples = np.lib.format.open_memmap(beside / "waveforms.npy", "w+", np.int16, (len(files), length))
@@ -119,7 +130,7 @@ def _build(beside: Path, root: Path, files: list[str], rate: int, skip_broken: b
         return good, bad, (resampled / scale[:, None]).round().to(torch.int16).numpy(), scale.numpy()
 
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
     ):
         for first in range(0, len(chunks), _WINDOW):  # a slow disk must not let decoded clips pile up in memory
@@ -159,11 +170,13 @@ def _stamp(root: Path, files: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _content_key(root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path, progress: bool) -> str:
+def _content_key(
+    root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path, progress: bool, workers: int
+) -> str:
     """Key of names, contents and what is made of them. The contents' digest is remembered under the stamp."""
     memo = cache_dir / f"waveforms-{_stamp(root, files)}.digest"
     if not memo.is_file():
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers) as pool:
             hashes = pool.map(lambda name: hashlib.sha256((root / name).read_bytes()).digest(), files)
             digest = hashlib.sha256()
             for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):

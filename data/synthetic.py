@@ -98,15 +98,19 @@ def _turn(part: str, turn: int) -> Iterator[tuple[int, str]]:
 
 
 def nested_splits(segments: list[Segment], seed: int) -> dict[int, list[Segment]]:
-    """Percent -> segments, each split inside the next: whole segments, at least one of every scene."""
+    """Percent -> segments, each split inside the next: whole segments, two of every scene at least (at two locations
+    where it has them), so that a validation part can be held out. The 5 % of a small set are therefore more."""
     splits: dict[int, list[Segment]] = {percent: [] for percent in SPLITS_PERCENT}
     for scene_index, scene in enumerate(SCENES):
         own = [s for s in segments if s.scene == scene]
         order = [own[i] for i in generator("splits", seed, scene_index).permutation(len(own))]
+        elsewhere = next((i for i, s in enumerate(order) if s.location != order[0].location), None)
+        if elsewhere:
+            order.insert(1, order.pop(elsewhere))
         clips = np.cumsum([len(s.takes) for s in order])
         for percent in SPLITS_PERCENT:
             nearest = int(np.argmin(np.abs(clips - clips[-1] * percent / 100)))
-            splits[percent] += order[: nearest + 1]
+            splits[percent] += order[: max(nearest + 1, 2)]
     return splits
 
 

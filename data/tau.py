@@ -11,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,12 +41,15 @@ class DataConfig:
     subset: int = 100  # per cent of the training data: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # of the training split's clips, held out by recording location
     skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping
+    num_workers: int | None = None  # threads that decode WAV files into the cache; none: one for each core
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
             raise ValueError(f"data.subset={self.subset}: expected one of {', '.join(map(str, SUBSETS))}")
         if not 0 < self.validation_share < 1:
             raise ValueError(f"data.validation_share={self.validation_share}: expected a share between 0 and 1")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers}: expected a number of threads, 0 or more")
 
 
 def dataset_root(dataset_dir: str | None) -> Path:
@@ -63,6 +66,16 @@ def dataset_root(dataset_dir: str | None) -> Path:
     if not (root / "meta.csv").is_file():
         raise DatasetError(f"{root} holds no meta.csv, so it is not a TAU data set: {how}")
     return root
+
+
+def resolved(config: DataConfig) -> DataConfig:
+    """Absolute paths: what reads the configuration later may run elsewhere, and under another TAU24_PATH."""
+    root = dataset_root(config.dataset_dir)
+    cache_dir = Path(config.cache_dir).expanduser().resolve()
+    table = split_file(root, f"split{config.subset}", config.split_dir, cache_dir / "split_setup")
+    ours = config.split_dir or table.parent == Path("split_setup").resolve()
+    split_dir = str(table.parent) if ours else None
+    return replace(config, dataset_dir=str(root), split_dir=split_dir, cache_dir=str(cache_dir))
 
 
 def read_split(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> pd.DataFrame:

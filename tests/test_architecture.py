@@ -78,8 +78,8 @@ def test_the_walk_sees_what_is_there():
     assert "trainables.config" in imports("tune.run")
     assert "data.tau" in imports("data.cache")
     assert "data.tau" in imports("trainables.trial")  # from data import tau
-    assert "transformers" in imports("ascmodels.teachers")
-    assert "transformers" not in imports("ascmodels.teachers", everywhere=False)
+    assert "transformers" in imports("ascmodels.teacher_ast")
+    assert "transformers" not in imports("ascmodels.teacher_ast", everywhere=False)
     assert "trainables.teachers" in imports("trainables.trial")
     assert "trainables.teachers" not in imports("trainables.trial", everywhere=False)
 

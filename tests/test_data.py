@@ -18,7 +18,7 @@ import workers
 from conftest import coloured_noise
 
 from data import cache, tau
-from data.augment import AugmentConfig, augment_features, augment_waveforms, freq_mixstyle, mask
+from data.augment import AugmentConfig, augment_features, augment_waveforms, draw_waveforms, freq_mixstyle, mask
 from data.cache import open_cache, read_clip
 from data.features import FrontEndConfig, LogMel
 from data.holdout import HoldOut, hold_out
@@ -589,9 +589,13 @@ def test_front_end_refuses(values, message):
 # --- data/augment.py ---
 
 
+def rolled(x: torch.Tensor, config: AugmentConfig, rate: int, rng: np.random.Generator) -> torch.Tensor:
+    return augment_waveforms(x, draw_waveforms(config, rate, np.array(["a"] * len(x)), 0, rng), rate)
+
+
 def test_roll_turns_each_clip_by_its_own_amount_within_the_limit():
     x = torch.arange(400).repeat(300, 1) + 1000 * torch.arange(300)[:, None]
-    y = augment_waveforms(x, AugmentConfig(roll_s=0.1), 50, np.random.default_rng(0))  # 5 samples at most
+    y = rolled(x, AugmentConfig(roll_s=0.1), 50, np.random.default_rng(0))  # 5 samples at most
     shifts = []
     for before, after in zip(x, y, strict=True):
         shift = int((after == before[0]).nonzero())
@@ -656,7 +660,7 @@ def test_augmentation_depends_on_its_generator_alone():
 
     def run(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng(seed)
-        return augment_waveforms(waves, config, 32_000, rng), augment_features(features, config, rng)
+        return rolled(waves, config, 32_000, rng), augment_features(features, config, rng)
 
     before = states()
     first = run(1)
@@ -683,7 +687,7 @@ def test_strength_0_is_the_identity():
     waves, features = torch.randn(8, 3200), torch.randn(8, 1, 32, 20)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        assert torch.equal(augment_waveforms(waves, off, 32_000, rng), waves)
+        assert torch.equal(rolled(waves, off, 32_000, rng), waves)
         assert torch.equal(augment_features(features, off, rng), features)
 
 

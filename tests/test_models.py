@@ -17,11 +17,15 @@ from torch import nn
 
 from ascmodels import checkpoint, nessi
 from ascmodels.checkpoint import CheckpointError, load_student, load_tensors, save_student
+from ascmodels.cp_mobile import Block
 from ascmodels.nessi import Limits, UncountableError, get_deployed_size, get_torch_size, size_bytes
-from ascmodels.pruning import CRITERIA, PruneConfig, PruningError, prune, schedule_sizes
+from ascmodels.pruning import CRITERIA, PruningError, prune
 from ascmodels.repconv import BRANCHES, KERNELS, RepConv2d
-from ascmodels.students import Block, Student, StudentConfig, Widths, make_divisible
-from ascmodels.teachers import TeacherModelConfig, build_teacher, fit_frames, load_teacher, save_teacher
+from ascmodels.schedules import PruneConfig, schedule_sizes
+from ascmodels.student_base import make_divisible
+from ascmodels.students import Student, StudentConfig, Widths, build_student
+from ascmodels.teacher_ast import fit_frames
+from ascmodels.teachers import TeacherModelConfig, build_teacher, load_teacher, save_teacher
 
 ALL = ("3x3", "3x1", "1x3", "1x1", "identity")
 FOUR = ALL[:4]
@@ -47,7 +51,7 @@ def train_a_little(model: nn.Module, inputs: torch.Tensor, steps: int = 2, rate:
 
 def seeded(config: StudentConfig, seed: int = 0) -> Student:
     torch.manual_seed(seed)
-    return Student(config)
+    return build_student(config)
 
 
 @torch.no_grad()
@@ -75,7 +79,7 @@ def layer_costs(model: nn.Module, size: tuple[int, ...]) -> list[tuple[int, int]
 
 
 def test_golden_cp_mobile_layer_by_layer():
-    rows = layer_costs(Student(StudentConfig()), (1, 1, 256, 65))
+    rows = layer_costs(build_student(StudentConfig()), (1, 1, 256, 65))
     assert len(rows) == 2 + 6 * 3 + 1
     assert sum(params for params, _ in rows) == 61_148
     assert sum(macs for _, macs in rows) == 29_419_156
@@ -101,14 +105,14 @@ def test_golden_cp_mobile_layer_by_layer():
     ],
 )
 def test_golden_totals(config, frames, fuse, golden):
-    model = Student(StudentConfig(**config))
+    model = build_student(StudentConfig(**config))
     assert get_torch_size(model.fuse() if fuse else model, (1, 1, 256, frames)) == golden
     assert get_deployed_size(model, 256, frames) == golden
 
 
 def test_golden_training_form_and_the_frame_count_trap():
-    assert sum(p.numel() for p in Student(StudentConfig(**PAPER, branches=FOUR)).parameters()) == 137_560
-    limits, model = Limits(precision="int8"), Student(StudentConfig(**PAPER))
+    assert sum(p.numel() for p in build_student(StudentConfig(**PAPER, branches=FOUR)).parameters()) == 137_560
+    limits, model = Limits(precision="int8"), build_student(StudentConfig(**PAPER))
     macs = {frames: get_deployed_size(model, 256, frames)[0] for frames in (63, 64, 65)}
     assert macs[65] == pytest.approx(31.68e6, abs=5e3)
     assert [limits.allow(m, 126_952) for m in macs.values()] == [True, True, False]
@@ -173,10 +177,10 @@ def test_parameter_count_equals_the_formula(seed):
         branches=branches,
         rep_stem=bool(branches) and seed % 2 == 0,
     )
-    model = Student(config)
+    model = build_student(config)
     assert sum(p.numel() for p in model.parameters()) == closed_form(config)
     assert logits_of(model, features()).shape == (4, 10)
-    assert config.family == ("rep_mobile" if branches else "cp_mobile")
+    assert config.name == ("rep_mobile" if branches else "cp_mobile")
 
 
 def test_make_divisible_in_closed_form():
@@ -188,7 +192,7 @@ def test_make_divisible_in_closed_form():
 
 
 def test_every_block_has_the_stride_and_the_shortcut_it_should():
-    model = Student(StudentConfig())
+    model = build_student(StudentConfig())
     blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
     assert [type(b.shortcut).__name__ for b in blocks] == [
         *("Identity", "Identity", "AvgPool2d"),  # 32 -> 32, the third strided in time
@@ -275,7 +279,7 @@ def test_fusion_is_exact_for_every_branch_set(branches):
 
 @pytest.mark.parametrize("branches", [b for b in SUBSETS if b != ("identity",)], ids="+".join)
 def test_a_fused_student_equals_its_training_form(branches):
-    model = seeded(StudentConfig(8, n_blocks=(1, 1), strides=("b2:1x2",), branches=branches, rep_stem=True))
+    model = seeded(StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b2:1x2",), branches=branches, rep_stem=True))
     train_a_little(model, features(4, 16, 16))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
@@ -359,14 +363,14 @@ def test_a_layer_outside_the_convention_raises(layer):
 
 def test_unfused_branches_half_precision_and_nothing_at_all_raise():
     size = (1, 1, 32, 24)
-    rep = Student(StudentConfig(**SMALL, branches=ALL))
+    rep = build_student(StudentConfig(**SMALL, branches=ALL))
     with pytest.raises(UncountableError, match=r"blocks\.b1\.depthwise\.0 \(RepConv2d\) still has its branches"):
         get_torch_size(rep, size)
     assert get_torch_size(rep.fuse(), size) == get_deployed_size(rep, 32, 24)
     with pytest.raises(UncountableError, match="is not float32"):
-        get_torch_size(Student(StudentConfig(**SMALL)).half(), size)
+        get_torch_size(build_student(StudentConfig(**SMALL)).half(), size)
     with pytest.raises(UncountableError, match="is not float32"):
-        get_torch_size(Student(StudentConfig(**SMALL)).double(), size)
+        get_torch_size(build_student(StudentConfig(**SMALL)).double(), size)
     with pytest.raises(UncountableError, match="no parameters"):
         get_torch_size(nn.Sequential(nn.ReLU()), size)
 
@@ -433,7 +437,7 @@ def test_bytes_and_limits():
 
 
 def test_golden_pruned_baseline():
-    model = Student(StudentConfig())
+    model = build_student(StudentConfig())
     pruned = prune(model, 0.3)
     assert get_torch_size(pruned, (1, 1, 256, 65)) == (14_563_290, 31_101)
     assert get_torch_size(prune(model, 0.3, round_to=8), (1, 1, 256, 65)) == (11_733_940, 25_740)
@@ -543,13 +547,13 @@ def test_random_pruning_follows_its_seed():
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_ratios_that_cannot_be_are_refused(ratio):
     with pytest.raises(PruningError, match=r"pruning ratio=.*above 0 and below 1"):
-        prune(Student(StudentConfig(**SMALL)), ratio)
+        prune(build_student(StudentConfig(**SMALL)), ratio)
     with pytest.raises(PruningError, match=r"prune\.ratios\[1\]="):
         PruneConfig((0.3, ratio))
 
 
 def test_steps_that_empty_a_layer_or_remove_nothing_are_refused():
-    model = Student(StudentConfig(**SMALL))
+    model = build_student(StudentConfig(**SMALL))
     assert min(model.widths.out) == 8
     with pytest.raises(PruningError, match=r"0\.97 would empty a layer of 8 channel"):
         prune(model, 0.97)
@@ -560,12 +564,12 @@ def test_steps_that_empty_a_layer_or_remove_nothing_are_refused():
     with pytest.raises(PruningError, match=r"0\.05 removes no channel from widths Widths"):
         prune(eights, 0.05, round_to=8)
     with pytest.raises(PruningError, match="a fused student cannot be pruned"):
-        prune(Student(StudentConfig(**SMALL, branches=ALL)).fuse(), 0.3)
+        prune(build_student(StudentConfig(**SMALL, branches=ALL)).fuse(), 0.3)
 
 
 @pytest.mark.parametrize(("ratio", "round_to"), [(0.5, 1), (0.7, 1), (0.85, 1), (0.3, 4), (0.4, 3)])
 def test_repeated_pruning_ends_in_a_refusal_never_in_an_empty_layer(ratio, round_to):
-    model = Student(StudentConfig(**SMALL))
+    model = build_student(StudentConfig(**SMALL))
     with pytest.raises(PruningError, match=r"would empty a layer|removes no channel"):
         for _ in range(12):
             model = prune(model, ratio, round_to=round_to)
@@ -769,7 +773,7 @@ class Bomb:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"state": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
     (tmp_path / "bare.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded"), protocol=2))
-    torch.save({"model": Student(StudentConfig(**SMALL))}, tmp_path / "module.pt")
+    torch.save({"model": build_student(StudentConfig(**SMALL))}, tmp_path / "module.pt")
     torch.save({"t": torch.arange(5), "n": [1, "a", None]}, tmp_path / "good.pt")
     for name in ("bomb.pt", "bare.pt", "module.pt"):
         with pytest.raises(CheckpointError, match=rf"{name} is damaged or holds more than tensors"):
@@ -911,5 +915,5 @@ def test_widths_keep_plain_numbers():
     assert all(type(v) is int for v in (*widths.stem, *widths.expand, *widths.out))
     assert set(KERNELS) == set(FOUR)
     with pytest.raises(ValueError, match="widths for 2 blocks given to a network of 3 blocks"):
-        Student(StudentConfig(**SMALL), widths=widths)
+        build_student(StudentConfig(**SMALL), widths=widths)
     assert nessi.BYTES_PER_PARAMETER == {"fp32": 4, "fp16": 2, "int8": 1}

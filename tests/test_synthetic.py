@@ -113,8 +113,16 @@ def test_split_sizes_come_near_their_percentages() -> None:
     splits = synthetic.nested_splits(synthetic.plan("train", 2000), seed=0)
     clips = {percent: sum(len(segment.takes) for segment in split) for percent, split in splits.items()}
     assert clips[100] == 2000
-    for percent, count in clips.items():
-        assert abs(count - 20 * percent) <= 50  # half of the smallest segment (10 clips), in ten scenes
+    for percent in (25, 50):
+        assert abs(clips[percent] - 20 * percent) <= 50  # half of the smallest segment (10 clips), in ten scenes
+
+
+def test_the_smallest_split_can_be_divided_into_training_and_validation() -> None:
+    smallest = synthetic.nested_splits(synthetic.plan("train", 2000), seed=0)[5]
+    for scene in synthetic.SCENES:
+        own = [segment for segment in smallest if segment.scene == scene]
+        assert len(own) == 2
+        assert len({segment.location for segment in own}) == 2
 
 
 def test_locations_belong_to_one_scene_and_one_part() -> None:

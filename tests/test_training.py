@@ -18,8 +18,8 @@ import yaml
 import search_spaces
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.nessi import get_deployed_size
-from ascmodels.pruning import schedule_sizes
-from ascmodels.students import Student, StudentConfig
+from ascmodels.schedules import schedule_sizes
+from ascmodels.students import Student, StudentConfig, build_student
 from data.augment import AugmentConfig
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
@@ -29,6 +29,7 @@ from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, compose, fla
 from trainables.distill import DistillConfig, ensemble, folder_hash, kd_loss, load_logits, save_logits
 from trainables.loop import (
     Clips,
+    Epoch,
     TrainConfig,
     TrainingDiverged,
     batches,
@@ -219,20 +220,20 @@ def clips(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
 
 def new_student(seed: int = 0) -> Student:
     torch.manual_seed(seed)
-    return Student(StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b1:2x2",), branches=("3x3", "1x1")))
+    return build_student(StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b1:2x2",), branches=("3x3", "1x1")))
 
 
 def run_epoch(clips: Clips, seed: int, model: Student | None = None, augment: AugmentConfig | None = None) -> Any:
     model = model or new_student()
     augment = augment or AugmentConfig(freq_mask=4, time_mask=3, mixstyle_p=1.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0)
-    loss = train_epoch(
-        *(model, optimizer, clips, LogMel(FRONT_END), augment),
+    epoch = Epoch(
+        *(LogMel(FRONT_END), augment, TrainConfig(batch_size=16)),
         lambda logits, labels, teacher: kd_loss(logits, labels, teacher, 0.5, 4.0),
         lambda i: 0.01,
-        *(16, np.random.default_rng(seed)),
+        np.random.default_rng(seed),
     )
-    return loss, {k: v.clone() for k, v in model.state_dict().items()}
+    return train_epoch(model, optimizer, clips, epoch).loss, {k: v.clone() for k, v in model.state_dict().items()}
 
 
 def test_an_epoch_depends_on_its_generator_alone(clips):
@@ -260,11 +261,12 @@ def test_an_epoch_shows_every_clip_once_with_its_own_label_and_teacher(clips):
         rates.append(optimizer.param_groups[0]["lr"])
         return loss
 
-    mean = train_epoch(
-        *(model, optimizer, clips, LogMel(FRONT_END), OFF, loss_of),
+    epoch = Epoch(
+        *(LogMel(FRONT_END), OFF, TrainConfig(batch_size=16), loss_of),
         lambda i: 0.01 * (i + 1),
-        *(16, np.random.default_rng(0)),
+        np.random.default_rng(0),
     )
+    mean = train_epoch(model, optimizer, clips, epoch).loss
     numbers = torch.cat([n for n, _, _ in seen])
     assert sorted(numbers.tolist()) == list(range(50))
     assert torch.cat([y for _, y, _ in seen]).tolist() == clips.labels[numbers].tolist()
@@ -355,13 +357,13 @@ def test_every_shipped_configuration_loads():
                     assert set(owner) == set(value)  # their order is the code's own
                     continue
                 assert owner == (tuple(value) if isinstance(value, list) else value), (name, key)
-        assert config.student.family == ("rep_mobile" if student == "rep_mobile" else "cp_mobile")
+        assert config.student.name == ("rep_mobile" if student == "rep_mobile" else "cp_mobile")
     full = loaded["cp_mobile", "full"]
     assert (full.frontend.n_mels, full.frontend.frames) == (256, 65)
     assert full.student == StudentConfig()
-    assert get_deployed_size(Student(full.student), 256, 65) == (29_419_156, 61_148)
+    assert get_deployed_size(build_student(full.student), 256, 65) == (29_419_156, 61_148)
     grn = loaded["cp_mobile_grn", "full"].student
-    assert get_deployed_size(Student(grn), 256, 63) == (28_893_280, 126_952)
+    assert get_deployed_size(build_student(grn), 256, 63) == (28_893_280, 126_952)
     assert compose([]) == loaded["rep_mobile", "quick"]
 
 
@@ -379,7 +381,7 @@ def test_flags_of_the_baseline():
     config = from_flags("--batch_size", "8", "--n_epochs", "3", "--lr=1e-4", "student=cp_mobile", "profile=full")
     assert (config.train.batch_size, config.train.epochs, config.train.lr) == (8, 3, 1e-4)
     assert config.prune.epochs == 30  # --n_epochs is the dense stage's
-    assert config.student.family == "cp_mobile"
+    assert config.student.name == "cp_mobile"
     config = from_flags("--ratios=0.3, 0.2", "--branches=[3x3,1x1]", "--strides=b2:2x2", "--grn=true", "--f_max=null")
     assert config.prune.ratios == (0.3, 0.2)
     assert config.student.branches == ("3x3", "1x1")

@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ascmodels.nessi import Limits
-from ascmodels.pruning import PruneConfig
+from ascmodels.schedules import PruneConfig
 from ascmodels.students import StudentConfig
 from ascmodels.teachers import TeacherModelConfig
 from data.augment import AugmentConfig
@@ -35,7 +35,16 @@ from trainables.distill import DistillConfig
 from trainables.loop import TrainConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-ALIASES = {"n_epochs": "train.epochs"}  # names of the DCASE baseline for keys that are called otherwise here
+# names of the DCASE baseline for keys that are called otherwise here
+ALIASES = {
+    "n_epochs": "train.epochs",
+    "roll_sec": "augment.roll_s",
+    "freqm": "augment.freq_mask",
+    "timem": "augment.time_mask",
+    "window_length": "frontend.win_length",
+}
+FIXED = {"n_classes": "10", "in_channels": "1", "orig_sample_rate": "44100"}  # its flags that can have one value here
+REPCONV = {"true": "student=rep_mobile", "false": "student=cp_mobile"}  # --repconv
 
 
 class ConfigError(ValueError):
@@ -52,6 +61,11 @@ class TeacherConfig:
     )
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=8, time_mask=4, mixstyle_p=0.2))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=25, batch_size=64, lr=1e-4))
+    lr_decay: float = 1.0  # a layer's learning rate over that of the layer above it; 1: all the same
+
+    def __post_init__(self):
+        if not 0 < self.lr_decay <= 1:
+            raise ValueError(f"teacher.lr_decay={self.lr_decay}: expected a factor in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -146,14 +160,32 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             continue
         name, equals, value = word[2:].partition("=")
         key = known.get(name) or (name if name in kinds else None)
-        if key is None:
-            raise ConfigError(_unknown(name, [*known, *kinds], "flag --"))
+        if key is None and name not in (*FIXED, "repconv"):
+            raise ConfigError(_unknown(name, [*known, *kinds, "repconv"], "flag --"))
         if not equals:
             if not words:
                 raise ConfigError(f"--{name} needs a value")
             value = words.pop(0)
-        overrides.append(f"{key}={_literal(value, kinds[key])}")
+        if name == "repconv":
+            if value.lower() not in REPCONV:
+                raise ConfigError(f"--repconv {value}: expected True (Rep-Mobile) or False (CP-Mobile)")
+            overrides.append(REPCONV[value.lower()])
+        elif key is None:
+            if value != FIXED[name]:
+                raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported")
+        else:
+            overrides.append(f"{key}={_literal(value, kinds[key])}")
     return overrides
+
+
+def flag_help() -> str:
+    """Every configuration flag, its type and its key: the end of each command's --help."""
+    kinds = key_types()
+    listed = "\n".join(f"  --{name} <{type_name(kinds[key])}>  {key}" for name, key in flags().items())
+    return (
+        "configuration flags (also key=value, and groups: student=..., profile=quick|full; --repconv True is "
+        f"student=rep_mobile):\n{listed}"
+    )
 
 
 def _literal(value: str, hint: Any) -> str:

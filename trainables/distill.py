@@ -7,9 +7,12 @@ ten times a mean over batch and classes). `kd_alpha` is the weight of the hard l
 """
 
 import hashlib
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -18,6 +21,8 @@ import torch.nn.functional as F
 
 from ascmodels.checkpoint import CheckpointError
 
+ENSEMBLES = ("logits", "probabilities", "greedy")
+
 
 @dataclass(frozen=True)
 class DistillConfig:
@@ -25,14 +30,31 @@ class DistillConfig:
 
     kd_alpha: float = 0.5  # weight of the hard label; 1: no teacher takes part
     kd_temp: float = 4.0  # temperature T
-    teacher_ckpts: tuple[str, ...] = ()  # teacher folders; none: one is fine-tuned as `teacher` says
+    teacher_ckpts: tuple[str, ...] = ()  # teacher folders or logits files; none: one is fine-tuned as `teacher` says
+    ensemble: str = "logits"  # mean of the teachers' logits or probabilities, or greedy: weights chosen on validation
+    teacher_weights: tuple[float, ...] = ()  # one a teacher, in that order; none: equal
 
     def __post_init__(self):
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
+        object.__setattr__(self, "teacher_weights", tuple(self.teacher_weights))
+        check_ensemble(self.ensemble, self.teacher_weights, len(self.teacher_ckpts))
         if not 0 <= self.kd_alpha <= 1:
             raise ValueError(f"distill.kd_alpha={self.kd_alpha}: expected a weight in [0, 1]")
         if not self.kd_temp > 0:
             raise ValueError(f"distill.kd_temp={self.kd_temp}: expected a temperature above 0")
+
+
+def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> None:
+    """ValueError for an unknown method, or weights that are none of `n_teachers` (0: not known yet)."""
+    if method not in ENSEMBLES:
+        raise ValueError(f"distill.ensemble={method!r}: expected one of {', '.join(ENSEMBLES)}")
+    told = f"distill.teacher_weights={list(weights)}"
+    if weights and method == "greedy":
+        raise ValueError(f"{told}: distill.ensemble=greedy chooses the weights itself")
+    if weights and n_teachers and len(weights) != n_teachers:
+        raise ValueError(f"{told}: expected {n_teachers}, one for each teacher")
+    if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+        raise ValueError(f"{told}: expected numbers >= 0, not all of them 0")
 
 
 def kd_loss(
@@ -51,29 +73,62 @@ def kd_loss(
     return alpha * hard + (1 - alpha) * temp**2 * soft
 
 
-def save_logits(path: Path, filenames: Sequence[str], logits: torch.Tensor) -> None:
-    """One teacher's logits `[N, C]` as float16, row i belonging to `filenames[i]`."""
+def save_logits(
+    path: Path, filenames: Sequence[str], logits: torch.Tensor, manifest: Mapping[str, Any] | None = None
+) -> None:
+    """One teacher's logits `[N, C]` as float16, row i belonging to `filenames[i]`; `manifest` says whose they are.
+
+    CheckpointError for logits that are not finite, or beyond float16's 65,504.
+    """
+    half = logits.half().contiguous()
+    broken = (~half.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} of {len(half)} clips have teacher logits that are not finite in float16, first "
+            f"{filenames[broken[0]]}: the teacher is damaged or has diverged"
+        )
     beside = path.with_name(f".{path.name}")
-    metadata = {"filenames": "\n".join(filenames)}
-    safetensors.torch.save_file({"logits": logits.half().contiguous()}, beside, metadata)
+    metadata = {"filenames": "\n".join(filenames), "manifest": json.dumps(dict(manifest or {}))}
+    safetensors.torch.save_file({"logits": half}, beside, metadata)
     beside.replace(path)
 
 
-def load_logits(path: Path, filenames: Sequence[str]) -> torch.Tensor:
-    """Logits `[len(filenames), C]` float32 in the order asked for; CheckpointError names files that are missing."""
-    with safetensors.safe_open(path, framework="pt") as handle:
-        stored = (handle.metadata() or {})["filenames"].split("\n")
-        logits = handle.get_tensor("logits").float()
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a logits file says of its teacher: classes, checkpoint, front-end, waveforms, validation figures."""
+    return _read_logits(path)[2]
+
+
+def load_logits(path: Path, filenames: Sequence[str], classes: tuple[str, ...] | None = None) -> torch.Tensor:
+    """Logits `[len(filenames), C]` float32 in the order asked for.
+
+    CheckpointError names files that are missing, a teacher of other `classes`, logits that are not finite.
+    """
+    stored, logits, manifest = _read_logits(path)
+    found = manifest.get("classes", classes)
+    if classes is not None and (tuple(found) != classes or logits.shape[1] != len(classes)):
+        raise CheckpointError(f"{path} has {logits.shape[1]} logits a clip, of the classes {found}; expected {classes}")
     row = {name: i for i, name in enumerate(stored)}
     missing = [name for name in filenames if name not in row]
     if missing:
         raise CheckpointError(f"{path} has no logits for {len(missing)} of {len(filenames)} clips, first {missing[0]}")
-    return logits[[row[name] for name in filenames]]
+    wanted = logits[[row[name] for name in filenames]].float()
+    broken = [filenames[i] for i in (~wanted.isfinite().all(dim=1)).nonzero().flatten().tolist()]
+    if broken:
+        raise CheckpointError(f"{path}: the logits of {len(broken)} clips are not finite, first {broken[0]}")
+    return wanted
 
 
-def ensemble(logits: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Mean of several teachers' logits `[N, C]`."""
-    return torch.stack(list(logits)).mean(dim=0)
+def _read_logits(path: Path) -> tuple[list[str], torch.Tensor, dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            stored, manifest = metadata["filenames"].split("\n"), json.loads(metadata.get("manifest", "{}"))
+            logits = handle.get_tensor("logits")
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path} is no file of teacher logits by filename: {error!r}") from error
+    if logits.ndim != 2 or len(logits) != len(stored):
+        raise CheckpointError(f"{path} holds logits {list(logits.shape)} for {len(stored)} filenames")
+    return stored, logits, manifest
 
 
 def folder_hash(folder: Path) -> str:

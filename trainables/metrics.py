@@ -12,24 +12,52 @@ class Metrics:
     """Accuracies in [0, 1]; scenes and devices that have no clip are absent."""
 
     loss: float  # mean cross-entropy, nats
+    acc: float  # share of all clips
     macro_avg_acc: float  # mean of the class-wise accuracies: the task's primary metric
     class_acc: dict[str, float]
     device_acc: dict[str, float]
     group_acc: dict[str, float]  # real, seen, unseen devices
+    ece: float  # expected calibration error
+    confusion: list[list[int]]  # [C, C] clips: rows are the true scenes, columns the predicted ones
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metrics:
     """Metrics of `logits [N, C]` for `labels [N]` recorded by `devices [N]`."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    correct = logits.argmax(axis=1) == labels
-    class_acc = {SCENES[c]: float(correct[labels == c].mean()) for c in np.unique(labels)}
+    predicted = logits.argmax(axis=1)
+    correct = predicted == labels
+    n_classes = logits.shape[1]
+    confusion = np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
+    class_acc = {SCENES[c]: float(confusion[c, c] / confusion[c].sum()) for c in np.flatnonzero(confusion.sum(axis=1))}
     group_of = {device: group for group, members in DEVICE_GROUPS.items() for device in members}
-    groups = np.array([group_of.get(d, "other") for d in devices])
+    device_acc = _accuracies(devices, correct)
+    group_acc = _accuracies(np.array([group_of.get(d, "other") for d in devices]), correct)
     return Metrics(
         loss=float(-log_probability[np.arange(len(labels)), labels].mean()),
+        acc=float(correct.mean()),
         macro_avg_acc=float(np.mean(list(class_acc.values()))),
         class_acc=class_acc,
-        device_acc={str(d): float(correct[devices == d].mean()) for d in np.unique(devices)},
-        group_acc={g: float(correct[groups == g].mean()) for g in (*DEVICE_GROUPS, "other") if (groups == g).any()},
+        device_acc=device_acc,
+        group_acc={g: group_acc[g] for g in (*DEVICE_GROUPS, "other") if g in group_acc},
+        ece=calibration_error(np.exp(log_probability.max(axis=1)), correct),
+        confusion=confusion.tolist(),
     )
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """sum over equal bins of (clips / all clips) * |share correct - mean confidence|; Guo et al. 2017.
+
+    A bin is open below and closed above; nan where a confidence is.
+    """
+    if not np.isfinite(confidence).all():
+        return float("nan")
+    number = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    return float(np.abs(np.bincount(number, weights=correct - confidence)).sum() / len(confidence))
+
+
+def _accuracies(names: np.ndarray, correct: np.ndarray) -> dict[str, float]:
+    """Share of `correct [N]` for each of `names [N]`, sorted."""
+    known, number = np.unique(names, return_inverse=True)
+    shares = np.bincount(number, weights=correct) / np.bincount(number)
+    return {str(name): float(share) for name, share in zip(known, shares, strict=True)}

@@ -16,12 +16,11 @@ import torch
 
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import TrainingDiverged
-from trainables.records import Record, point_dict
+from trainables.records import EXPERIMENTS, Record, point_dict
 from trainables.tracking import Tracker
 from trainables.trial import Trial, TrialData, data_key, load_trial_data, run_trial
 
 RESERVED = ("trial", "study_dir")  # config entries that are not the trial's own
-EXPERIMENTS = "experiments"  # folder of a study that holds one folder a trial
 
 
 class KDTrainable(rt.Trainable):
@@ -67,8 +66,8 @@ class KDTrainable(rt.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         values = {k: v for k, v in config.items() if k not in RESERVED}
         trial_config = TrialConfig.from_flat(values)
-        if trial_config.prune.ratios and not self.prunes:
-            raise ConfigError("KDTrainable trains dense students; prune.ratios needs PruneTrainable")
+        if trial_config.prune.rounds and not self.prunes:
+            raise ConfigError("KDTrainable trains dense students; prune steps need PruneTrainable")
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
             self._data = (key, load_trial_data(trial_config))

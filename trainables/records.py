@@ -13,6 +13,8 @@ from typing import Any
 
 from ascmodels.checkpoint import replace_text
 
+EXPERIMENTS = "experiments"  # folder of a study, or of the single runs, that holds one folder a trial
+
 
 @dataclass(frozen=True)
 class Point:
@@ -34,6 +36,10 @@ class Point:
     group_acc: dict[str, float]
     widths: dict[str, list[int]]
     checkpoint: str  # folder of the deployed network, relative to the trial's
+    val_ece: float | None = None  # expected calibration error; none in points of older versions, as the next two
+    train_macro_avg_acc: float | None = None  # of the last epoch, on augmented clips
+    confusion: list[list[int]] | None = None  # [C, C] validation clips, rows true
+    val_acc_pruned: float | None = None  # right after pruning, before retraining, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Record:
     train_loss: float
     val_loss: float
     val_macro_avg_acc: float
+    val_ece: float
+    train_macro_avg_acc: float
     macs: int
     params: int
     sparsity: float
@@ -66,7 +74,7 @@ FIGURES = (
         "bytes_fp16",
         "bytes_int8",
     ),
-    *("sparsity", "feasible"),
+    *("sparsity", "feasible", "val_ece", "train_macro_avg_acc"),
 )
 
 
@@ -74,7 +82,7 @@ def point_row(
     trial_id: str, status: str, folder: str, point: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """One row of points.csv: the point's figures, where its network is, and the sampled configuration."""
-    row: dict[str, Any] = {"trial_id": trial_id, **{k: point[k] for k in FIGURES}, "status": status}
+    row: dict[str, Any] = {"trial_id": trial_id, **{k: point.get(k) for k in FIGURES}, "status": status}
     row["checkpoint"] = f"{folder}/{point['checkpoint']}"
     row |= {f"val_acc/{scene}": value for scene, value in point["class_acc"].items()}
     row |= {f"val_device_acc/{device}": value for device, value in point["device_acc"].items()}

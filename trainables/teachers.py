@@ -2,6 +2,7 @@
 
 folder = fine_tuned_teacher(config)                       # content-addressed: trained once
 logits = teacher_logits(config, folder, filenames)        # [N, C], computed once
+logits = ensemble_logits(config, data)                    # [N, C] of all of `distill.teacher_ckpts`
 """
 
 import hashlib
@@ -9,111 +10,195 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ascmodels.teachers import Teacher, build_teacher, load_teacher, save_teacher
+from ascmodels.checkpoint import CheckpointError
+from ascmodels.teachers import Teacher, build_teacher, load_teacher, parameter_groups, read_extra, save_teacher
 from data import tau
 from data.features import FrontEndConfig, LogMel
 from data.files import locked
-from trainables.config import TrialConfig
-from trainables.distill import folder_hash, load_logits, save_logits
-from trainables.loop import Clips, learning_rate, pick_device, predict, set_up_process, train_epoch
+from data.impulse import impulses_for
+from trainables.config import ConfigError, TrialConfig
+from trainables.distill import folder_hash, load_logits, read_manifest, save_logits
+from trainables.ensemble import combine, greedy
+from trainables.loop import (
+    Clips,
+    Epoch,
+    TrainingDiverged,
+    WeightAverage,
+    pick_device,
+    predict,
+    schedule,
+    set_up_process,
+    train_epoch,
+    training_device,
+)
 from trainables.metrics import measure
-from trainables.trial import load_clips
+from trainables.trial import TrialData, load_clips, with_enough_epochs
 
-FORMAT = 1
+FORMAT = 2
+_CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of `predict`'s batch
 
 
 def fine_tuned_teacher(config: TrialConfig, progress: bool = False) -> Path:
     """Folder of the teacher that `config.teacher` describes, trained first where it is not there yet."""
     cache_dir = Path(config.data.cache_dir)
     clips = load_clips(config, config.teacher.frontend.sample_rate, progress)
-    described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
-    described |= {"waveforms": clips.train.cache.key, "train": clips.train.rows.tolist(), "format": FORMAT}
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    key = teacher_key(config, clips)
     folder = cache_dir / f"teacher-{key}"
     with locked(cache_dir / f"teacher-{key}.lock"):
         if not folder.is_dir():
-            _fine_tune(config, clips.train, clips.validation, folder, progress)
+            config = with_enough_epochs(config, len(clips.train.rows))
+            _fine_tune(config, clips.train, clips.validation, folder, key, progress)
     return folder
 
 
-def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Path, progress: bool) -> None:
+def teacher_key(config: TrialConfig, clips: TrialData) -> str:
+    """Equal for configurations and clips that give the same teacher."""
+    config = with_enough_epochs(config, len(clips.train.rows))
+    described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
+    described |= {"waveforms": clips.train.cache.key, "train": clips.train.rows.tolist(), "format": FORMAT}
+    source = Path(config.teacher.model.pretrained or "")
+    if config.teacher.model.pretrained and source.exists():
+        is_file = source.is_file()
+        described["pretrained"] = hashlib.sha256(source.read_bytes()).hexdigest() if is_file else folder_hash(source)
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Path, key: str, progress: bool) -> None:
     c = config.teacher
+    steps = c.train.epoch_steps(len(train.rows))
+    try:
+        device, rate = training_device(c.train), schedule(c.train, c.train.epochs * steps)
+    except ValueError as error:
+        raise ConfigError(f"teacher.{error}") from error
     set_up_process(c.train.threads)
-    device = pick_device(c.train.device)
     front_end = LogMel(c.frontend).to(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout draws from it
+    impulses = impulses_for(c.augment, c.frontend.sample_rate, device)
+    smoothing = c.train.label_smoothing
+    extra: dict[str, Any] = {"key": key, "classes": list(tau.SCENES), "frontend": asdict(c.frontend)}
+    extra |= {"validation": validation_hash(validation), "n_train": len(train.rows), "val_macro_avg_acc": -1.0}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout and patchout draw from it
         torch.manual_seed(config.seed)
         teacher = build_teacher(c.model, len(tau.SCENES), c.frontend.n_mels, c.frontend.frames).to(device)
-        optimizer = torch.optim.AdamW(teacher.parameters(), lr=1.0, weight_decay=c.train.weight_decay)
-        steps = -(-len(train.rows) // c.train.batch_size)
-        best, best_state = -1.0, {}
+        groups = parameter_groups(teacher, c.lr_decay)
+        optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=c.train.weight_decay)
+        average = WeightAverage(teacher, c.train.ema_decay) if c.train.ema_decay else None
+        kept = average.network if average else teacher  # what is measured and saved
+        assert isinstance(kept, Teacher)
+        best_state: dict[str, torch.Tensor] = {}
         with tqdm(range(c.train.epochs), desc="teacher", unit="epoch", disable=not progress) as bar:
             for epoch in bar:
-                loss = train_epoch(
-                    teacher,
-                    optimizer,
-                    train,
+                first = epoch * steps
+                described = Epoch(
                     front_end,
                     c.augment,
-                    lambda logits, labels, _: F.cross_entropy(logits, labels),
-                    lambda i, first=epoch * steps: learning_rate(
-                        first + i, c.train.epochs * steps, c.train.lr, c.train.warmup
-                    ),
-                    c.train.batch_size,
+                    c.train,
+                    lambda logits, labels, _: F.cross_entropy(logits, labels, label_smoothing=smoothing),
+                    lambda i, first=first: rate(first + i),
                     np.random.default_rng([config.seed, epoch]),
+                    impulses=impulses,
+                    after_step=(lambda i, first=first: average.update(teacher, first + i)) if average else None,
+                    where=f"teacher, epoch {epoch + 1}",
                 )
-                logits = predict(teacher, validation, front_end).numpy()
-                accuracy = measure(logits, validation.labels, validation.devices).macro_avg_acc
-                if accuracy > best:
-                    best = accuracy
-                    best_state = {k: v.detach().cpu().clone() for k, v in teacher.state_dict().items()}
+                try:
+                    loss = train_epoch(teacher, optimizer, train, described).loss
+                    accuracy = _accuracy(kept, validation, front_end, epoch)
+                except TrainingDiverged as error:
+                    if not best_state:
+                        raise
+                    diverged = folder.with_name(f"{folder.name}-diverged")
+                    kept.load_state_dict(best_state)
+                    save_teacher(diverged, kept.cpu(), extra)
+                    raise TrainingDiverged(f"{error}; epoch {extra['epoch']} is kept in {diverged}") from error
+                if accuracy > extra["val_macro_avg_acc"]:
+                    extra |= {"val_macro_avg_acc": accuracy, "epoch": epoch + 1}
+                    best_state = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
                 bar.set_postfix(loss=f"{loss:.3f}", val_macro_avg_acc=f"{accuracy:.3f}")
-    teacher.load_state_dict(best_state)
-    extra = {
-        "classes": list(tau.SCENES),
-        "frontend": asdict(c.frontend),
-        "val_macro_avg_acc": best,
-        "validation": validation_hash(validation),
-    }
-    save_teacher(folder, teacher.cpu(), extra)
+    kept.load_state_dict(best_state)
+    save_teacher(folder, kept.cpu(), extra)
 
 
-def teacher_logits(config: TrialConfig, folder: Path, filenames: Sequence[str], progress: bool = False) -> torch.Tensor:
-    """Logits `[len(filenames), C]` of the teacher in `folder`; key: checkpoint, waveforms, front-end.
+def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, epoch: int) -> float:
+    logits = predict(teacher, validation, front_end)
+    if not logits.isfinite().all():
+        raise TrainingDiverged(f"teacher, epoch {epoch + 1}: its logits on validation are not finite")
+    return measure(logits.numpy(), validation.labels, validation.devices).macro_avg_acc
+
+
+def teacher_logits(config: TrialConfig, source: Path, filenames: Sequence[str], progress: bool = False) -> torch.Tensor:
+    """Logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
 
     CheckpointError for a teacher of other classes, or when a file has no logits.
     """
+    path = source if source.is_file() else logits_file(config, source, progress)
+    return load_logits(path, filenames, tau.SCENES)
+
+
+def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Path:
+    """The cached logits of the teacher in `folder` for both parts of the training split, computed where they are not
+    there yet; key: checkpoint, waveforms, front-end."""
     cache_dir = Path(config.data.cache_dir)
     teacher, extra = load_teacher(folder, tau.SCENES)
     front_end = FrontEndConfig(**extra["frontend"])
     clips = load_clips(config, front_end.sample_rate, progress).train
-    text = f"{FORMAT} {folder_hash(folder)} {clips.cache.key} {extra['frontend']} {clips.rows.tolist()}"
+    names = clips.cache.filenames
+    manifest = {
+        "format": FORMAT,
+        "teacher": folder.name,
+        "checkpoint": folder_hash(folder),
+        "waveforms": clips.cache.key,
+        **{key: extra[key] for key in ("classes", "frontend", "validation", "val_macro_avg_acc")},
+    }
+    text = f"{FORMAT} {manifest['checkpoint']} {clips.cache.key} {extra['frontend']}"
     path = cache_dir / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
-            logits = _predict_all(teacher, replace(config.teacher, frontend=front_end), clips)
-            save_logits(path, [clips.cache.filenames[row] for row in clips.rows], logits)
-    return load_logits(path, filenames)
+            device = pick_device(config.teacher.train.device)
+            teacher, log_mel = teacher.to(device), LogMel(front_end).to(device)
+            parts = []
+            with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
+                for start in range(0, len(names), _CHUNK):
+                    rows = np.arange(start, min(start + _CHUNK, len(names)))
+                    parts.append(predict(teacher, replace(clips, rows=rows), log_mel))
+                    bar.update(len(rows))
+            save_logits(path, names, torch.cat(parts), manifest)
+    return path
 
 
-def _predict_all(teacher: Teacher, config, clips: Clips) -> torch.Tensor:
-    device = pick_device(config.train.device)
-    return predict(teacher.to(device), clips, LogMel(config.frontend).to(device))
+def ensemble_logits(config: TrialConfig, data: TrialData, progress: bool = False) -> torch.Tensor:
+    """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
+    d = config.distill
+    sources = [Path(source) for source in d.teacher_ckpts]
+    if not sources:
+        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
+    heard = [teacher_logits(config, source, filenames(data.train), progress) for source in sources]
+    weights = d.teacher_weights
+    if d.ensemble == "greedy":
+        held_out = [teacher_logits(config, source, filenames(data.validation), progress) for source in sources]
+        weights = greedy(held_out, data.validation.labels).weights
+    return combine(heard, d.ensemble, weights)
+
+
+def filenames(clips: Clips) -> list[str]:
+    """Of the clips, in their order."""
+    return [clips.cache.filenames[row] for row in clips.rows]
 
 
 def validation_hash(validation: Clips) -> str:
     """Of the clips held out: a teacher that was fine-tuned on another division may have learnt from them."""
-    names = sorted(validation.cache.filenames[row] for row in validation.rows)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(sorted(filenames(validation))).encode()).hexdigest()[:16]
 
 
-def teacher_summary(folder: Path) -> dict[str, object]:
+def teacher_summary(source: Path) -> dict[str, object]:
     """Name and validation accuracy of a teacher, for manifests and reports."""
-    extra = json.loads((folder / "teacher.json").read_text())
-    return {"name": folder.name, "val_macro_avg_acc": extra["val_macro_avg_acc"], "validation": extra["validation"]}
+    extra = read_manifest(source) if source.is_file() else read_extra(source) | {"teacher": source.name}
+    try:
+        return {"name": extra["teacher"], "val_macro_avg_acc": extra["val_macro_avg_acc"], "validation": extra["validation"]}
+    except KeyError as error:
+        raise CheckpointError(f"{source} does not tell the teacher's {error}: make it with cache_logits.py") from error

@@ -53,11 +53,13 @@ class Tracker:
     offline under an id of its own; if that fails too, the trial goes on without, with a warning each time.
     """
 
-    def __init__(self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any]):
+    def __init__(
+        self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any], project: str = PROJECT
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {
-            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "project": os.environ.get("WANDB_PROJECT", project),
             "name": name,
             "group": group,
             "dir": str(folder),

@@ -8,10 +8,12 @@
 
 import hashlib
 import json
+import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,27 @@ import torch
 from ascmodels import checkpoint
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.nessi import BYTES_PER_PARAMETER, get_deployed_size, size_bytes
-from ascmodels.pruning import prune, schedule_sizes
-from ascmodels.students import Student
+from ascmodels.pruning import DATA_CRITERIA, prune_to_widths, sensitivities
+from ascmodels.schedules import PruneConfig, schedule_sizes, take_step
+from ascmodels.students import Student, Widths, build_student
 from data import tau
 from data.cache import open_cache
 from data.features import LogMel
 from data.holdout import hold_out
 from trainables.config import TrialConfig
-from trainables.distill import ensemble, kd_loss
-from trainables.loop import Clips, learning_rate, pick_device, predict, set_up_process, train_epoch
-from trainables.metrics import measure
+from trainables.distill import kd_loss
+from trainables.loop import (
+    Clips,
+    Epoch,
+    EpochResult,
+    enough_epochs,
+    pick_device,
+    predict,
+    schedule,
+    set_up_process,
+    train_epoch,
+)
+from trainables.metrics import Metrics, measure
 from trainables.records import Point, Record, point_dict
 
 
@@ -48,16 +61,29 @@ class Trial:
 
     `folder` receives the deployed network of each point. Everything that can be refused is refused here, before any
     training: sizes that cannot be measured, ratios that empty a layer, a missing device.
+
+    With `base`, a trained student in its training form, nothing is trained before the first prune step: point 0 is
+    the base as it is. With `widths` alone the dense network has exactly these; with both, one step prunes the base to
+    them. `look` validates each pruned network before it is retrained, too (`Point.val_acc_pruned`).
     """
 
-    def __init__(self, config: TrialConfig, data: TrialData, folder: Path):
+    def __init__(
+        self,
+        config: TrialConfig,
+        data: TrialData,
+        folder: Path,
+        base: Student | None = None,
+        widths: Widths | None = None,
+        look: bool = False,
+    ):
         self.config, self.data, self.folder = config, data, folder
+        self.from_base, self.widths, self.look = base is not None, widths, look
         if data.train.teacher is None and config.distill.kd_alpha < 1:
             raise ValueError(
                 f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits and none were given; "
                 "set kd_alpha to 1 to train without a teacher"
             )
-        self.sizes = schedule_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames)
+        self.sizes = self._schedule(base.widths if base else widths)
         set_up_process(config.train.threads)
         self.device = pick_device(config.train.device)
         self.front_end = LogMel(config.frontend).to(self.device)
@@ -65,16 +91,27 @@ class Trial:
         self.points: list[Point] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = Student(config.student, len(tau.SCENES))
+            self.model = build_student(config.student, len(tau.SCENES), widths)
+        if base:
+            checkpoint.check_same_architecture(base.config, config.student, "the base")
+            self.model = base.rebuilt()
+        self.val_acc_pruned: float | None = None  # of this stage's network before retraining
         self.optimizer: torch.optim.Optimizer | None = None
         self._place()
 
     @property
     def n_stages(self) -> int:
-        return 1 + len(self.config.prune.ratios)
+        return 2 if self.from_base and self.widths else 1 + self.config.prune.rounds
 
-    def stage_epochs(self) -> int:
-        return self.config.prune.epochs if self.stage else self.config.train.epochs
+    @property
+    def total_epochs(self) -> int:
+        """Of all stages."""
+        return self.stage_epochs(0) + self.stage_epochs(1) * (self.n_stages - 1)
+
+    def stage_epochs(self, stage: int) -> int:
+        if stage:
+            return self.config.prune.epochs
+        return 0 if self.from_base else self.config.train.epochs
 
     def start_stage(self) -> None:
         """Prune (except before the dense stage) and begin with a fresh optimiser."""
@@ -82,9 +119,14 @@ class Trial:
             for stale in self.folder.glob("step*"):  # of a trial of this name that a crash made Ray forget
                 shutil.rmtree(stale)
         else:
-            p = self.config.prune
-            self.model = prune(self.model, p.ratios[self.stage - 1], p.criterion, p.round_to, self.config.seed)
+            self.model = _pruned(self)
             self._place()
+            if self.look:
+                self.val_acc_pruned = _validate(self, deploy(self.model, self.config.limits.precision)).macro_avg_acc
+        measured = get_deployed_size(self.model, self.config.frontend.n_mels, self.config.frontend.frames)
+        if measured != self.sizes[self.stage] and self.config.prune.exact:
+            raise RuntimeError(f"measured {measured} MACs and params, the schedule says {self.sizes[self.stage]}")
+        self.sizes[self.stage] = measured  # was an estimate where the weights decide
         self.optimizer = self._new_optimizer()
 
     def save(self, folder: Path) -> None:
@@ -93,6 +135,10 @@ class Trial:
         state = {
             "config": json.dumps(self.config.flat()),
             "position": [self.stage, self.epoch, self.epochs],
+            "from_base": self.from_base,
+            "widths": json.dumps(asdict(self.widths)) if self.widths else None,
+            "sizes": [list(size) for size in self.sizes],
+            "val_acc_pruned": self.val_acc_pruned,
             "points": json.dumps([point_dict(p) for p in self.points]),
             "optimizer": self.optimizer.state_dict() if self.optimizer and self.epoch else None,
         }
@@ -108,10 +154,23 @@ class Trial:
         self.model = student
         self._place()
         self.stage, self.epoch, self.epochs = state["position"]
+        self.from_base, self.val_acc_pruned = state["from_base"], state["val_acc_pruned"]
+        self.widths = Widths(**json.loads(state["widths"])) if state["widths"] else None
+        self.sizes = [(macs, params) for macs, params in state["sizes"]]
         self.points = [Point(**p) for p in json.loads(state["points"])]
         if state["optimizer"] is not None:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
+
+    def _schedule(self, first: Widths | None) -> list[tuple[int, int]]:
+        """(MACs, params) of every stage as far as they are known; PruningError where a step cannot be taken."""
+        c = self.config
+        measure = partial(
+            schedule_sizes, c.student, n_mels=c.frontend.n_mels, frames=c.frontend.frames, precision=c.limits.precision
+        )
+        if self.from_base and self.widths:
+            return [measure(PruneConfig(), widths=w)[0] for w in (first, self.widths)]
+        return measure(c.prune, widths=first)
 
     def _place(self) -> None:
         self.model = self.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -122,26 +181,22 @@ class Trial:
 
 def run_trial(trial: Trial) -> Iterator[Record]:
     """Train, measure, prune, retrain, measure ...: one record after each epoch, a point at the end of each stage."""
-    c, data = trial.config, trial.data
+    c = trial.config
     while trial.stage < trial.n_stages:
         if trial.epoch == 0:
             trial.start_stage()
         started = time.perf_counter()
-        n_epochs = trial.stage_epochs()
-        train_loss = _train_one_epoch(trial, n_epochs)
-        trial.epoch += 1
-        trial.epochs += 1
+        n_epochs = trial.stage_epochs(trial.stage)
+        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # a base is measured as it is
+        trial.epoch += 1 if trained else 0
+        trial.epochs += 1 if trained else 0
 
         deployed = deploy(trial.model, c.limits.precision)  # what is measured is what would be shipped
-        logits = predict(deployed, data.validation, trial.front_end).numpy()
-        metrics = measure(logits, data.validation.labels, data.validation.devices)
+        metrics = _validate(trial, deployed)
         macs, params = trial.sizes[trial.stage]
         sparsity = 1 - params / trial.sizes[0][1]
         stage, epoch, point = trial.stage, trial.epoch, None
         if trial.epoch == n_epochs:
-            measured = get_deployed_size(trial.model, c.frontend.n_mels, c.frontend.frames)
-            if measured != (macs, params):
-                raise RuntimeError(f"measured {measured} MACs and params, expected {(macs, params)} from the schedule")
             point = Point(
                 step=stage,
                 epochs=trial.epochs,
@@ -157,18 +212,24 @@ def run_trial(trial: Trial) -> Iterator[Record]:
                 group_acc=metrics.group_acc,
                 widths={k: list(v) for k, v in asdict(trial.model.widths).items()},
                 checkpoint=f"step{stage}",
+                val_ece=metrics.ece,
+                train_macro_avg_acc=trained.macro_avg_acc if trained else None,
+                confusion=metrics.confusion,
+                val_acc_pruned=trial.val_acc_pruned,
             )
             extra = describe_use(c) | {"point": point_dict(point)}
             checkpoint.save_student(trial.folder / point.checkpoint, deployed, extra)
             trial.points.append(point)
-            trial.stage, trial.epoch, trial.optimizer = stage + 1, 0, None
+            trial.stage, trial.epoch, trial.optimizer, trial.val_acc_pruned = stage + 1, 0, None, None
         yield Record(
             stage=stage,
             epoch=epoch,
             epochs=trial.epochs,
-            train_loss=train_loss,
+            train_loss=trained.loss if trained else math.nan,
             val_loss=metrics.loss,
             val_macro_avg_acc=metrics.macro_avg_acc,
+            val_ece=metrics.ece,
+            train_macro_avg_acc=trained.macro_avg_acc if trained else math.nan,
             macs=macs,
             params=params,
             sparsity=sparsity,
@@ -178,23 +239,63 @@ def run_trial(trial: Trial) -> Iterator[Record]:
         )
 
 
-def _train_one_epoch(trial: Trial, n_epochs: int) -> float:
+def _validate(trial: Trial, deployed: Student) -> Metrics:
+    clips = trial.data.validation
+    return measure(predict(deployed, clips, trial.front_end).numpy(), clips.labels, clips.devices)
+
+
+def _pruned(trial: Trial) -> Student:
+    """The network after this stage's prune step. Its draws come from (seed, stage), as those of an epoch do."""
+    c, p, stage = trial.config, trial.config.prune, trial.stage
+    seed = int(np.random.SeedSequence([c.seed, stage]).generate_state(1)[0])
+    gradients = None
+    if p.criterion in DATA_CRITERIA:
+        gradients = sensitivities(trial.model, p.criterion, lambda model: _clip_losses(trial, model))
+    if trial.from_base and trial.widths:
+        return prune_to_widths(trial.model, trial.widths, p.criterion, seed, gradients)
+    mels, frames = c.frontend.n_mels, c.frontend.frames
+    return take_step(trial.model, p, stage, trial.sizes[0], mels, frames, c.limits.precision, seed, gradients)
+
+
+def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
+    """The trial's loss on `prune.importance_clips` training clips, one after another, as they are: not augmented."""
+    clips, loss_of = trial.data.train, _loss_of(trial)
+    rng = np.random.default_rng([trial.config.seed, trial.stage, 0, 1])  # three numbers are an epoch's
+    for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
+        x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
+        labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
+        teacher = None if clips.teacher is None else clips.teacher[[i]].to(trial.device)
+        yield loss_of(model(x), labels, teacher)
+
+
+def _loss_of(trial: Trial) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """Of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`; in retraining, distillation is a choice."""
+    d, distils = trial.config.distill, trial.stage == 0 or trial.config.prune.retrain_kd
+    return lambda logits, labels, teacher: kd_loss(logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp)
+
+
+def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
     c = trial.config
-    peak = c.prune.lr if trial.stage else c.train.lr
-    epoch_steps = -(-len(trial.data.train.rows) // c.train.batch_size)
-    first = trial.epoch * epoch_steps
+    n_steps = c.train.epoch_steps(len(trial.data.train.rows))
+    first = trial.epoch * n_steps
+    if trial.stage and c.prune.lr_mode == "rewind":
+        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": the end of the dense schedule, at the dense rate;
+        # all of it, drawn out, where retraining is longer
+        whole = max(c.train.epochs, n_epochs)
+        first += (whole - n_epochs) * n_steps
+        rate = schedule(c.train, whole * n_steps)
+    else:
+        rate = schedule(c.train, n_epochs * n_steps, c.prune.lr if trial.stage else None)
     assert trial.optimizer is not None
-    return train_epoch(
-        trial.model,
-        trial.optimizer,
-        trial.data.train,
+    epoch = Epoch(
         trial.front_end,
         c.augment,
-        lambda logits, labels, teacher: kd_loss(logits, labels, teacher, c.distill.kd_alpha, c.distill.kd_temp),
-        lambda step: learning_rate(first + step, n_epochs * epoch_steps, peak, c.train.warmup),
-        c.train.batch_size,
+        c.train,
+        _loss_of(trial),
+        lambda step: rate(first + step),
         np.random.default_rng([c.seed, trial.stage, trial.epoch]),
     )
+    return train_epoch(trial.model, trial.optimizer, trial.data.train, epoch)
 
 
 def deploy(model: Student, precision: str) -> Student:
@@ -229,7 +330,8 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False) ->
     root, parts = read_parts(config)
     names = [*parts.train.filename, *parts.validation.filename]
     cache_dir = Path(config.data.cache_dir)
-    cache = open_cache(root, names, sample_rate, cache_dir, config.data.skip_broken, progress)
+    d = config.data
+    cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
 
     def clips(table) -> Clips:
         table = table[~table.filename.isin(list(cache.skipped))]
@@ -249,25 +351,37 @@ def check_all_scenes(clips: Clips, part: str) -> None:
         raise tau.DatasetError(f"the {part} part has no readable clip of scene {', '.join(absent)}")
 
 
+def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
+    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
+    train, teacher = config.train, config.teacher.train
+    epochs = enough_epochs(train, n_train)
+    retraining = math.ceil(config.prune.epochs * epochs / train.epochs)
+    return replace(
+        config,
+        train=replace(train, epochs=epochs, min_steps=0),
+        prune=replace(config.prune, epochs=retraining),
+        teacher=replace(
+            config.teacher, train=replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)
+        ),
+    )
+
+
 def load_trial_data(config: TrialConfig, progress: bool = False) -> TrialData:
     """The clips with the ensemble's logits (computed where they are not cached yet)."""
-    from trainables.teachers import teacher_logits  # it builds on this file
+    from trainables.teachers import ensemble_logits  # it builds on this file
 
     data = load_clips(config, config.frontend.sample_rate, progress)
     if config.distill.kd_alpha == 1:
         return data
-    filenames = [data.train.cache.filenames[row] for row in data.train.rows]
-    logits = [teacher_logits(config, Path(folder), filenames, progress) for folder in config.distill.teacher_ckpts]
-    if not logits:
-        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
-    return replace(data, train=replace(data.train, teacher=ensemble(logits)))
+    return replace(data, train=replace(data.train, teacher=ensemble_logits(config, data, progress)))
 
 
 def data_key(config: TrialConfig) -> str:
     """Equal for configurations whose `load_trial_data` is equal: lets a reused actor keep what it has loaded."""
     flat = config.flat()
     parts = {k: v for k, v in flat.items() if k.startswith("data.") or k in ("frontend.sample_rate", "seed")}
-    parts["teachers"] = None if config.distill.kd_alpha == 1 else flat["distill.teacher_ckpts"]
+    ensemble = [flat[f"distill.{name}"] for name in ("teacher_ckpts", "ensemble", "teacher_weights")]
+    parts["teachers"] = None if config.distill.kd_alpha == 1 else ensemble
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

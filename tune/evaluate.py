@@ -17,17 +17,14 @@ from rich.markup import escape
 from analysis.front import pareto_points
 from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
-from ascmodels.checkpoint import CheckpointError, load_student
-from ascmodels.nessi import get_torch_size
-from data import tau
-from data.cache import open_cache
-from data.features import FrontEndConfig, LogMel
+from ascmodels.checkpoint import CheckpointError
+from data.tau import DatasetError
 from trainables.baseline import baseline_accuracy
 from trainables.config import TrialConfig
-from trainables.loop import Clips, pick_device, predict
-from trainables.metrics import measure
+from trainables.evaluation import Deployed, open_test_clips
+from trainables.loop import Clips
 from trainables.records import write_rows
-from trainables.trial import check_all_scenes, load_clips
+from trainables.trial import load_clips
 from tune.study import StudyError, lock, now, read_manifest, write_manifest
 
 
@@ -43,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             raise StudyError(f"{folder.name} is {manifest['status']}: finish the search before opening the test split")
         with lock(folder):
             evaluate(folder, manifest, console)
-    except (CheckpointError, ResultsError, StudyError, tau.DatasetError) as error:
+    except (CheckpointError, ResultsError, StudyError, DatasetError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
@@ -62,7 +59,7 @@ def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
         console.print("every point of the front was measured on the test split before", highlight=False)
         print_front(study)
         return
-    test = test_clips(config)
+    test = open_test_clips(config, config.frontend.sample_rate)
     console.print(f"test split: {len(test.rows)} clips, opened for {len(chosen)} point(s)", highlight=False)
     rows += [test_row(folder, point, test) for point in chosen]
     write_rows(folder / "test.csv", rows)
@@ -74,34 +71,9 @@ def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def test_clips(config: TrialConfig) -> Clips:
-    """The test split's clips."""
-    root = tau.dataset_root(config.data.dataset_dir)
-    cache_dir = Path(config.data.cache_dir)
-    table = tau.read_split(root, "test", config.data.split_dir, cache_dir / "split_setup")
-    cache = open_cache(root, list(table.filename), config.frontend.sample_rate, cache_dir, config.data.skip_broken)
-    table = table[~table.filename.isin(list(cache.skipped))]
-    clips = Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
-    check_all_scenes(clips, "test")
-    return clips
-
-
 def test_row(folder: Path, point: dict[str, Any], test: Clips) -> dict[str, Any]:
     """One point's test figures, from its checkpoint."""
-    student, extra = load_student(folder / point["checkpoint"])
-    if tuple(extra["classes"]) != tau.SCENES:
-        raise CheckpointError(f"{point['checkpoint']} knows the classes {extra['classes']}; expected {tau.SCENES}")
-    front_end = FrontEndConfig(**extra["frontend"])
-    found = get_torch_size(student, (1, 1, front_end.n_mels, front_end.frames))
-    if found != (point["macs"], point["params"]):
-        raise CheckpointError(
-            f"{folder / point['checkpoint']} holds another network ({found[0]:,} MACs, {found[1]:,} parameters) than "
-            f"the one in points.csv ({point['macs']:,} MACs, {point['params']:,} parameters)"
-        )
-    device = pick_device("auto")
-    metrics = measure(
-        predict(student.to(device), test, LogMel(front_end).to(device)).numpy(), test.labels, test.devices
-    )
+    metrics = Deployed(folder / point["checkpoint"], "auto", (point["macs"], point["params"])).measure(test)
     row: dict[str, Any] = {
         "trial_id": point["trial_id"],
         "step": point["step"],

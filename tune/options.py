@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from ascmodels.pruning import schedule_sizes
+from ascmodels.schedules import schedule_sizes
 from data.features import LogMel
-from data.tau import DataConfig, dataset_root, split_file
+from data.tau import dataset_root, resolved
 from search_spaces import Space, SpaceError, load_space
-from trainables.config import ConfigError, TrialConfig, compose, flags, flags_to_overrides, key_types, type_name
+from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides, key_types
 from tune.schedulers import SCHEDULERS
 from tune.search import OBJECTIVES
 from tune.study import StudyError, now, read_manifest
@@ -132,16 +132,6 @@ def place(config: TrialConfig, chosen: dict[str, Any], address: str | None) -> t
     return config, gpus
 
 
-def resolved(data: DataConfig) -> DataConfig:
-    """Absolute paths: trials run elsewhere, and TAU24_PATH may be another one at a resume."""
-    root = dataset_root(data.dataset_dir)
-    cache_dir = Path(data.cache_dir).expanduser().resolve()
-    table = split_file(root, f"split{data.subset}", data.split_dir, cache_dir / "split_setup")
-    ours = data.split_dir or table.parent == Path("split_setup").resolve()
-    split_dir = str(table.parent) if ours else None
-    return replace(data, dataset_dir=str(root), split_dir=split_dir, cache_dir=str(cache_dir))
-
-
 def check_space(space: Space, config: TrialConfig) -> None:
     """Both ends of every range and every choice must make a configuration that can be built and measured."""
     known, base = key_types(), config.flat()
@@ -158,7 +148,7 @@ def check_space(space: Space, config: TrialConfig) -> None:
         try:
             c = TrialConfig.from_flat(base | corner)
             LogMel(c.frontend)
-            schedule_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames)
+            schedule_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames, c.limits.precision)
         except ValueError as error:
             raise SpaceError(f"space {space.name}: {corner} cannot be built: {error}") from error
 
@@ -243,12 +233,10 @@ def share_of_gpus(text: str) -> float:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    kinds = key_types()
-    listed = "\n".join(f"  --{name} <{type_name(kinds[key])}>  {key}" for name, key in flags().items())
     p = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"configuration flags (also key=value, and groups: student=..., profile=quick|full):\n{listed}",
+        epilog=flag_help(),
         allow_abbrev=False,
     )
     p.add_argument("--space", help="kd, rep, prune, kd_prune, or the path of a YAML file")

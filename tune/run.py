@@ -9,7 +9,6 @@ Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or H
 
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -37,10 +36,10 @@ from trainables.config import (
     ConfigError,
     TrialConfig,
 )
-from trainables.loop import enough_epochs
-from trainables.ray_trainables import EXPERIMENTS, KDTrainable, PruneTrainable
+from trainables.ray_trainables import KDTrainable, PruneTrainable
+from trainables.records import EXPERIMENTS
 from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
-from trainables.trial import TrialData, load_clips, load_trial_data
+from trainables.trial import TrialData, load_clips, load_trial_data, with_enough_epochs
 from tune.options import check_resource, open_study, parser
 from tune.schedulers import SCHEDULERS
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher
@@ -126,7 +125,15 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     """Cached waveforms, the baseline, the teacher with its logits: what all trials share."""
     data = load_clips(config, config.frontend.sample_rate, progress=True)
     tell_data(config, data, console)
-    config = with_enough_epochs(config, len(data.train.rows), console)
+    asked, config = config, with_enough_epochs(config, len(data.train.rows))
+    if config.train.epochs > asked.train.epochs:
+        console.print(
+            f"epochs: {config.train.epochs} dense and {config.prune.epochs} after each prune step, so that "
+            f"{len(data.train.rows)} clips give {asked.train.min_steps} steps (train.min_steps; a typed train.epochs "
+            "is kept)",
+            highlight=False,
+            soft_wrap=True,
+        )
     accuracy = baseline_accuracy(data.train, data.validation, config.frontend)
     console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation", highlight=False)
     teachers = []
@@ -157,30 +164,9 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     return config, {"config": config.flat(), "dataset": dataset, "baseline": baseline, "teachers": teachers}
 
 
-def with_enough_epochs(config: TrialConfig, n_train: int, console: Console) -> TrialConfig:
-    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
-    train, teacher = config.train, config.teacher.train
-    epochs = enough_epochs(train, n_train)
-    if epochs > train.epochs:
-        prune_epochs = math.ceil(config.prune.epochs * epochs / train.epochs)
-        config = replace(
-            config,
-            train=replace(train, epochs=epochs, min_steps=0),
-            prune=replace(config.prune, epochs=prune_epochs),
-        )
-        console.print(
-            f"epochs: {epochs} dense and {prune_epochs} after each prune step, so that {n_train} clips give "
-            f"{train.min_steps} steps (train.min_steps; a typed train.epochs is kept)",
-            highlight=False,
-            soft_wrap=True,
-        )
-    train = replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)
-    return replace(config, teacher=replace(config.teacher, train=train))
-
-
 def tuner(folder: Path, space: Space, config: TrialConfig, manifest: dict[str, Any]) -> rt.Tuner:
     """Ray's Tuner for a new study, or the restored one where a snapshot is there."""
-    prunes = "prune.ratios" in space.parameters or bool(config.prune.ratios)
+    prunes = bool(config.prune.rounds) or any(key.startswith("prune.") for key in space.parameters)
     resources = {"cpu": manifest["cpus_per_trial"], "gpu": manifest["gpus_per_trial"]}
     trainable = rt.with_resources(PruneTrainable if prunes else KDTrainable, resources)
     results = folder / "ray"

@@ -18,7 +18,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from ascmodels.checkpoint import replace_text
 from ascmodels.nessi import Limits, size_bytes
-from ascmodels.pruning import PruneConfig, schedule_sizes
+from ascmodels.schedules import PruneConfig, schedule_sizes
 from ascmodels.students import StudentConfig
 from search_spaces import Space
 from trainables.config import TrialConfig
@@ -37,9 +37,12 @@ def read_searcher(study_dir: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def stage_sizes(student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int) -> tuple[tuple[int, int], ...]:
-    """(MACs, params) of every stage; remembered, since samplers come back to the same architectures."""
-    return tuple(schedule_sizes(student, prune, n_mels, frames))
+def stage_sizes(
+    student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int, precision: str = "fp16"
+) -> tuple[tuple[int, int], ...]:
+    """(MACs, params) of every stage, an estimate unless `prune.exact`; remembered, since samplers come back to the
+    same architectures."""
+    return tuple(schedule_sizes(student, prune, n_mels, frames, precision))
 
 
 def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
@@ -98,7 +101,8 @@ class FeasibleOptunaSearch(OptunaSearch):
         self._seen.add(key)
         try:
             config = TrialConfig.from_flat(self._base | values)
-            sizes = stage_sizes(config.student, config.prune, config.frontend.n_mels, config.frontend.frames)
+            shape = config.frontend.n_mels, config.frontend.frames
+            sizes = stage_sizes(config.student, config.prune, *shape, config.limits.precision)
         except ValueError as error:  # of the configuration's own checks, or a prune step that cannot be taken
             asked.set_constraint(_CONSTRAINT, 1.0)
             return "cannot be built or pruned", f"{key}: {error}"

