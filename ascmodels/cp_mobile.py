@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ascmodels.repconv import RepConv2d, fused_kernel
-from ascmodels.student_base import Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
+from ascmodels.student_base import ACTIVATIONS, Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
 
 
 def dense_widths(config: StudentConfig) -> Widths:
@@ -43,17 +43,26 @@ class GRN(nn.Module):
 class Block(nn.Module):
     """Expand 1x1, depthwise, project 1x1, each with BN; shortcut (average-pooled where strided); activation."""
 
-    def __init__(self, config: StudentConfig, channels: tuple[int, int, int], stride, shortcut: bool, fused: bool):
+    def __init__(
+        self,
+        config: StudentConfig,
+        branches: tuple[str, ...],
+        channels: tuple[int, int, int],
+        stride: tuple[int, int],
+        shortcut: bool,
+        fused: bool,
+    ):
         super().__init__()
         inputs, inner, outputs = channels
-        self.expand = nn.Sequential(*conv_bn(inputs, inner, 1), nn.ReLU())
-        self.depthwise = nn.Sequential(*_spatial(config.branches, inner, inner, stride, inner, fused), nn.ReLU())
-        self.project = nn.Sequential(*conv_bn(inner, outputs, 1))
+        activation = ACTIVATIONS[config.activation]
+        self.expand = nn.Sequential(*conv_bn(inputs, inner, (1, 1)), activation())
+        self.depthwise = nn.Sequential(*_spatial(branches, inner, inner, stride, inner, fused), activation())
+        self.project = nn.Sequential(*conv_bn(inner, outputs, (1, 1)))
         self.shortcut: nn.Module | None = None
         if shortcut:
             self.shortcut = nn.Identity() if stride == (1, 1) else nn.AvgPool2d(3, stride, padding=1)
         self.norm = GRN() if config.grn else nn.Identity()
-        self.activation = nn.ReLU()
+        self.activation = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.project(self.depthwise(self.expand(x)))
@@ -65,26 +74,31 @@ class Block(nn.Module):
 class MobileStudent(Student):
     """`fused` builds the deployed form of Rep-Mobile."""
 
+    fusible = (RepConv2d,)
+
     def __init__(self, config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False):
         super().__init__(config, n_classes, fused)
         dense = dense_widths(config)
         widths = widths or dense
         if len(widths.out) != len(dense.out) or len(widths.expand) != len(dense.expand):
             raise ValueError(f"widths for {len(widths.out)} blocks given to a network of {len(dense.out)} blocks")
+        activation = ACTIVATIONS[config.activation]
         stem_branches = config.branches if config.rep_stem else ()
         self.stem = nn.Sequential(
             *_spatial(stem_branches, 1, widths.stem[0], (2, 2), 1, fused),
-            nn.ReLU(),
+            activation(),
             *_spatial(stem_branches, widths.stem[0], widths.stem[1], (2, 2), 1, fused),
-            nn.ReLU(),
+            activation(),
         )
         self.blocks = nn.Sequential()
         # a shortcut belongs to the topology: it follows the dense widths, so that pruning never adds or removes one
         ins, dense_ins = (widths.stem[1], *widths.out), (dense.stem[1], *dense.out)
+        stages = [stage for stage, n in enumerate(config.n_blocks) for _ in range(n)]  # of each block
         for i, inner in enumerate(widths.expand):
             stride = config.block_strides.get(f"b{i + 1}", (1, 1))
             channels = (ins[i], inner, widths.out[i])
-            block = Block(config, channels, stride, dense_ins[i] == dense.out[i], fused)
+            shortcut = dense_ins[i] == dense.out[i]
+            block = Block(config, config.branches_of(stages[i]), channels, stride, shortcut, fused)
             self.blocks.add_module(f"b{i + 1}", block)
         self.classifier = nn.Sequential(nn.Conv2d(widths.out[-1], n_classes, 1, bias=False), nn.BatchNorm2d(n_classes))
         self.apply(initialise)
@@ -103,7 +117,7 @@ class MobileStudent(Student):
 def _spatial(branches: tuple[str, ...], inputs: int, outputs: int, stride, groups: int, fused: bool) -> list[nn.Module]:
     """A 3x3 convolution + BN, or RepConv branches, or what they fuse into."""
     if not branches:
-        return conv_bn(inputs, outputs, 3, stride, groups)
+        return conv_bn(inputs, outputs, (3, 3), stride, groups)
     if not fused:
         return [RepConv2d(inputs, outputs, branches, stride, groups)]
     height, width = fused_kernel(branches)

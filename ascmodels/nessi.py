@@ -3,7 +3,8 @@
     macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))
 
 The count is torchinfo's: a convolution costs its weights and biases once for each output position, batch normalisation
-2 per channel, activations and pooling nothing. Measure the deployed graph: fused, pruned, 1 s, batch 1, float32.
+and adaptive residual normalisation 2 per channel, activations, pooling, means and sums nothing. Measure the deployed
+graph: fused, pruned, 1 s, batch 1, float32.
 """
 
 from dataclasses import dataclass
@@ -17,11 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from ascmodels.cp_mobile import GRN
 from ascmodels.repconv import RepConv2d
 from ascmodels.student_base import Student
+from ascmodels.tf_sepnet import AdaResNorm
 
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 
 _MULTIPLYING = (nn.Conv1d, nn.Conv2d, nn.Linear)
-_COUNTED = (*_MULTIPLYING, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, GRN)
+_COUNTED = (*_MULTIPLYING, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, GRN, AdaResNorm)
 _FREE = (
     *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Sigmoid, nn.Identity, nn.Dropout, nn.Flatten),
     *(nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),

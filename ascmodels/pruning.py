@@ -151,7 +151,8 @@ def prune_to_widths(
 ) -> Student:
     """A new student of exactly `widths`, which must lie within its own: the least important channels leave."""
     groups = _rank(student, criterion, seed, gradients)
-    wanted = dict(build_student(student.config, student.n_classes, widths).named_modules())
+    with torch.random.fork_rng(devices=[]):
+        wanted = dict(build_student(student.config, student.n_classes, widths).named_modules())
     kept = [int(wanted[g.layer].out_channels) // g.sets for g in groups]  # type: ignore[arg-type]
     counts = tuple(g.size - k for g, k in zip(groups, kept, strict=True))
     pruned = _cut(student, groups, counts) if min(counts, default=0) >= 0 else student
@@ -268,7 +269,8 @@ def _cut(student: Student, groups: Sequence[_Group], counts: Sequence[int]) -> S
     """A new student without the `counts[i]` channels of least score of each group."""
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
-    graph = _pruner(pruned, tp.importance.RandomImportance()).DG
+    with torch.random.fork_rng(devices=[]):  # tracing draws
+        graph = _pruner(pruned, tp.importance.RandomImportance()).DG
     modules = dict(pruned.named_modules())
     for group, count in zip(groups, counts, strict=True):
         if count:

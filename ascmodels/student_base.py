@@ -14,14 +14,23 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ascmodels.repconv import RepConv2d, check_branches
+from ascmodels.repconv import check_branches
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+PLAIN = "plain"  # a stage without branches
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """Topology of one student. A family refuses the options that it does not use (`FAMILY_OPTIONS`)."""
 
-    family: str = "mobile"  # mobile: CP-Mobile, and Rep-Mobile where there are branches
+    family: str = "mobile"  # mobile (CP-Mobile, or Rep-Mobile where there are branches) or tf_sepnet
     base_channels: int = 32  # channels after the stem
     channels_multiplier: float = 1.8  # growth from stage to stage
     expansion_rate: float = 2.1  # inner over input channels of a block
@@ -31,14 +40,20 @@ class StudentConfig:
     grn: bool = False  # global response normalisation after each block
     branches: tuple[str, ...] = ()  # RepConv branches of the depthwise convolutions; none: CP-Mobile
     rep_stem: bool = False  # the stem's two convolutions take the branches too
+    activation: str = "relu"  # relu, relu6, hardswish, silu or gelu, everywhere in the network
+    # one entry a stage, `3x3+1x1` or `plain` (no branches); none: `branches` in every stage
+    stage_branches: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
         object.__setattr__(self, "strides", tuple(sorted(self.strides)))
         object.__setattr__(self, "branches", check_branches(self.branches))
+        object.__setattr__(self, "stage_branches", tuple(map(_canonical, self.stage_branches)))
         if self.family not in FAMILY_OPTIONS:
             raise ValueError(f"student.family={self.family!r}: expected one of {', '.join(FAMILY_OPTIONS)}")
         self._refuse_unused()
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"student.activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         for name in ("base_channels", "channels_multiplier", "expansion_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"student.{name}={getattr(self, name)}: expected a number above 0")
@@ -46,8 +61,13 @@ class StudentConfig:
             raise ValueError(f"student.n_blocks={self.n_blocks}: expected at least one block in each stage")
         names = [f"b{i + 1}" for i in range(sum(self.n_blocks))]
         unknown = sorted(set(self.block_strides) - set(names))
-        if unknown and "strides" in FAMILY_OPTIONS[self.family]:
+        if unknown:
             raise ValueError(f"student.strides names {unknown[0]!r}; this network has the blocks {', '.join(names)}")
+        if self.stage_branches and len(self.stage_branches) != len(self.n_blocks):
+            raise ValueError(
+                f"student.stage_branches={self.stage_branches}: expected one entry for each of the "
+                f"{len(self.n_blocks)} stages of n_blocks={self.n_blocks}, or none at all"
+            )
         if self.branches == ("identity",):
             raise ValueError("student.branches=('identity',) alone cannot learn: add a convolution branch")
         if self.rep_stem and not self.branches:
@@ -67,7 +87,14 @@ class StudentConfig:
         """The family as it is shown: the mobile one is known as CP-Mobile without and Rep-Mobile with branches."""
         if self.family != "mobile":
             return self.family
-        return "rep_mobile" if self.branches else "cp_mobile"
+        return "rep_mobile" if self.rep_stem or any(map(self.branches_of, range(len(self.n_blocks)))) else "cp_mobile"
+
+    def branches_of(self, stage: int) -> tuple[str, ...]:
+        """RepConv branches of one stage's depthwise convolutions; none: a plain convolution."""
+        if not self.stage_branches:
+            return self.branches
+        entry = self.stage_branches[stage]
+        return () if entry == PLAIN else tuple(entry.split("+"))
 
     @property
     def block_strides(self) -> dict[str, tuple[int, int]]:
@@ -81,9 +108,23 @@ class StudentConfig:
         return strides
 
 
+def _canonical(entry: str) -> str:
+    """One entry of `stage_branches`, its branches in canonical order."""
+    if entry == PLAIN:
+        return entry
+    try:
+        branches = check_branches(entry.split("+"))
+    except ValueError as error:
+        raise ValueError(f"student.stage_branches: {entry!r} is neither {PLAIN} nor like 3x3+1x1: {error}") from error
+    if branches == ("identity",):
+        raise ValueError("student.stage_branches: 'identity' alone cannot learn: add a convolution branch")
+    return "+".join(branches)
+
+
 # the options that mean something to a family
 FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
     "mobile": tuple(f.name for f in dataclasses.fields(StudentConfig) if f.name != "family"),
+    "tf_sepnet": ("base_channels", "activation"),
 }
 
 
@@ -108,6 +149,7 @@ class Student(nn.Module):
     blocks: nn.Sequential
     classifier: nn.Sequential
     widths: Widths  # channels as they are now, read from the layers (pruning changes them in place)
+    fusible: tuple[type[nn.Module], ...] = ()  # layers whose `fuse()` gives what is deployed in their place
 
     def __init__(self, config: StudentConfig, n_classes: int, fused: bool):
         super().__init__()
@@ -125,11 +167,11 @@ class Student(nn.Module):
         return [self.classifier[0]]
 
     def fuse(self) -> "Student":
-        """A copy in its deployed form: every RepConv one convolution with bias, in evaluation mode."""
+        """A copy in its deployed form, in evaluation mode: every `fusible` layer replaced by what it fuses into."""
         deployed = copy.deepcopy(self).eval()
         for name, module in self.named_modules():
-            if isinstance(module, RepConv2d):
-                deployed.set_submodule(name, module.fuse())
+            if isinstance(module, self.fusible):
+                deployed.set_submodule(name, module.fuse())  # type: ignore[operator]
         deployed.fused = True
         return deployed
 
@@ -148,9 +190,10 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride=(1, 1), groups: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.BatchNorm2d(outputs)]
+def conv_bn(inputs: int, outputs: int, kernel: tuple[int, int], stride=(1, 1), groups: int = 1) -> list[nn.Module]:
+    """A bias-free convolution that keeps the size (where its stride is 1), and its BN."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return [nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
 
 
 def initialise(module: nn.Module) -> None:

@@ -1,16 +1,17 @@
 """The student families by name, and the one way to build a student.
 
-    build_student(StudentConfig(base_channels=16))(torch.zeros(1, 1, 256, 65))     # logits [1, 10]
+build_student(StudentConfig(base_channels=16))(torch.zeros(1, 1, 256, 65))     # logits [1, 10]
 """
 
 from collections.abc import Callable
 
 from ascmodels.cp_mobile import MobileStudent
 from ascmodels.student_base import Student, StudentConfig, Widths
+from ascmodels.tf_sepnet import TFSepNet
 
 __all__ = ["FAMILIES", "Student", "StudentConfig", "Widths", "build_student"]
 
-FAMILIES: dict[str, Callable[..., Student]] = {"mobile": MobileStudent}
+FAMILIES: dict[str, Callable[..., Student]] = {"mobile": MobileStudent, "tf_sepnet": TFSepNet}
 
 
 def build_student(

@@ -54,7 +54,7 @@ class AST(Teacher):
         from transformers import ASTForAudioClassification
 
         network = ASTForAudioClassification.from_pretrained(folder, local_files_only=True)
-        config = network.config
+        config: Any = network.config
         return cls(TeacherModelConfig(), config.num_labels, config.num_mel_bins, config.max_length, network)
 
 

@@ -84,7 +84,7 @@ class SpectrogramViT(_TimmTeacher):
     """A timm VisionTransformer or DeiT over the patches of a spectrogram."""
 
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
-        from timm.layers import resample_abs_pos_embed
+        from timm.layers.pos_embed import resample_abs_pos_embed
         from timm.models.vision_transformer import VisionTransformer
 
         if config.name or config.pretrained:
@@ -111,24 +111,21 @@ class SpectrogramViT(_TimmTeacher):
                 f"teacher.model.name={name!r} is no VisionTransformer of timm with a positional embedding; "
                 "for a convolutional network set teacher.model.family=cnn"
             )
-        embed = network.patch_embed
+        vit: Any = network
+        embed = vit.patch_embed
         grid = patch_grid(n_mels, frames, int(embed.patch_size[0]), config.stride)
-        n_prefix = network.num_prefix_tokens
+        n_prefix = vit.num_prefix_tokens
+        n_placed = 0 if vit.no_embed_class else n_prefix  # prefix tokens that have a position
         if config.pretrained:
-            positions = resample_abs_pos_embed(
-                network.pos_embed.data,
-                list(grid),
-                list(embed.grid_size),
-                0 if network.no_embed_class else n_prefix,
-            )
+            old = list(embed.grid_size)
+            positions = resample_abs_pos_embed(vit.pos_embed.data, list(grid), old, n_placed)  # type: ignore[operator]
         else:
-            n_positions = math.prod(grid) + (0 if network.no_embed_class else n_prefix)
-            positions = nn.init.trunc_normal_(torch.empty(1, n_positions, network.embed_dim), std=0.02)
-        network.pos_embed = nn.Parameter(positions)
+            positions = nn.init.trunc_normal_(torch.empty(1, n_placed + math.prod(grid), vit.embed_dim), std=0.02)
+        vit.pos_embed = nn.Parameter(positions)
         embed.proj.stride = (config.stride, config.stride)
         embed.img_size, embed.grid_size, embed.num_patches = (n_mels, frames), grid, math.prod(grid)
-        network.patch_drop = Patchout(grid, config.patchout_freq, config.patchout_time, n_prefix)
-        return network, name
+        vit.patch_drop = Patchout(grid, config.patchout_freq, config.patchout_time, n_prefix)
+        return vit, name
 
 
 class Patchout(nn.Module):
@@ -180,6 +177,7 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
     import timm
 
     name, source = config.name, config.pretrained
+    network: Any
     if name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
@@ -215,7 +213,7 @@ def _from_file(path: Path, name: str, extra: dict[str, Any]) -> Any:
         raise CheckpointError(f"teacher.model.pretrained={path} is a weights file: set teacher.model.name, too")
     weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     classifier = timm.get_pretrained_cfg_value(name, "classifier")
-    first = classifier if isinstance(classifier, str) else classifier[0]
+    first = classifier if isinstance(classifier, str) else (classifier or [""])[0]
     n_classes = len(weights[f"{first}.bias"]) if f"{first}.bias" in weights else 0
     overlay = {"state_dict": weights, "num_classes": n_classes, "custom_load": False}
     return timm.create_model(

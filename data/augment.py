@@ -1,4 +1,4 @@
-"""Augmentation of batches: device impulse responses and time roll on waveforms; mixup, Freq-MixStyle, masks on log-mels.
+"""Augmentation of batches: impulse responses and time roll on waveforms; mixup, Freq-MixStyle and masks on log-mels.
 
 Randomness comes from the NumPy generator that is passed in, so a batch depends on its seed only, on any device. What
 is drawn for the waveforms is kept (`Draws`, `Mix`), so that a teacher hears the clip as the student does.

@@ -36,17 +36,15 @@ def sources() -> dict[str, Path]:
 
 
 @cache
-def imports(module: str, everywhere: bool = True) -> frozenset[str]:
-    """Modules that `module` imports: ours in full, others by their first name.
-
-    Without `everywhere`, only what importing it runs: not inside functions, nor under TYPE_CHECKING.
-    """
+def imports(module: str, functions: bool = True, typing: bool = True) -> frozenset[str]:
+    """Modules that `module` imports: ours in full, others by their first name; with those inside functions, and those
+    under TYPE_CHECKING."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if not everywhere and (inside or typing_only):
+        if (inside and not functions) or (typing_only and not typing):
             return
         if isinstance(node, ast.Import):
             found.update(name.name for name in node.names)
@@ -80,8 +78,6 @@ def test_the_walk_sees_what_is_there():
     assert "data.tau" in imports("trainables.trial")  # from data import tau
     assert "transformers" in imports("ascmodels.teacher_ast")
     assert "transformers" not in imports("ascmodels.teacher_ast", everywhere=False)
-    assert "trainables.teachers" in imports("trainables.trial")
-    assert "trainables.teachers" not in imports("trainables.trial", everywhere=False)
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -147,23 +143,15 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
     return next((cycle for node in sorted(graph) if (cycle := walk(node, []))), [])
 
 
-def graph(everywhere: bool) -> dict[str, set[str]]:
-    return {m: {name for name in imports(m, everywhere) if name in sources()} - {m} for m in sources()}
+def graph() -> dict[str, set[str]]:
+    """Imports inside functions count, those for typing alone do not."""
+    return {m: {name for name in imports(m, typing=False) if name in sources()} - {m} for m in sources()}
 
 
 def test_no_circle_of_imports():
     assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-    assert find_cycle(graph(everywhere=False)) == []
-
-
-def test_circles_closed_inside_functions_are_few_and_known():
-    """DESIGN.md wants none; an import inside a function may close one only where it is listed here."""
-    known = {("trainables.trial", "trainables.teachers")}
-    whole = graph(everywhere=True)
-    for module, name in known:
-        whole[module].discard(name)
-    assert find_cycle(whole) == []
+    assert find_cycle(graph()) == []
 
 
 def test_every_file_says_what_it_is():

@@ -10,10 +10,9 @@ import pytest
 import soundfile
 import torch
 from conftest import make_tau
-from rich.console import Console
 
+from trainables.clips import with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
-from trainables.trial import with_enough_epochs
 from tune.options import DEFAULTS, limit_overrides, open_study, parser
 from tune.run import main
 from tune.study import StudyError, lock, write_manifest

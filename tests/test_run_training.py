@@ -1,6 +1,5 @@
 """`trainables/run_training.py`: what it leaves, that it reproduces, that it goes on, what it refuses."""
 
-import json
 import os
 import signal
 import subprocess

@@ -25,8 +25,18 @@ from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from data.tau import DEVICE_GROUPS, SCENES, read_split
 from search_spaces import Space, SpaceError, load_space, space_from_dict
-from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, compose, flags, flags_to_overrides, key_types
-from trainables.distill import DistillConfig, ensemble, folder_hash, kd_loss, load_logits, save_logits
+from trainables.config import (
+    ALIASES,
+    CONFIG_DIR,
+    ConfigError,
+    TrialConfig,
+    compose,
+    flags,
+    flags_to_overrides,
+    key_types,
+)
+from trainables.distill import DistillConfig, folder_hash, kd_loss, load_logits, save_logits
+from trainables.ensemble import combine
 from trainables.loop import (
     Clips,
     Epoch,
@@ -112,8 +122,8 @@ def test_logits_meet_by_filename(tmp_path):
 
 def test_ensemble_is_the_mean_of_logits():
     parts = [torch.full((2, 3), float(v)) for v in (1, 2, 6)]
-    assert torch.equal(ensemble(parts), torch.full((2, 3), 3.0))
-    assert torch.equal(ensemble(parts[:1]), parts[0])
+    assert torch.equal(combine(parts, "logits"), torch.full((2, 3), 3.0))
+    assert torch.equal(combine(parts[:1], "logits"), parts[0])
 
 
 def test_folder_hash_follows_names_and_contents(tmp_path):
@@ -342,7 +352,9 @@ def test_every_shipped_configuration_loads():
     """Each student under each profile, and every file takes part."""
     students = sorted(p.stem for p in (CONFIG_DIR / "student").glob("*.yaml"))
     profiles = sorted(p.stem for p in (CONFIG_DIR / "profile").glob("*.yaml"))
-    assert students == ["cp_mobile", "cp_mobile_grn", "rep_mobile"]
+    networks = {"cp_mobile": "cp_mobile", "cp_mobile_grn": "cp_mobile", "rep_mobile": "rep_mobile"}
+    networks |= dict.fromkeys(("tf_sepnet", "tf_sepnet_16", "tf_sepnet_24"), "tf_sepnet")
+    assert students == list(networks)
     assert profiles == ["full", "quick"]
     loaded = {(s, p): compose([f"student={s}", f"profile={p}"]) for s in students for p in profiles}
     for (student, profile), config in loaded.items():
@@ -357,7 +369,7 @@ def test_every_shipped_configuration_loads():
                     assert set(owner) == set(value)  # their order is the code's own
                     continue
                 assert owner == (tuple(value) if isinstance(value, list) else value), (name, key)
-        assert config.student.name == ("rep_mobile" if student == "rep_mobile" else "cp_mobile")
+        assert config.student.name == networks[student]
     full = loaded["cp_mobile", "full"]
     assert (full.frontend.n_mels, full.frontend.frames) == (256, 65)
     assert full.student == StudentConfig()
@@ -496,7 +508,7 @@ def test_every_flag_reaches_the_key_it_names():
     for flag, key in flags().items():
         assert key in known
         assert not key.startswith("teacher.")
-        assert flag == "n_epochs" or key.endswith(flag)
+        assert flag in ALIASES or key.endswith(flag)
     assert flags()["lr"] == "train.lr"
     assert flags()["epochs"] == "train.epochs"
 
@@ -522,7 +534,7 @@ def in_range(spec: dict[str, Any], value: Any, steps: dict[str, list[int]]) -> b
 
 
 def test_the_four_spaces_are_shipped():
-    assert {"kd", "rep", "prune", "kd_prune"} <= set(SHIPPED)
+    assert {"kd", "rep", "prune", "kd_prune", "families"} <= set(SHIPPED)
     for key in ("distill.kd_alpha", "distill.kd_temp", "student.branches", "prune.ratios", "train.lr"):
         assert key in load_space("kd_prune").parameters
 

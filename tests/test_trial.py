@@ -14,11 +14,12 @@ from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.pruning import PruningError
 from data.features import FrontEndConfig
+from trainables.clips import TrialData
 from trainables.config import TrialConfig, compose
 from trainables.loop import TrainingDiverged, set_up_process
 from trainables.records import point_dict
 from trainables.teachers import fine_tuned_teacher, teacher_logits, teacher_summary
-from trainables.trial import Trial, TrialData, load_trial_data, run_trial
+from trainables.trial import Trial, load_trial_data, run_trial
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,13 @@
-"""Knowledge distillation: the loss, and teachers' logits cached by filename.
+"""Knowledge distillation: the losses, and teachers' logits cached by filename.
 
-    loss = alpha * CE(student, label) + (1 - alpha) * T^2 * KL(teacher_T || student_T)
+    loss = alpha * CE(student, label) + (1 - alpha) * T^2 * KL(teacher_T || student_T) + feature_weight * SP
 
 Hinton et al. 2015; both softmaxes at temperature T, KL averaged over the batch (`batchmean`: summed over classes, so
-ten times a mean over batch and classes). `kd_alpha` is the weight of the hard label.
+ten times a mean over batch and classes). `kd_alpha` is the weight of the hard label. SP: `similarity_loss`.
+
+Mixup mixes losses, lam * loss(clip) + (1 - lam) * loss(partner). That differs from a loss against mixed targets,
+the labels and the teacher's probabilities at T, by a number that the student does not change: the gradients are equal.
+Mixed logits would be a geometric mean, which no mixture of the two clips has. An online teacher hears the mixed clip.
 """
 
 import hashlib
@@ -21,6 +25,7 @@ import torch.nn.functional as F
 
 from ascmodels.checkpoint import CheckpointError
 
+MODES = ("offline", "online")
 ENSEMBLES = ("logits", "probabilities", "greedy")
 
 
@@ -33,6 +38,8 @@ class DistillConfig:
     teacher_ckpts: tuple[str, ...] = ()  # teacher folders or logits files; none: one is fine-tuned as `teacher` says
     ensemble: str = "logits"  # mean of the teachers' logits or probabilities, or greedy: weights chosen on validation
     teacher_weights: tuple[float, ...] = ()  # one a teacher, in that order; none: equal
+    mode: str = "offline"  # cached logits of the plain clips; online: the teachers hear each batch as it is augmented
+    feature_weight: float = 0.0  # of the similarity of a CNN teacher's and the student's features; online only
 
     def __post_init__(self):
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
@@ -40,8 +47,22 @@ class DistillConfig:
         check_ensemble(self.ensemble, self.teacher_weights, len(self.teacher_ckpts))
         if not 0 <= self.kd_alpha <= 1:
             raise ValueError(f"distill.kd_alpha={self.kd_alpha}: expected a weight in [0, 1]")
-        if not self.kd_temp > 0:
-            raise ValueError(f"distill.kd_temp={self.kd_temp}: expected a temperature above 0")
+        if not 0 < self.kd_temp < math.inf:
+            raise ValueError(f"distill.kd_temp={self.kd_temp}: expected a finite temperature above 0")
+        if self.mode not in MODES:
+            raise ValueError(f"distill.mode={self.mode!r}: expected one of {', '.join(MODES)}")
+        if not 0 <= self.feature_weight < math.inf:
+            raise ValueError(f"distill.feature_weight={self.feature_weight}: expected a finite number >= 0")
+        if self.feature_weight and (self.mode != "online" or len(self.teacher_ckpts) > 1):
+            raise ValueError(
+                f"distill.feature_weight={self.feature_weight} needs distill.mode=online and one CNN teacher; found "
+                f"distill.mode={self.mode} and {len(self.teacher_ckpts)} teachers in distill.teacher_ckpts"
+            )
+
+    @property
+    def taught(self) -> bool:
+        """Whether a teacher takes part."""
+        return self.kd_alpha < 1 or self.feature_weight > 0
 
 
 def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> None:
@@ -58,10 +79,15 @@ def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> No
 
 
 def kd_loss(
-    logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None, alpha: float, temp: float
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: torch.Tensor | None,
+    alpha: float,
+    temp: float,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Scalar loss of `logits [B, C]` against `labels [B]` and teacher logits `[B, C]` (None: cross-entropy alone)."""
-    hard = F.cross_entropy(logits, labels)
+    hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if teacher is None:
         return hard
     soft = F.kl_div(
@@ -71,6 +97,16 @@ def kd_loss(
         log_target=True,
     )
     return alpha * hard + (1 - alpha) * temp**2 * soft
+
+
+def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """||G_T - G_S||_F^2 / B^2 of features `[B, D]` and `[B, E]`, G being F F^T with each row of length 1.
+
+    Similarity-preserving distillation, Tung and Mori 2019: which clips of a batch resemble each other is compared, so
+    D and E may differ and nothing has to be projected.
+    """
+    ours, theirs = (F.normalize(f @ f.T, dim=1) for f in (student, teacher))
+    return (theirs - ours).square().sum() / len(student) ** 2
 
 
 def save_logits(

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from trainables.distill import check_ensemble
+from trainables.metrics import measure
 
 PICKS = 20  # of the greedy selection: the weights are multiples of 1/20 or coarser
 
@@ -25,7 +26,7 @@ def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float
     that a `Selection` has chosen. ValueError for weights that do not fit."""
     method = "probabilities" if method == "greedy" else method
     check_ensemble(method, weights, len(logits))
-    share = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64)
+    share = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64, device=logits[0].device)
     kept = share > 0
     share = (share / share.sum())[kept].view(-1, 1, 1)
     stack = torch.stack(list(logits))[kept].double()  # [K, N, C]
@@ -36,18 +37,45 @@ def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float
 
 @dataclass(frozen=True)
 class Selection:
-    """The picks of a greedy selection in order, the accuracy after each, and the weights of the best of them."""
+    """The picks of a greedy selection in order, and the accuracy after each."""
 
     picks: tuple[int, ...]
     accuracies: tuple[float, ...]  # macro average on the clips that it was chosen on
-    weights: tuple[float, ...]  # one a teacher, sum 1
+    kept: int  # picks that make the best of these ensembles
+    weights: tuple[float, ...]  # its weights, one a teacher, sum 1
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Macro average accuracies of teachers and of what they make together."""
+
+    members: tuple[float, ...]
+    ensembles: dict[str, float]
+    selection: Selection
+
+
+def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequence[float] = ()) -> Accuracies:
+    """Of teachers' logits `[M, C]` and their ensembles, for `labels [M]`; greedy weights are chosen on these clips."""
+    selection = greedy(logits, labels)
+    together = {method: combine(logits, method, weights) for method in ("logits", "probabilities")}
+    together["greedy"] = combine(logits, "greedy", selection.weights)
+    return Accuracies(
+        tuple(macro_accuracy(z, labels) for z in logits),
+        {method: macro_accuracy(z, labels) for method, z in together.items()},
+        selection,
+    )
+
+
+def macro_accuracy(logits: torch.Tensor, labels: np.ndarray) -> float:
+    """Mean of the class-wise accuracies of `logits [..., M, C]`."""
+    return measure(logits.numpy(), labels, np.full(len(labels), "")).macro_avg_acc
 
 
 def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PICKS) -> Selection:
-    """Add, `n_picks` times, the teacher (again, maybe) whose probabilities make the mean's macro accuracy highest; of
-    equals the lower cross-entropy, then the first. The best of these ensembles is kept: the earliest of equals."""
+    """Add, `n_picks` times, the teacher (again, maybe) that makes the macro accuracy of the mean probabilities highest,
+    and keep the best of the ensembles passed through. Of equals the lower cross-entropy decides, then the order."""
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
-    true = torch.from_numpy(np.asarray(labels, dtype=np.int64))
+    true = torch.tensor(labels, dtype=torch.int64)
     counts = torch.bincount(true)
     share = 1 / (counts[true] * (counts > 0).sum())  # [M]: each class weighs the same
     total, picks, scores = torch.zeros_like(p[0]), list[int](), list[tuple[float, float]]()
@@ -62,4 +90,4 @@ def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PI
         total = total + p[picks[-1]]
     best = max(range(n_picks), key=lambda n: scores[n]) + 1
     weights = tuple(picks[:best].count(k) / best for k in range(len(p)))
-    return Selection(tuple(picks), tuple(accuracy for accuracy, _ in scores), weights)
+    return Selection(tuple(picks), tuple(accuracy for accuracy, _ in scores), best, weights)

@@ -16,10 +16,10 @@ from ascmodels.students import Student
 from data import tau
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
+from trainables.clips import check_all_scenes
 from trainables.config import TrialConfig
 from trainables.loop import Clips, pick_device, predict
 from trainables.metrics import Metrics, measure
-from trainables.trial import check_all_scenes
 
 
 class Deployed:

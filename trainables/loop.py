@@ -141,8 +141,8 @@ def jku_factor(step: int, rise: float, start: float, length: float, last: float)
 
         exp(-5 (1 - step / rise)^2) while rising;  1 - (1 - last) * (step - start) / length while falling
 
-    and their product where both hold. From PaSST (Koutini et al. 2022) and CPJKU's DCASE 2022 and 2023 code (`exp_warmup_
-    linear_down`; the rise is that of Laine and Aila 2017), which counts epochs; here all arguments are in steps. As
+    and their product where both hold: `exp_warmup_linear_down` of PaSST (Koutini et al. 2022) and CPJKU's DCASE 2022
+    and 2023 code, the rise being that of Laine and Aila 2017. That code counts epochs, here everything is in steps; as
     there, the rise begins at half a unit.
     """
     up = math.exp(-5 * (1 - max(step, 0.5) / rise) ** 2) if step < rise else 1.0
@@ -203,6 +203,10 @@ class Heard:
     features: torch.Tensor | None = None  # [B, D], of the one teacher whose features are distilled
 
 
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # of logits, labels, teacher logits
+Listener = Callable[[np.ndarray, Draws, Mix | None], Heard]  # of the clips picked and what was drawn for them
+
+
 @dataclass(frozen=True)
 class Epoch:
     """How one epoch is trained, whoever trains: student, teacher, quantised network."""
@@ -210,11 +214,11 @@ class Epoch:
     front_end: LogMel
     augment: AugmentConfig
     train: TrainConfig
-    loss_of: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # of logits, labels, teacher
+    loss_of: Loss
     lr_of: Callable[[int], float]  # of the epoch's i-th step
     rng: np.random.Generator
     impulses: torch.Tensor | None = None  # [K, L] device impulse responses, where augment.dir_p asks for them
-    teachers: "Callable[[np.ndarray, Draws, Mix | None], Heard] | None" = None  # hear the batch; else Clips.teacher
+    teachers: Listener | None = None  # who hear the batch as it is augmented, in the place of `Clips.teacher`
     feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # of student's, teacher's features
     after_step: Callable[[int], None] | None = None  # told the number of each step, from 0
     where: str = "the epoch"  # its name in messages
@@ -296,7 +300,7 @@ def _batch_loss(
             logits = model(x.to(memory_format=torch.channels_last))
     logits = logits.float()
     loss = epoch.loss_of(logits, labels, heard.logits if heard else teacher)
-    if mix:  # mixing the losses has the gradient of mixing the labels and the teachers' probabilities (README)
+    if mix:  # why losses are mixed: trainables/distill.py
         other = heard.logits if heard else None if teacher is None else teacher[mix.partner]
         loss = mix.lam * loss + (1 - mix.lam) * epoch.loss_of(logits, labels[mix.partner], other)
         labels = labels if mix.lam >= 0.5 else labels[mix.partner]

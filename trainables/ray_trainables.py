@@ -14,11 +14,12 @@ from typing import Any
 import ray.tune as rt
 import torch
 
+from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import TrainingDiverged
 from trainables.records import EXPERIMENTS, Record, point_dict
 from trainables.tracking import Tracker
-from trainables.trial import Trial, TrialData, data_key, load_trial_data, run_trial
+from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
 RESERVED = ("trial", "study_dir")  # config entries that are not the trial's own
 
@@ -42,8 +43,7 @@ class KDTrainable(rt.Trainable):
         try:
             record = next(self._records, None)
         except TrainingDiverged as error:  # the same would happen again: a result, not a crash to be retried
-            where = f"stage {self._trial.stage}, epoch {self._trial.epoch + 1}: {error}"
-            return self._last | {"done": True, "finished": False, "failure": where}
+            return self._last | {"done": True, "finished": False, "failure": str(error)}
         if record is None:  # restored after its last epoch
             return self._last | {"done": True}
         self._last = self._result(record)

@@ -22,13 +22,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.tau import DatasetError
+from trainables.clips import load_clips
 from trainables.evaluation import Deployed, open_test_clips, predict_evaluation_set
 from trainables.loop import Clips, TrainingDiverged, set_up_process
 from trainables.metrics import Metrics
 from trainables.records import point_dict
 from trainables.runs import Run, RunError, configure, drive, guarded, now, parser, prepare, shown
 from trainables.tracking import PROJECT, Tracker
-from trainables.trial import Trial, load_clips
+from trainables.trial import Trial
 
 KIND = "train"
 

@@ -32,12 +32,13 @@ from ascmodels.nessi import UncountableError
 from ascmodels.pruning import PruningError
 from data.files import locked
 from data.tau import DatasetError, resolved
+from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides
 from trainables.loop import TrainingDiverged, pick_device
 from trainables.records import EXPERIMENTS, point_dict, point_row, write_info, write_rows
 from trainables.teachers import fine_tuned_teacher
 from trainables.tracking import Tracker
-from trainables.trial import Trial, TrialData, describe_use, load_clips, load_trial_data, run_trial, with_enough_epochs
+from trainables.trial import Trial, describe_use, load_trial_data, run_trial
 
 LAST = "last.ckpt"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it

@@ -23,6 +23,7 @@ from data import tau
 from data.features import FrontEndConfig, LogMel
 from data.files import locked
 from data.impulse import impulses_for
+from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import folder_hash, load_logits, read_manifest, save_logits
 from trainables.ensemble import combine, greedy
@@ -39,7 +40,6 @@ from trainables.loop import (
     training_device,
 )
 from trainables.metrics import measure
-from trainables.trial import TrialData, load_clips, with_enough_epochs
 
 FORMAT = 2
 _CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of `predict`'s batch
@@ -82,7 +82,8 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
     impulses = impulses_for(c.augment, c.frontend.sample_rate, device)
     smoothing = c.train.label_smoothing
     extra: dict[str, Any] = {"key": key, "classes": list(tau.SCENES), "frontend": asdict(c.frontend)}
-    extra |= {"validation": validation_hash(validation), "n_train": len(train.rows), "val_macro_avg_acc": -1.0}
+    extra |= {"validation": validation_hash(validation), "n_train": len(train.rows), "epochs": c.train.epochs}
+    extra["val_macro_avg_acc"] = -1.0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout and patchout draw from it
         torch.manual_seed(config.seed)
         teacher = build_teacher(c.model, len(tau.SCENES), c.frontend.n_mels, c.frontend.frames).to(device)
@@ -173,16 +174,28 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Pa
 
 def ensemble_logits(config: TrialConfig, data: TrialData, progress: bool = False) -> torch.Tensor:
     """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
-    d = config.distill
-    sources = [Path(source) for source in d.teacher_ckpts]
-    if not sources:
-        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
+    weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
     heard = [teacher_logits(config, source, filenames(data.train), progress) for source in sources]
-    weights = d.teacher_weights
-    if d.ensemble == "greedy":
-        held_out = [teacher_logits(config, source, filenames(data.validation), progress) for source in sources]
-        weights = greedy(held_out, data.validation.labels).weights
-    return combine(heard, d.ensemble, weights)
+    return combine(heard, config.distill.ensemble, weights)
+
+
+def ensemble_weights(config: TrialConfig, data: TrialData, progress: bool = False) -> tuple[float, ...]:
+    """One a teacher of `distill.teacher_ckpts`, none for equal ones; chosen on validation where that is asked for."""
+    d = config.distill
+    if not d.teacher_ckpts:
+        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
+    if d.ensemble != "greedy":
+        return d.teacher_weights
+    sources = map(Path, d.teacher_ckpts)
+    held_out = [teacher_logits(config, source, filenames(data.validation), progress) for source in sources]
+    return greedy(held_out, data.validation.labels).weights
+
+
+def quiet_transformers() -> None:
+    """No progress bars of `transformers`: ours tell more."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def filenames(clips: Clips) -> list[str]:
@@ -199,6 +212,10 @@ def teacher_summary(source: Path) -> dict[str, object]:
     """Name and validation accuracy of a teacher, for manifests and reports."""
     extra = read_manifest(source) if source.is_file() else read_extra(source) | {"teacher": source.name}
     try:
-        return {"name": extra["teacher"], "val_macro_avg_acc": extra["val_macro_avg_acc"], "validation": extra["validation"]}
+        return {
+            "name": extra["teacher"],
+            "val_macro_avg_acc": extra["val_macro_avg_acc"],
+            "validation": extra["validation"],
+        }
     except KeyError as error:
         raise CheckpointError(f"{source} does not tell the teacher's {error}: make it with cache_logits.py") from error

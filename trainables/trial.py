@@ -11,8 +11,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,33 +27,29 @@ from ascmodels.pruning import DATA_CRITERIA, prune_to_widths, sensitivities
 from ascmodels.schedules import PruneConfig, schedule_sizes, take_step
 from ascmodels.students import Student, Widths, build_student
 from data import tau
-from data.cache import open_cache
+from data.augment import Draws
 from data.features import LogMel
-from data.holdout import hold_out
+from data.impulse import impulses_for
+from trainables.clips import TrialData, load_clips
 from trainables.config import TrialConfig
-from trainables.distill import kd_loss
+from trainables.distill import kd_loss, similarity_loss
 from trainables.loop import (
-    Clips,
     Epoch,
     EpochResult,
-    enough_epochs,
-    pick_device,
+    Listener,
+    Loss,
+    TrainingDiverged,
+    WeightAverage,
     predict,
     schedule,
     set_up_process,
     train_epoch,
+    training_device,
 )
 from trainables.metrics import Metrics, measure
+from trainables.online import load_online
 from trainables.records import Point, Record, point_dict
-
-
-@dataclass(frozen=True)
-class TrialData:
-    """Both parts of the training split, ready to be drawn from; `notes` say what was peculiar about the data."""
-
-    train: Clips
-    validation: Clips
-    notes: tuple[str, ...]
+from trainables.teachers import ensemble_logits
 
 
 class Trial:
@@ -78,15 +74,22 @@ class Trial:
     ):
         self.config, self.data, self.folder = config, data, folder
         self.from_base, self.widths, self.look = base is not None, widths, look
-        if data.train.teacher is None and config.distill.kd_alpha < 1:
+        if config.distill.taught and data.train.teacher is None and data.online is None:
             raise ValueError(
                 f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits and none were given; "
                 "set kd_alpha to 1 to train without a teacher"
             )
         self.sizes = self._schedule(base.widths if base else widths)
         set_up_process(config.train.threads)
-        self.device = pick_device(config.train.device)
+        self.device = training_device(config.train)
         self.front_end = LogMel(config.frontend).to(self.device)
+        self.impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
+        self.teachers: Listener | None = None
+        if data.online:
+            with_features = config.distill.feature_weight > 0
+            self.teachers = data.online.listener(config.augment, self.device, config.train.amp, with_features)
+        if not self.from_base:  # a warm-up that would not end
+            schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
         with torch.random.fork_rng(devices=[]):
@@ -97,7 +100,13 @@ class Trial:
             self.model = base.rebuilt()
         self.val_acc_pruned: float | None = None  # of this stage's network before retraining
         self.optimizer: torch.optim.Optimizer | None = None
+        self.average: WeightAverage | None = None  # of this stage, with train.ema_decay
         self._place()
+
+    @property
+    def network(self) -> Student:
+        """What is validated, deployed and pruned next: the average of the weights where there is one."""
+        return self.average.network if self.average else self.model  # type: ignore[return-value]
 
     @property
     def n_stages(self) -> int:
@@ -141,7 +150,10 @@ class Trial:
             "val_acc_pruned": self.val_acc_pruned,
             "points": json.dumps([point_dict(p) for p in self.points]),
             "optimizer": self.optimizer.state_dict() if self.optimizer and self.epoch else None,
+            "averaged": self.average is not None,
         }
+        if self.average:
+            checkpoint.save_student(folder / "average", self.network, describe_use(self.config))
         torch.save(state, folder / "trial.pt")
 
     def load(self, folder: Path) -> None:
@@ -161,6 +173,10 @@ class Trial:
         if state["optimizer"] is not None:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
+        self.average = None
+        if state.get("averaged"):
+            network, _ = checkpoint.load_student(folder / "average", expected=self.config.student)
+            self.average = WeightAverage(placed(network, self.device), self.config.train.ema_decay)
 
     def _schedule(self, first: Widths | None) -> list[tuple[int, int]]:
         """(MACs, params) of every stage as far as they are known; PruningError where a step cannot be taken."""
@@ -173,7 +189,7 @@ class Trial:
         return measure(c.prune, widths=first)
 
     def _place(self) -> None:
-        self.model = self.model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = placed(self.model, self.device)
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), lr=1.0, weight_decay=self.config.train.weight_decay)
@@ -191,8 +207,10 @@ def run_trial(trial: Trial) -> Iterator[Record]:
         trial.epoch += 1 if trained else 0
         trial.epochs += 1 if trained else 0
 
-        deployed = deploy(trial.model, c.limits.precision)  # what is measured is what would be shipped
+        deployed = deploy(trial.network, c.limits.precision)  # what is measured is what would be shipped
         metrics = _validate(trial, deployed)
+        if not math.isfinite(metrics.loss):
+            raise TrainingDiverged(f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}")
         macs, params = trial.sizes[trial.stage]
         sparsity = 1 - params / trial.sizes[0][1]
         stage, epoch, point = trial.stage, trial.epoch, None
@@ -220,6 +238,7 @@ def run_trial(trial: Trial) -> Iterator[Record]:
             extra = describe_use(c) | {"point": point_dict(point)}
             checkpoint.save_student(trial.folder / point.checkpoint, deployed, extra)
             trial.points.append(point)
+            trial.model, trial.average = trial.network, None
             trial.stage, trial.epoch, trial.optimizer, trial.val_acc_pruned = stage + 1, 0, None, None
         yield Record(
             stage=stage,
@@ -265,13 +284,22 @@ def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
         x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
         labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
         teacher = None if clips.teacher is None else clips.teacher[[i]].to(trial.device)
+        if trial.teachers:
+            teacher = trial.teachers(np.array([i]), Draws(None, None), None).logits
         yield loss_of(model(x), labels, teacher)
 
 
-def _loss_of(trial: Trial) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """Of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`; in retraining, distillation is a choice."""
-    d, distils = trial.config.distill, trial.stage == 0 or trial.config.prune.retrain_kd
-    return lambda logits, labels, teacher: kd_loss(logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp)
+def _distils(trial: Trial) -> bool:
+    """In retraining, distillation is a choice."""
+    return trial.config.distill.taught and (trial.stage == 0 or trial.config.prune.retrain_kd)
+
+
+def _loss_of(trial: Trial) -> Loss:
+    """Of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`."""
+    d, smoothing, distils = trial.config.distill, trial.config.train.label_smoothing, _distils(trial)
+    return lambda logits, labels, teacher: kd_loss(
+        logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp, smoothing
+    )
 
 
 def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
@@ -286,6 +314,10 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
         rate = schedule(c.train, whole * n_steps)
     else:
         rate = schedule(c.train, n_epochs * n_steps, c.prune.lr if trial.stage else None)
+    if c.train.ema_decay and trial.average is None:
+        trial.average = WeightAverage(trial.model, c.train.ema_decay)
+    average, done, weight = trial.average, trial.epoch * n_steps, c.distill.feature_weight
+    distils = _distils(trial)
     assert trial.optimizer is not None
     epoch = Epoch(
         trial.front_end,
@@ -294,8 +326,18 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
         _loss_of(trial),
         lambda step: rate(first + step),
         np.random.default_rng([c.seed, trial.stage, trial.epoch]),
+        impulses=trial.impulses,
+        teachers=trial.teachers if distils else None,
+        feature_loss=(lambda ours, theirs: weight * similarity_loss(ours, theirs)) if weight and distils else None,
+        after_step=(lambda step: average.update(trial.model, done + step)) if average else None,
+        where=f"stage {trial.stage}, epoch {trial.epoch + 1}",
     )
     return train_epoch(trial.model, trial.optimizer, trial.data.train, epoch)
+
+
+def placed(model: Student, device: torch.device) -> Student:
+    """On `device`, in the memory layout that its convolutions are fastest with."""
+    return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def deploy(model: Student, precision: str) -> Student:
@@ -316,63 +358,13 @@ def describe_use(config: TrialConfig) -> dict[str, Any]:
     return {"classes": list(tau.SCENES), "frontend": asdict(config.frontend)}
 
 
-def read_parts(config: TrialConfig):
-    """The training split divided into training and validation clips (`holdout.HoldOut`), and the data set's root."""
-    root = tau.dataset_root(config.data.dataset_dir)
-    split = tau.read_split(
-        root, f"split{config.data.subset}", config.data.split_dir, Path(config.data.cache_dir) / "split_setup"
-    )
-    return root, hold_out(split, config.data.validation_share, config.seed)
-
-
-def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> TrialData:
-    """Both parts at `sample_rate` Hz, without teacher logits."""
-    root, parts = read_parts(config)
-    names = [*parts.train.filename, *parts.validation.filename]
-    cache_dir = Path(config.data.cache_dir)
-    d = config.data
-    cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
-
-    def clips(table) -> Clips:
-        table = table[~table.filename.isin(list(cache.skipped))]
-        return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
-
-    parts_clips = clips(parts.train), clips(parts.validation)
-    for part, name in zip(parts_clips, ("training", "validation"), strict=True):
-        check_all_scenes(part, name)
-    notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
-    return TrialData(*parts_clips, notes)
-
-
-def check_all_scenes(clips: Clips, part: str) -> None:
-    """DatasetError when leaving out broken clips has emptied a scene: a mean over nine classes is another metric."""
-    absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
-    if absent:
-        raise tau.DatasetError(f"the {part} part has no readable clip of scene {', '.join(absent)}")
-
-
-def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
-    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
-    train, teacher = config.train, config.teacher.train
-    epochs = enough_epochs(train, n_train)
-    retraining = math.ceil(config.prune.epochs * epochs / train.epochs)
-    return replace(
-        config,
-        train=replace(train, epochs=epochs, min_steps=0),
-        prune=replace(config.prune, epochs=retraining),
-        teacher=replace(
-            config.teacher, train=replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)
-        ),
-    )
-
-
 def load_trial_data(config: TrialConfig, progress: bool = False) -> TrialData:
     """The clips with the ensemble's logits (computed where they are not cached yet)."""
-    from trainables.teachers import ensemble_logits  # it builds on this file
-
     data = load_clips(config, config.frontend.sample_rate, progress)
-    if config.distill.kd_alpha == 1:
+    if not config.distill.taught:
         return data
+    if config.distill.mode == "online":
+        return replace(data, online=load_online(config, data, progress))
     return replace(data, train=replace(data.train, teacher=ensemble_logits(config, data, progress)))
 
 
@@ -380,10 +372,11 @@ def data_key(config: TrialConfig) -> str:
     """Equal for configurations whose `load_trial_data` is equal: lets a reused actor keep what it has loaded."""
     flat = config.flat()
     parts = {k: v for k, v in flat.items() if k.startswith("data.") or k in ("frontend.sample_rate", "seed")}
-    ensemble = [flat[f"distill.{name}"] for name in ("teacher_ckpts", "ensemble", "teacher_weights")]
-    parts["teachers"] = None if config.distill.kd_alpha == 1 else ensemble
+    ensemble = [flat[f"distill.{name}"] for name in ("teacher_ckpts", "ensemble", "teacher_weights", "mode")]
+    parts["teachers"] = ensemble if config.distill.taught else None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
     return "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in new if old.get(k) != new.get(k))

@@ -20,11 +20,11 @@ from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from trainables.baseline import baseline_accuracy
+from trainables.clips import load_clips
 from trainables.config import TrialConfig
 from trainables.evaluation import Deployed, open_test_clips
 from trainables.loop import Clips
 from trainables.records import write_rows
-from trainables.trial import load_clips
 from tune.study import StudyError, lock, now, read_manifest, write_manifest
 
 

@@ -32,6 +32,7 @@ from data.tau import SCENES, DatasetError
 from search_spaces import Space, SpaceError, space_from_dict
 from trainables.baseline import NAME as BASELINE
 from trainables.baseline import baseline_accuracy
+from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import (
     ConfigError,
     TrialConfig,
@@ -39,7 +40,7 @@ from trainables.config import (
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 from trainables.records import EXPERIMENTS
 from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
-from trainables.trial import TrialData, load_clips, load_trial_data, with_enough_epochs
+from trainables.trial import load_trial_data
 from tune.options import check_resource, open_study, parser
 from tune.schedulers import SCHEDULERS
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher

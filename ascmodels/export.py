@@ -1,0 +1,145 @@
+"""A trained student as files that run without this project: `torch.export` programs and ONNX, each checked.
+
+    program = export_program(student, (n_mels, frames))      # features [B, 1, F, T] to logits [B, n_classes], any B
+    save_onnx(program, path, {"classes": ..., "frontend": ...})
+    logits = Runner(path)(features)                          # onnxruntime
+
+What is written is loaded again and compared with the eager network; ExportError when it computes something else.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+OPSET = 20
+TOLERANCE = 1e-4  # largest difference to the eager network, as a share of its largest logit (1 at least)
+INPUT, OUTPUT = "features", "logits"
+Network = Callable[[np.ndarray], np.ndarray]  # features [B, 1, F, T] to logits [B, C]
+
+
+class ExportError(ValueError):
+    """A network that cannot be deployed: it computes something else, or nothing finite, in its new form."""
+
+
+def export_program(network: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
+    """`network` for inputs `[B, *shape]` of any B as a `torch.export` program."""
+    example = torch.zeros(2, *shape, device=next(network.parameters()).device)
+    try:
+        return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: Dim("batch")},))
+    except Exception as error:  # torch raises many kinds for what it cannot trace; each means the same here
+        first = str(error).strip().splitlines()[0]
+        raise ExportError(f"{type(network).__name__} cannot be exported by torch.export: {first}") from error
+
+
+def save_program(program: ExportedProgram, path: Path) -> Network:
+    """Write `program` and return what was read back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No complete tensor found|The given buffer is not writable")
+        torch.export.save(program, path)
+        module = torch.export.load(path).module()
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(torch.from_numpy(x)).numpy()
+
+    return run
+
+
+def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write `program` as ONNX, batch normalisation folded, with `metadata` as JSON values in `metadata_props`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
+        try:
+            exported = torch.onnx.export(
+                program, input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
+            )
+        except torch.onnx.OnnxExporterError as error:
+            raise ExportError(f"not expressible in ONNX opset {OPSET}: {str(error).strip().splitlines()[0]}") from error
+    assert exported is not None
+    model = exported.model_proto
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    # the exporter's notes hold the paths of this machine
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph):
+        del part.metadata_props[:]
+    write_onnx(model, path, metadata)
+
+
+def write_onnx(model: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write a model with `metadata`, after onnx's own check."""
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """What `write_onnx` was told: class names, front-end, form."""
+    return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+
+
+def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
+    """The ONNX model of `source` with its parameters in float16, cast to float32 when it is loaded (arithmetic stays
+    float32); the bytes that the parameters take. ExportError for a parameter beyond float16's range."""
+    model = onnx.load(source)
+    casts, size = [], 0
+    for tensor in list(model.graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        with np.errstate(over="ignore"):
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ExportError(f"parameter {tensor.name} of {source.name} is beyond float16's range")
+        size += half.nbytes
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
+        casts.append(helper.make_node("Cast", [f"{name}_half"], [name], f"cast_{name}", to=TensorProto.FLOAT))
+    for i, cast in enumerate(casts):
+        model.graph.node.insert(i, cast)
+    write_onnx(model, target, metadata)
+    return size
+
+
+def parameter_bytes(path: Path) -> int:
+    """What the floating-point parameters of an ONNX model take, batch normalisation folded."""
+    tensors = onnx.load(path).graph.initializer
+    return sum(numpy_helper.to_array(t).nbytes for t in tensors if t.data_type == TensorProto.FLOAT)
+
+
+class Runner:
+    """An ONNX file in onnxruntime, on the CPU."""
+
+    def __init__(self, path: Path, threads: int = 1):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.session.run([OUTPUT], {INPUT: x})[0]  # type: ignore[return-value]
+
+
+def largest_difference(what: str, found: np.ndarray, eager: np.ndarray) -> float:
+    """Largest absolute difference of two sets of logits; ExportError when either is not finite."""
+    for name, values in (("the network", eager), (what, found)):
+        if not np.isfinite(values).all():
+            raise ExportError(f"{name} gives logits that are not finite: it is damaged or has diverged")
+    return float(np.abs(found - eager).max())
+
+
+def check_equal(what: str, found: np.ndarray, eager: np.ndarray) -> float:
+    """`largest_difference`; ExportError above TOLERANCE."""
+    difference = largest_difference(what, found, eager)
+    allowed = TOLERANCE * max(1.0, float(np.abs(eager).max()))
+    if difference > allowed:
+        raise ExportError(f"{what} differs from the eager network by {difference:.2g}, more than {allowed:.2g}")
+    return difference

@@ -1,0 +1,223 @@
+"""int8 networks: static post-training quantisation, and fake quantisation to fine-tune a student for it.
+
+    quantize_onnx(source, target, batches, metadata)     fp32 ONNX to int8 ONNX, calibrated on `batches` of features
+    tuned = fake_quantized(student); observe(tuned, batches); <train it>; plain(tuned)
+
+Weights are int8, symmetric, one scale an output channel; activations uint8, affine, one scale a tensor; biases int32
+(Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference").
+onnxruntime quantises (its QDQ format) and computes the convolutions in integers; fake quantisation follows its scheme.
+"""
+
+import copy
+import operator
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import fx, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import parametrize
+
+from ascmodels.export import INPUT, ExportError, write_onnx
+from ascmodels.students import Student
+
+LEAST_CLIPS = 16  # to calibrate on: fewer say little about the ranges
+MULTIPLYING = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}  # and what must become of them
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Bytes that an int8 network's parameters take. Not counted, since they need not be stored: zero points of
+    weights (0) and scales of biases (the product of input's and weight's)."""
+
+    weights: int  # one byte each; so are scalars that onnxruntime quantised (of GRN)
+    biases: int  # int32
+    scales: int  # float32, of weights and activations, with the activations' uint8 zero points
+    others: int  # what was left in float32
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.biases + self.scales + self.others
+
+
+class _Batches(CalibrationDataReader):
+    def __init__(self, batches: Iterable[np.ndarray]):
+        self._left = iter(batches)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
+        x = next(self._left, None)
+        return None if x is None else {INPUT: x}
+
+
+def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadata: Mapping[str, Any]) -> Payload:
+    """Write the int8 form of `source`; ranges of activations are those seen on `batches` of features `[B, 1, F, T]`.
+
+    ExportError for too few clips, and when a layer that multiplies was left in floating point: it is named.
+    """
+    clips = sum(len(x) for x in batches)
+    if clips < LEAST_CLIPS:
+        raise ExportError(f"{clips} clips to calibrate on: int8 needs {LEAST_CLIPS} at least")
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(source, ready, skip_symbolic_shape=True)
+        quantize_static(
+            ready,
+            target,
+            _Batches(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibration_providers=["CPUExecutionProvider"],
+        )
+    write_onnx(onnx.load(target), target, metadata)
+    check_integer(target)
+    return payload(target)
+
+
+def check_integer(path: Path) -> int:
+    """The number of layers that multiply; ExportError when one has no int8 weights, or onnxruntime's graph, as it
+    runs, computes one in floating point."""
+    graph = onnx.load(path).graph
+    made_by = {node.output[0]: node for node in graph.node}
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in MULTIPLYING]
+    for node in layers:
+        source = made_by.get(node.input[1])
+        if source is None or source.op_type != "DequantizeLinear" or kinds.get(source.input[0]) != TensorProto.INT8:
+            raise ExportError(f"layer {node.input[1]} ({node.op_type}) has no int8 weights: it was not quantised")
+    if not layers:
+        raise ExportError(f"{path.name} has no layer that multiplies: nothing to quantise")
+    with tempfile.TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        ran = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    integer = sum(ran.count(kind) for kind in MULTIPLYING.values())
+    if integer != len(layers):
+        raise ExportError(f"onnxruntime computes {len(layers) - integer} of {len(layers)} layers in floating point")
+    return integer
+
+
+def payload(path: Path) -> Payload:
+    """What the parameters of a quantised ONNX model take."""
+    graph = onnx.load(path).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    size = {name: int(np.prod(tensor.dims)) for name, tensor in tensors.items()}
+    weights = biases = scales = 0
+    counted: set[str] = set()  # tensors, and names of scales and zero points: several nodes share one
+    for node in graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        value, scale, zero = node.input
+        kind = tensors[value].data_type if value in tensors else None
+        if scale not in counted and kind != TensorProto.INT32:
+            scales += 4 * size[scale] + (kind != TensorProto.INT8)  # 1: the zero point
+        if value not in counted:
+            weights += size[value] if kind in (TensorProto.INT8, TensorProto.UINT8) else 0
+            biases += 4 * size[value] if kind == TensorProto.INT32 else 0
+        counted |= {scale, zero} | ({value} if kind is not None else set())
+    others = sum(4 * size[n] for n, t in tensors.items() if n not in counted and t.data_type == TensorProto.FLOAT)
+    return Payload(weights, biases, scales, others)
+
+
+class WeightQuantizer(nn.Module):
+    """Rounds a weight `[C, ...]` to its int8 grid; gradients pass through."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        scale = weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-12) / 127  # [C]
+        zero = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to uint8 within a range that follows the extremes of what passes while it trains."""
+
+    range: torch.Tensor  # lower and upper end, 0 between them
+
+    def __init__(self, momentum: float = 0.05):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("range", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            low, high = torch.aminmax(x.detach())
+            seen = torch.stack([low.clamp(max=0), high.clamp(min=0)])
+            self.range.lerp_(seen, self.momentum if self.range.any() else 1.0)
+        scale = ((self.range[1] - self.range[0]) / 255).clamp(min=1e-12)
+        zero = (-self.range[0] / scale).round().int()
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+
+
+_ROUNDED = (
+    *(nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
+    *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid),
+)
+_ROUNDED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
+
+
+def fake_quantized(student: Student) -> fx.GraphModule:
+    """A copy of the student, branches and batch normalisation folded, that rounds as its int8 form will."""
+    try:
+        network = fuse(student.fuse())
+    except Exception as error:  # tracing raises what the network's own code raises on a placeholder
+        raise ExportError(
+            f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}); "
+            "--qat_epochs 0 quantises it without"
+        ) from error
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+    for i, node in enumerate(list(network.graph.nodes)):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        rounded = node.op == "placeholder" or isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
+        # onnxruntime makes a ReLU part of the layer before it
+        if rounded and not all(isinstance(modules.get(str(user.target)), nn.ReLU) for user in node.users):
+            network.add_submodule(f"round{i}", ActivationQuantizer())
+            with network.graph.inserting_after(node):
+                after = network.graph.call_module(f"round{i}", (node,))
+            node.replace_all_uses_with(after)
+            after.args = (node,)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            parametrize.register_parametrization(module, "weight", WeightQuantizer())
+    network.recompile()
+    return network
+
+
+@torch.no_grad()
+def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
+    """Set the ranges of activations from `batches` of features."""
+    network.train()
+    device = next(network.parameters()).device
+    for x in batches:
+        network(torch.from_numpy(x).to(device))
+
+
+def plain(network: fx.GraphModule) -> fx.GraphModule:
+    """The fine-tuned network without its roundings, in evaluation mode: its weights lie on their int8 grids, so that
+    `quantize_onnx` finds them there."""
+    network = copy.deepcopy(network).eval()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear) and parametrize.is_parametrized(module):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        if isinstance(module, ActivationQuantizer):
+            for node in [n for n in network.graph.nodes if n.target == name]:
+                node.replace_all_uses_with(node.args[0])
+                network.graph.erase_node(node)
+            network.delete_submodule(name)
+    network.recompile()
+    return network

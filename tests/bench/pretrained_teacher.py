@@ -1,0 +1,156 @@
+"""What ImageNet weights bring to a teacher, and such a teacher to its student: the study of one fixed recipe.
+
+    python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
+    python tests/bench/pretrained_teacher.py --data real-wavs --weights efficientnet-lite0 --out study --seeds 0 1 2
+
+A seed divides the training split anew (by recording location), initialises, shuffles and augments; every arm of a seed
+shares its division, so arms are compared in pairs. Best epoch of a teacher and all figures are of the part held out;
+the test split is opened after the last training, once for each network. A run that was stopped goes on with what
+`results.csv` lacks.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ascmodels.teachers import load_teacher
+from data import tau
+from data.features import FrontEndConfig, LogMel
+from trainables.clips import load_clips, with_enough_epochs
+from trainables.config import TrialConfig, compose
+from trainables.evaluation import Deployed, open_test_clips
+from trainables.loop import predict, set_up_process
+from trainables.metrics import measure
+from trainables.records import write_rows
+from trainables.teachers import fine_tuned_teacher, teacher_summary
+from trainables.trial import Trial, load_trial_data, run_trial
+
+STUDENT = ("student=rep_mobile", "student.base_channels=16")  # profile=quick otherwise
+CNN = (
+    *("teacher.model.family=cnn", "teacher.model.name=tf_efficientnet_lite0"),
+    *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-3"),
+    *("teacher.augment.freq_mask=8", "teacher.augment.time_mask=4", "teacher.augment.mixstyle_p=0.2"),
+)
+# arm -> what differs from the defaults; the first of each kind is what the others are compared with
+TEACHERS = {
+    "lite0 from scratch": CNN,
+    "lite0 pretrained": (*CNN, "teacher.model.pretrained='{weights}'"),
+    "ast from scratch": (),  # the default of profile=quick
+    "lite0 from scratch, 3 x epochs": (*CNN, "teacher.train.epochs=30"),
+}
+STUDENTS = {"no teacher": ""} | {f"of {arm}": arm for arm in list(TEACHERS)[:3]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; writes <out>/results.csv, a row a network, and prints the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="data set in TAU's layout")
+    parser.add_argument("--weights", type=Path, required=True, help="folder of convert_efficientnet_lite.py")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", choices=[*TEACHERS, *STUDENTS], default=[*TEACHERS, *STUDENTS])
+    args = parser.parse_args(argv)
+    set_up_process(1)
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "results.csv"
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    configs = {seed: base_config(args.data, out, seed) for seed in args.seeds}
+    done = {(row["arm"], row["seed"]) for row in rows}
+    for arm, (seed, config) in product(args.arms, configs.items()):
+        if (arm, seed) not in done:
+            rows.append(trained(config, arm, args.weights.resolve(), out))
+            write_rows(path, rows)
+            print(f"{arm}, seed {seed}: {rows[-1]['val_macro_avg_acc']:.3f}", flush=True)
+    for row in rows:
+        if row["seed"] in configs and np.isnan(row["test_macro_avg_acc"]):
+            row["test_macro_avg_acc"] = test_accuracy(configs[row["seed"]], out / row["folder"])
+            write_rows(path, rows)
+    print(comparison(pd.DataFrame(rows)))
+    return 0
+
+
+def base_config(data: Path, out: Path, seed: int) -> TrialConfig:
+    where = (f"data.dataset_dir='{data.resolve()}'", f"data.cache_dir='{out / 'cache'}'", "data.subset=100")
+    return compose([*where, f"seed={seed}", *STUDENT])
+
+
+def trained(config: TrialConfig, arm: str, weights: Path, out: Path) -> dict[str, Any]:
+    """Train one network; its row of results, the test figure still open."""
+    started = time.process_time()
+    clips = load_clips(config, config.frontend.sample_rate)
+    teacher = None
+    if arm != "no teacher":
+        overrides = [o.format(weights=weights) for o in TEACHERS[STUDENTS.get(arm, arm)]]
+        described = replace(config, teacher=compose(overrides).teacher)
+        teacher = fine_tuned_teacher(with_enough_epochs(described, len(clips.train.rows)))
+    if arm in TEACHERS:
+        assert teacher is not None
+        folder, accuracy = teacher, float(str(teacher_summary(teacher)["val_macro_avg_acc"]))
+    else:
+        folder = out / f"student-{list(STUDENTS).index(arm)}-{config.seed}"
+        distill = replace(
+            config.distill,
+            teacher_ckpts=(str(teacher),) if teacher else (),
+            kd_alpha=config.distill.kd_alpha if teacher else 1.0,
+        )
+        student = with_enough_epochs(replace(config, distill=distill), len(clips.train.rows))
+        *_, last = run_trial(Trial(student, load_trial_data(student), folder))
+        accuracy = last.val_macro_avg_acc
+    return {
+        "arm": arm,
+        "seed": config.seed,
+        "n_train": len(clips.train.rows),
+        "n_validation": len(clips.validation.rows),
+        "val_macro_avg_acc": accuracy,
+        "test_macro_avg_acc": np.nan,
+        "cpu_seconds": round(time.process_time() - started),
+        "folder": str(folder.relative_to(out)),
+    }
+
+
+def test_accuracy(config: TrialConfig, folder: Path) -> float:
+    """Macro average accuracy on the test split of the network in `folder`."""
+    if (folder / "step0").is_dir():
+        clips = open_test_clips(config, config.frontend.sample_rate)
+        return Deployed(folder / "step0", "cpu").measure(clips).macro_avg_acc
+    teacher, extra = load_teacher(folder, tau.SCENES)
+    front_end = FrontEndConfig(**extra["frontend"])
+    clips = open_test_clips(config, front_end.sample_rate)
+    return measure(predict(teacher, clips, LogMel(front_end)).numpy(), clips.labels, clips.devices).macro_avg_acc
+
+
+def comparison(rows: pd.DataFrame) -> str:
+    """Markdown: mean and standard deviation over seeds, and paired differences from the first arm of each kind with
+    their 95 % t intervals, in percentage points."""
+    lines = ["| arm | n | validation | difference | test | difference |", "|---|--:|--:|--:|--:|--:|"]
+    table = 100 * rows.pivot(index="seed", columns="arm", values=["val_macro_avg_acc", "test_macro_avg_acc"])
+    for kind, arms in (("teacher", TEACHERS), ("student", STUDENTS)):
+        for arm in (a for a in arms if ("val_macro_avg_acc", a) in table):
+            cells = [f"{kind} {arm}", str(table["val_macro_avg_acc", arm].count())]
+            for part in ("val_macro_avg_acc", "test_macro_avg_acc"):
+                values = table[part, arm]
+                differences = (values - table[part, next(iter(arms))]).dropna().to_numpy()
+                cells += [f"{values.mean():.1f} ± {values.std():.1f}", interval(differences)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(differences: np.ndarray) -> str:
+    """Mean with its 95 % t interval; nothing for an arm against itself or a single seed."""
+    if len(differences) < 2 or not differences.any():
+        return ""
+    low, high = stats.t.interval(0.95, len(differences) - 1, differences.mean(), stats.sem(differences))
+    return f"{differences.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

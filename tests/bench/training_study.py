@@ -1,0 +1,125 @@
+"""Does it help? Distillation, RepConv branches and progressive pruning, each against its control, over several seeds.
+
+    TAU24_PATH=... python tests/bench/training_study.py --out analysis/studies/training --seeds 0,1,2,3,4
+    python -m analysis.paired analysis/studies/training/raw.csv --pairs plain_kd:plain_ce,rep_kd:rep_ce,...
+
+A seed decides the division into training and validation, the teacher, every initial weight and the order of the clips;
+all arms of a seed share the division and the teacher.
+
+    plain_ce plain_kd rep_ce rep_kd    dense: CP-Mobile or Rep-Mobile, labels alone or with distillation
+    progressive                        rep_kd pruned in `--steps` steps to `--share` of its MACs, retrained after each
+    one_shot                           rep_kd pruned once to the same size, retrained for as many epochs
+    scratch                            the final widths from new weights, for the epochs of rep_kd and the retraining
+
+Each row of raw.csv is written when its arm is done; a killed study goes on. The test split is measured once an arm,
+after its training, and decides nothing.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from ascmodels.checkpoint import load_student
+from ascmodels.students import Widths
+from trainables.clips import TrialData
+from trainables.config import TrialConfig
+from trainables.evaluation import Deployed, open_test_clips
+from trainables.records import write_rows
+from trainables.runs import LAST, configure, drive, guarded, prepare
+from trainables.trial import Trial
+
+DENSE = {
+    "plain_ce": ("cp_mobile", 1.0),
+    "plain_kd": ("cp_mobile", None),
+    "rep_ce": ("rep_mobile", 1.0),
+    "rep_kd": ("rep_mobile", None),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True, help="folder of raw.csv")
+    p.add_argument("--storage", type=Path, default=Path("runs"), help="caches and the arms' folders")
+    p.add_argument("--seeds", default="0,1,2,3,4")
+    p.add_argument("--steps", type=int, default=3)
+    p.add_argument("--share", type=float, default=0.25, help="of the dense MACs that pruning leaves")
+    options, words = p.parse_known_args(argv)
+
+    def work(console: Console) -> int:
+        options.out.mkdir(parents=True, exist_ok=True)
+        for seed in map(int, options.seeds.split(",")):
+            Study(options, words, seed, console).run()
+        return 0
+
+    return guarded(work)
+
+
+class Study:
+    """All arms of one seed."""
+
+    def __init__(self, options: argparse.Namespace, words: list[str], seed: int, console: Console):
+        self.options, self.words, self.seed, self.console = options, words, seed, console
+        self.folder = options.storage.resolve() / f"training-study-{seed}"
+        self.raw = options.out / f"raw-{seed}.csv"  # one file a seed: seeds may run side by side
+
+    def run(self) -> None:
+        for arm, (student, alpha) in DENSE.items():
+            config, data = self.load(student, alpha)
+            self.arm(arm, Trial(config, data, self.folder / arm))
+        config, data = self.load("rep_mobile", None)
+        dense = Trial(config, data, self.folder / "unused").sizes[0][0]
+        base, _ = load_student(self.folder / "rep_kd" / LAST)
+        steps, target = self.options.steps, dense * self.options.share
+
+        def pruned(n_steps: int, target_macs: float, epochs: int) -> TrialConfig:
+            p = replace(config.prune, n_steps=n_steps, target_macs=target_macs, epochs=epochs)
+            return replace(config, prune=p)
+
+        retraining = config.prune.epochs
+        self.arm("progressive", Trial(pruned(steps, target, retraining), data, self.folder / "progressive", base=base))
+        small, extra = load_student(self.folder / "progressive" / LAST)
+        macs = extra["point"]["macs"]
+        self.arm("one_shot", Trial(pruned(1, macs, steps * retraining), data, self.folder / "one_shot", base=base))
+        longer = replace(config, train=replace(config.train, epochs=config.train.epochs + steps * retraining))
+        widths = Widths(**extra["point"]["widths"])
+        assert widths == small.widths
+        self.arm("scratch", Trial(longer, data, self.folder / "scratch", widths=widths))
+
+    def load(self, student: str, alpha: float | None) -> tuple[TrialConfig, TrialData]:
+        weight = [] if alpha is None else [f"distill.kd_alpha={alpha}"]
+        words = [f"student={student}", f"seed={self.seed}", *self.words, *weight]
+        return prepare(configure(words, self.options.storage), self.console)
+
+    def arm(self, name: str, trial: Trial) -> None:
+        rows: list[dict[str, Any]] = pd.read_csv(self.raw).to_dict("records") if self.raw.is_file() else []
+        if any(row["arm"] == name for row in rows):
+            return
+        started = time.monotonic()
+        drive(trial, f"seed {self.seed} {name}")
+        point, config = trial.points[-1], trial.config
+        test = open_test_clips(config, config.frontend.sample_rate)
+        tested = Deployed(trial.folder / point.checkpoint, config.train.device).measure(test)
+        row = {
+            "arm": name,
+            "seed": self.seed,
+            "val_macro_avg_acc": point.val_macro_avg_acc,
+            "test_macro_avg_acc": tested.macro_avg_acc,
+            "test_unseen_acc": tested.group_acc.get("unseen"),
+            "val_loss": point.val_loss,
+            "test_loss": tested.loss,
+            "macs": point.macs,
+            "params": point.params,
+            "epochs": point.epochs,
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        write_rows(self.raw, [*rows, row])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

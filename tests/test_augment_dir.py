@@ -1,0 +1,193 @@
+"""Device impulse responses, their synthetic set, and what is drawn for a batch: data/impulse.py, data/augment.py."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from data.augment import AugmentConfig, Draws, augment_waveforms, draw_mixup, draw_waveforms
+from data.impulse import RATE, impulses_for, load_impulses, main, synthetic_impulses
+from data.tau import DatasetError
+
+DEVICES = np.array(["a", "b", "a", "s1", "c", "a"])
+
+
+def write(path, samples, rate=RATE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, "FLOAT")
+
+
+# --- the convolution ---
+
+
+def test_convolution_equals_numpys_and_leaves_other_devices_alone():
+    rng = np.random.default_rng(0)
+    x, impulses = rng.standard_normal((6, 500)), rng.standard_normal((3, 40))
+    draws = Draws(None, np.array([2, -1, 0, -1, -1, 2]))
+    y = augment_waveforms(torch.from_numpy(x), draws, 1000, torch.from_numpy(impulses))
+    for i, k in enumerate(draws.impulses if draws.impulses is not None else []):
+        expected = x[i] if k < 0 else np.convolve(x[i], impulses[k])[:500]
+        assert np.allclose(y[i], expected, atol=1e-10)
+        assert k >= 0 or np.array_equal(y[i], x[i])
+    assert x.shape == y.shape
+
+
+def test_only_clips_of_device_a_are_drawn_at_their_rate():
+    config, rng = AugmentConfig(roll_s=0, dir_p=0.4, dir_dir="x"), np.random.default_rng(1)
+    drawn = np.stack([np.asarray(draw_waveforms(config, 8000, DEVICES, 5, rng).impulses) for _ in range(800)])
+    from_a = DEVICES == "a"
+    assert (drawn[:, ~from_a] == -1).all()
+    hit = drawn[:, from_a]
+    n = hit.size
+    assert abs((hit >= 0).mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
+    shares = np.bincount(hit[hit >= 0], minlength=5) / (hit >= 0).sum()
+    assert (abs(shares - 0.2) < 5 * (0.2 * 0.8 / (0.4 * n)) ** 0.5).all()
+    always = draw_waveforms(AugmentConfig(dir_p=1.0, dir_dir="x"), 8000, DEVICES, 5, rng).impulses
+    assert ((np.asarray(always) >= 0) == from_a).all()
+
+
+def test_off_draws_nothing_more_than_the_roll():
+    """Results of versions without DIR and mixup stay: the generator is left where it was."""
+    rng, expected = np.random.default_rng(3), np.random.default_rng(3)
+    draws = draw_waveforms(AugmentConfig(roll_s=0.1), 1000, DEVICES, 0, rng)
+    assert draw_mixup(AugmentConfig(), 6, rng, "cpu") is None
+    assert draws.impulses is None
+    shifts = expected.integers(-100, 101, size=(6, 1))[:, 0]
+    assert np.array_equal(np.rint(np.asarray(draws.shifts) * 1000), shifts)
+    assert rng.random() == expected.random()
+
+
+def test_response_comes_before_the_roll_and_both_are_shared_between_sample_rates():
+    """A click stays a click: at either rate it is delayed by the response, then rolled by the same time."""
+    click = torch.zeros(1, 800)
+    click[0, 100] = 1
+    delay = torch.zeros(1, 30)
+    delay[0, 20] = 1  # 20 ms at 1 kHz
+    draws = Draws(np.array([0.3]), np.array([0]))
+    assert augment_waveforms(click, draws, 1000, delay)[0].argmax() == 100 + 20 + 300
+    late = torch.roll(click, 690, 1)  # at 790: the response pushes it over the end, and no roll brings it back
+    assert augment_waveforms(late, draws, 1000, delay).abs().max() < 1e-6
+    twice, delay_twice = torch.zeros(1, 1600), torch.zeros(1, 60)
+    twice[0, 200], delay_twice[0, 40] = 1, 1
+    assert augment_waveforms(twice, draws, 2000, delay_twice)[0].argmax() == 2 * (100 + 20 + 300)
+
+
+def test_mixup_is_linear_and_its_share_follows_beta():
+    config, rng = AugmentConfig(mixup_alpha=0.3), np.random.default_rng(0)
+    x = torch.randn(6, 1, 4, 3)
+    shares = []
+    for _ in range(500):
+        mix = draw_mixup(config, 6, rng, "cpu")
+        assert mix is not None
+        assert sorted(mix.partner.tolist()) == list(range(6))
+        shares.append(mix.lam)
+    expected = torch.stack([mix.lam * x[i] + (1 - mix.lam) * x[j] for i, j in enumerate(mix.partner)])
+    assert torch.allclose(mix(x), expected)
+    variance = 1 / (4 * (2 * 0.3 + 1))  # of Beta(0.3, 0.3)
+    assert abs(np.mean(shares) - 0.5) < 5 * (variance / 500) ** 0.5
+    assert np.var(shares) == pytest.approx(variance, rel=0.15)
+
+
+# --- the files ---
+
+
+def test_responses_are_read_in_order_with_energy_1(tmp_path):
+    rng = np.random.default_rng(0)
+    waves = {"b.wav": rng.standard_normal(300), "deeper/a.WAV": 1e-3 * rng.standard_normal(200), "a.wav": [0, 0.5, 0]}
+    for name, wave in waves.items():
+        write(tmp_path / name, wave)
+    write(tmp_path / "long.wav", rng.standard_normal(RATE * 3))
+    (tmp_path / "notes.txt").write_text("not a sound")
+    impulses = load_impulses(tmp_path, RATE)
+    assert impulses.shape == (4, RATE)  # nothing beyond a second is kept
+    assert impulses.dtype == torch.float32
+    assert torch.allclose(impulses.square().sum(dim=1), torch.ones(4), atol=1e-5)
+    assert impulses[0, :4].tolist() == [0, 1, 0, 0]
+    assert torch.allclose(impulses[1, :300] * np.linalg.norm(waves["b.wav"]), torch.tensor(waves["b.wav"]).float())
+    assert impulses[2, 200:].abs().max() == 0
+    lower = load_impulses(tmp_path, 16_000)
+    wave = torchaudio.functional.resample(torch.tensor(waves["b.wav"]).float(), RATE, 16_000)
+    assert lower.shape == (4, 16_000)
+    assert torch.allclose(lower[1, : len(wave)], wave / wave.norm(), atol=1e-6)
+
+
+def test_energy_1_keeps_the_loudness_of_noise(tmp_path):
+    main([str(tmp_path), "--count", "8"])
+    impulses = load_impulses(tmp_path, 32_000)
+    noise = torch.randn(8, 32_000, generator=torch.Generator().manual_seed(0))
+    heard = augment_waveforms(noise, Draws(None, np.arange(8)), 32_000, impulses)
+    assert torch.allclose(heard.square().mean(dim=1).sqrt(), torch.ones(8), atol=0.08)
+
+
+def broken(path):
+    path.write_bytes(b"RIFF, but no more")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, r"holds no WAV file; `python -m data\.impulse FOLDER` writes"),
+        (lambda p: broken(p / "x.wav"), r"x\.wav cannot be read as WAV"),
+        (lambda p: write(p / "x.wav", np.ones((50, 2))), r"x\.wav has 2 channels; expected mono"),
+        (lambda p: write(p / "x.wav", np.zeros(50)), r"x\.wav is empty, silent or not finite"),
+        (lambda p: write(p / "x.wav", np.zeros(0)), r"x\.wav is empty, silent or not finite"),
+        (lambda p: write(p / "x.wav", [1, np.nan]), r"x\.wav is empty, silent or not finite"),
+    ],
+)
+def test_unfit_responses_are_named(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(DatasetError, match=message):
+        load_impulses(tmp_path, 16_000)
+    with pytest.raises(DatasetError, match=message):
+        impulses_for(AugmentConfig(dir_p=0.5, dir_dir=str(tmp_path)), 16_000)
+
+
+def test_responses_are_read_only_where_they_are_used():
+    assert impulses_for(AugmentConfig(dir_dir="/nowhere"), 16_000) is None
+
+
+def test_synthetic_responses_are_seeded_short_and_coloured():
+    first, again, other = (synthetic_impulses(6, seed) for seed in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.allclose(first, other)
+    energy = np.cumsum(first**2, axis=1) / (first**2).sum(axis=1, keepdims=True)
+    assert (energy[:, 200] > 0.9).all()  # within 4.5 ms
+    level = 20 * np.log10(np.abs(np.fft.rfft(first)))  # [6, F] dB
+    frequency = np.fft.rfftfreq(first.shape[1], 1 / RATE)
+    middle = level[:, (frequency > 500) & (frequency < 4000)].mean(axis=1)
+    assert (level[:, frequency > 21_000].mean(axis=1) < middle - 6).all()
+    assert (level[:, frequency < 30].mean(axis=1) < middle - 6).all()
+    curves = level - level.mean(axis=1, keepdims=True)
+    assert min(np.abs(curves[i] - curves[j]).mean() for i in range(6) for j in range(i)) > 1  # no two alike
+
+
+def test_command_writes_what_can_be_read(tmp_path, capsys):
+    assert main([str(tmp_path / "set"), "--count", "3", "--seed", "5"]) == 0
+    assert "3 impulse responses in" in capsys.readouterr().out
+    impulses = load_impulses(tmp_path / "set", RATE).numpy()
+    expected = synthetic_impulses(3, 5)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.allclose(impulses, expected, atol=1e-5)  # 24 bit
+    (tmp_path / "file").write_text("")
+    assert main([str(tmp_path / "file" / "set")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--count", "0"])
+    assert "--count 0 --seed 0: expected at least one file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"dir_p": 0.4}, r"augment\.dir_p=0\.4 needs impulse.*--dir_dir; `python -m data\.impulse.*to 0"),
+        ({"dir_p": 1.4, "dir_dir": "x"}, r"augment\.dir_p=1\.4: expected a probability"),
+        ({"mixup_alpha": -1.0}, r"augment\.mixup_alpha=-1\.0: expected 0 or more"),
+        ({"mixup_alpha": float("inf")}, r"augment\.mixup_alpha=inf: expected a finite number"),
+        ({"roll_s": float("nan")}, r"augment\.roll_s=nan: expected a finite number"),
+        ({"mixstyle_alpha": float("inf")}, r"augment\.mixstyle_alpha=inf: expected a finite number"),
+    ],
+)
+def test_augment_config_refuses(values, message):
+    with pytest.raises(ValueError, match=message):
+        AugmentConfig(**values)

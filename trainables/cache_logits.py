@@ -1,0 +1,68 @@
+"""Cache teachers' logits for both parts of a split; tell each one's and the ensembles' validation accuracy.
+
+    python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,t2.ckpt"
+    python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,beats.safetensors" --subset=25
+
+A teacher is a folder that finetune_teacher.py has left, or a file of logits by filename, as this command writes.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from trainables.clips import load_clips
+from trainables.distill import read_manifest
+from trainables.ensemble import accuracies
+from trainables.loop import set_up_process
+from trainables.runs import RunError, configure, guarded, parser, shown
+from trainables.teachers import filenames, logits_file, quiet_transformers, teacher_logits, validation_hash
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    p = parser(__doc__ or "")
+    options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
+
+    def work(console: Console) -> int:
+        config = configure(rest, options.storage)
+        sources = [Path(source) for source in config.distill.teacher_ckpts]
+        if not sources:
+            raise RunError("--teacher_ckpts is missing: name teacher folders or logits files, separated by commas")
+        quiet_transformers()
+        set_up_process(config.teacher.train.threads)
+        clips = load_clips(config, config.frontend.sample_rate, progress=True)
+        files = [s if s.is_file() else logits_file(config, s, progress=True) for s in sources]
+        names = [*filenames(clips.train), *filenames(clips.validation)]
+        logits = [teacher_logits(config, path, names)[len(clips.train.rows) :] for path in files]
+        found = accuracies(logits, clips.validation.labels, config.distill.teacher_weights)
+        table = Table("", Column("teacher", overflow="fold"), "accuracy", "greedy weight", "")
+        ours = validation_hash(clips.validation)
+        for k, (source, path) in enumerate(zip(sources, files, strict=True)):
+            known = read_manifest(path).get("validation") in (ours, None)
+            note = "" if known else "fine-tuned on another division: it may know these clips"
+            table.add_row(
+                str(k + 1), escape(shown(source)), f"{found.members[k]:.1%}", f"{found.selection.weights[k]:.2f}", note
+            )
+        table.add_section()
+        for name, accuracy in found.ensembles.items():
+            table.add_row(
+                "", name, f"{accuracy:.1%}", "", "chosen on these clips: optimistic" if name == "greedy" else ""
+            )
+        console.print(table)
+        chosen = found.selection
+        steps = zip(chosen.picks[: chosen.kept], chosen.accuracies, strict=False)
+        told = ", ".join(f"{k + 1} ({accuracy:.1%})" for k, accuracy in steps)
+        console.print(f"greedy selection, teacher (accuracy): {told}", highlight=False, soft_wrap=True)
+        console.print(f"logits of {len(names)} clips (training and validation), float16, by filename:")
+        for path in files:
+            console.print(f"  {escape(shown(path))}", highlight=False, soft_wrap=True)
+        return 0
+
+    return guarded(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Data efficiency of teachers: each one's and the ensembles' validation accuracy for each training subset.
+
+    python trainables/compare_teachers.py --teachers ast_small,vit_small,cnn_small --subsets 5,25,100
+    python trainables/compare_teachers.py --teachers ast,vit,cnn --subsets 5,10,25,50,100 --seeds 3
+
+Teachers are files of trainables/configs/teacher/; further words apply to all of them. Each is trained once on each
+subset: a repeat is instant, and a killed run goes on with the teacher that it was training. Each subset is judged on
+its own held-out fifth, which is small for a small subset; best epochs and greedy weights were chosen on it as well.
+With --seeds, each seed divides the clips anew; means and standard deviations are told.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
+from tqdm import tqdm
+
+from data.tau import SUBSETS
+from trainables.clips import load_clips
+from trainables.config import CONFIG_DIR, TrialConfig
+from trainables.ensemble import accuracies
+from trainables.loop import set_up_process
+from trainables.records import write_rows
+from trainables.runs import RunError, configure, guarded, parser, shown
+from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_logits
+
+CLIPS = ("train_clips", "validation_clips")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    p = parser(__doc__ or "")
+    p.add_argument("--teachers", type=_words, default=["ast_small", "vit_small", "cnn_small"], help="names, by commas")
+    p.add_argument(
+        "--subsets", type=_words, default=["5", "25", "100"], help="per cent of the training data, by commas"
+    )
+    p.add_argument("--seeds", type=int, default=1, help="seeds 0 to this many minus 1 (default 1)")
+    p.add_argument("--out", type=Path, help="csv file (default <storage>/teachers.csv)")
+    options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
+
+    def work(console: Console) -> int:
+        check(options)
+        out = (options.out or options.storage / "teachers.csv").expanduser().resolve()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        quiet_transformers()
+        rows, steps = [], len(options.subsets) * options.seeds * len(options.teachers)
+        with tqdm(total=steps, desc="teachers", unit="teacher", position=0) as bar:
+            for subset in options.subsets:
+                for seed in range(options.seeds):
+                    typed = [*rest, f"data.subset={subset}", f"seed={seed}"]
+                    configs = {n: configure([f"teacher={n}", *typed], options.storage) for n in options.teachers}
+                    rows.append(compare(configs, bar))
+                    write_rows(out, summary(rows))
+        tell(summary(rows), console)
+        cache = options.storage.expanduser().resolve() / "cache"
+        console.print(f"written to {shown(out)}; the teachers are in {shown(cache)}", highlight=False, soft_wrap=True)
+        return 0
+
+    return guarded(work)
+
+
+def check(options: argparse.Namespace) -> None:
+    """RunError for a teacher, a subset or a number of seeds that cannot be."""
+    known = sorted(path.stem for path in (CONFIG_DIR / "teacher").glob("*.yaml"))
+    for name in options.teachers:
+        if name not in known:
+            raise RunError(f"--teachers: there is no teacher {name!r}; expected some of {', '.join(known)}")
+    if len(set(options.teachers)) < max(1, len(options.teachers)) or not options.teachers:
+        raise RunError(f"--teachers {','.join(options.teachers)}: expected different names")
+    for subset in options.subsets:
+        if subset not in map(str, SUBSETS):
+            raise RunError(f"--subsets: {subset!r} is none of {', '.join(map(str, SUBSETS))}")
+    if not options.subsets or options.seeds < 1:
+        raise RunError("--subsets and --seeds: expected one subset and one seed at least")
+
+
+def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
+    """One row: numbers of clips, and the validation accuracy of each teacher and ensemble on one subset."""
+    logits, config = [], next(iter(configs.values()))
+    set_up_process(config.teacher.train.threads)
+    clips = load_clips(config, config.frontend.sample_rate)
+    for name, config in configs.items():
+        bar.set_postfix_str(f"{name} on split{config.data.subset}, seed {config.seed}")
+        folder = fine_tuned_teacher(config, progress=True)
+        logits.append(teacher_logits(config, folder, filenames(clips.validation)))
+        bar.update()
+    found = accuracies(logits, clips.validation.labels)
+    row = {"subset": config.data.subset, "seed": config.seed}
+    row |= dict(zip(CLIPS, (len(clips.train.rows), len(clips.validation.rows)), strict=True))
+    return row | dict(zip(configs, found.members, strict=True)) | found.ensembles
+
+
+def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """One row a subset: means over the seeds, and standard deviations (`_std`) where there are several."""
+    table = []
+    for subset in dict.fromkeys(row["subset"] for row in rows):
+        group = [row for row in rows if row["subset"] == subset]
+        line = {"subset": subset, "seeds": len(group)}
+        for name in (n for n in group[0] if n not in ("subset", "seed")):
+            values = [row[name] for row in group]
+            line[name] = mean(values)
+            if len(group) > 1 and name not in CLIPS:
+                line[f"{name}_std"] = stdev(values)
+        table.append(line)
+    return table
+
+
+def tell(table: Sequence[dict[str, float]], console: Console) -> None:
+    names = [n for n in table[0] if n not in ("subset", "seeds", *CLIPS) and not n.endswith("_std")]
+    columns = ("subset", "clips", *(Column(n, overflow="fold") for n in names))
+    told = Table(*columns, title="validation macro accuracy", box=SIMPLE, padding=(0, 1, 0, 0))
+    for row in table:
+        cells = [f"{row[n]:.1%}" + (f" ± {row[f'{n}_std']:.1%}" if f"{n}_std" in row else "") for n in names]
+        told.add_row(f"{row['subset']} %", " + ".join(f"{row[c]:.0f}" for c in CLIPS), *cells)
+    console.print(told)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Fine-tune one teacher on the training part of a split and keep its best epoch on validation.
+
+    python trainables/finetune_teacher.py teacher=vit_small --out t1.ckpt
+    python trainables/finetune_teacher.py teacher=cnn --subset=25 teacher.model.pretrained=/models/lite0 --out t2.ckpt
+    python trainables/finetune_teacher.py teacher=ast teacher.train.epochs=10 teacher.train.device=cuda
+
+`teacher=` names a file of trainables/configs/teacher/: ast, vit, cnn (pretrained, for a GPU), ast_small, vit_small,
+cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a killed run starts anew.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from ascmodels.checkpoint import replace_folder
+from ascmodels.teachers import read_extra
+from trainables.clips import TrialData, load_clips
+from trainables.config import TrialConfig
+from trainables.loop import set_up_process
+from trainables.metrics import measure
+from trainables.runs import RunError, configure, guarded, parser, shown
+from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_key, teacher_logits
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    p = parser(__doc__ or "")
+    p.add_argument("--out", type=Path, help="folder to leave the teacher in (default: its place in the cache)")
+    options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
+
+    def work(console: Console) -> int:
+        config = configure(rest, options.storage)
+        quiet_transformers()
+        clips = load_clips(config, config.teacher.frontend.sample_rate, progress=True)
+        out = options.out.expanduser().resolve() if options.out else None
+        if out and is_there(out, teacher_key(config, clips)):
+            console.print(f"this teacher is there already: {escape(shown(out))}", highlight=False, soft_wrap=True)
+            tell(config, out, clips, console)
+            return 0
+        folder = fine_tuned_teacher(config, progress=True)
+        if out:
+            replace_folder(out, lambda beside: _copy(folder, beside))
+        tell(config, out or folder, clips, console)
+        return 0
+
+    return guarded(work)
+
+
+def is_there(out: Path, key: str) -> bool:
+    """Whether `out` is the teacher of that `key`; RunError when it is anything else."""
+    if not out.exists():
+        return False
+    if not (out / "teacher.json").is_file():
+        raise RunError(f"--out {shown(out)} exists and is no teacher: choose another name")
+    if read_extra(out).get("key") != key:
+        raise RunError(f"--out {shown(out)} holds another teacher (other model, recipe or clips): choose another name")
+    return True
+
+
+def tell(config: TrialConfig, folder: Path, clips: TrialData, console: Console) -> None:
+    """The teacher's validation figures from its checkpoint, and where everything is."""
+    set_up_process(config.teacher.train.threads)
+    part, extra = clips.validation, read_extra(folder)
+    m = measure(teacher_logits(config, folder, filenames(part), progress=True).numpy(), part.labels, part.devices)
+    model = extra["model"]["config"]
+    lines = [
+        f"{model['family']} {model['name']}".strip() + f": epoch {extra['epoch']} of {extra['epochs']} was the best",
+        f"validation: macro_avg_acc {m.macro_avg_acc:.1%}, loss {m.loss:.3f} ({len(part.rows)} clips)",
+        "  scenes:  " + ", ".join(f"{scene} {a:.0%}" for scene, a in m.class_acc.items()),
+        "  devices: " + ", ".join(f"{device} {a:.0%}" for device, a in m.device_acc.items()),
+        f"teacher: {shown(folder)}",
+        f"use it with --teacher_ckpts={shown(folder)}",
+    ]
+    for line in lines:
+        console.print(escape(line), highlight=False, soft_wrap=True)
+
+
+def _copy(folder: Path, beside: Path) -> None:
+    for path in folder.iterdir():
+        shutil.copy(path, beside)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
