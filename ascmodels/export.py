@@ -24,6 +24,8 @@ from torch.export import Dim, ExportedProgram
 OPSET = 20
 TOLERANCE = 1e-4  # largest difference to the eager network, as a share of its largest logit (1 at least)
 INPUT, OUTPUT = "features", "logits"
+# torch 2.11's ONNX exporter fails on `1 - parameter`; this is equal, bit for bit
+_REWRITTEN = {torch.ops.aten.rsub.Scalar: lambda x, other: torch.neg(x) + other}
 Network = Callable[[np.ndarray], np.ndarray]  # features [B, 1, F, T] to logits [B, C]
 
 
@@ -61,7 +63,12 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any])
         warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
         try:
             exported = torch.onnx.export(
-                program, input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
+                program.run_decompositions(_REWRITTEN),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
             raise ExportError(f"not expressible in ONNX opset {OPSET}: {str(error).strip().splitlines()[0]}") from error

@@ -170,6 +170,25 @@ _ROUNDED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 
 def fake_quantized(student: Student) -> fx.GraphModule:
     """A copy of the student, branches and batch normalisation folded, that rounds as its int8 form will."""
+    network = _folded(student)
+    graph, modules = network.graph, dict(network.named_modules())
+    for i, node in enumerate(list(graph.nodes)):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        rounded = node.op == "placeholder" or isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
+        # onnxruntime makes a ReLU part of the layer before it
+        if rounded and not all(isinstance(modules.get(str(user.target)), nn.ReLU) for user in node.users):
+            network.add_submodule(f"round{i}", ActivationQuantizer())
+            with graph.inserting_after(node):
+                after = graph.call_module(f"round{i}", (node,))
+            node.replace_all_uses_with(after, lambda user, after=after: user is not after)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            parametrize.register_parametrization(module, "weight", WeightQuantizer())
+    network.recompile()
+    return network
+
+
+def _folded(student: Student) -> fx.GraphModule:
+    """The deployed form with batch normalisation folded into the convolutions and without identities."""
     try:
         network = fuse(student.fuse())
     except Exception as error:  # tracing raises what the network's own code raises on a placeholder
@@ -177,25 +196,19 @@ def fake_quantized(student: Student) -> fx.GraphModule:
             f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}); "
             "--qat_epochs 0 quantises it without"
         ) from error
-    modules = dict(network.named_modules())
-    for node in list(network.graph.nodes):
-        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity):
-            node.replace_all_uses_with(node.args[0])
-            network.graph.erase_node(node)
-    for i, node in enumerate(list(network.graph.nodes)):
-        module = modules.get(str(node.target)) if node.op == "call_module" else None
-        rounded = node.op == "placeholder" or isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
-        # onnxruntime makes a ReLU part of the layer before it
-        if rounded and not all(isinstance(modules.get(str(user.target)), nn.ReLU) for user in node.users):
-            network.add_submodule(f"round{i}", ActivationQuantizer())
-            with network.graph.inserting_after(node):
-                after = network.graph.call_module(f"round{i}", (node,))
-            node.replace_all_uses_with(after)
-            after.args = (node,)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            parametrize.register_parametrization(module, "weight", WeightQuantizer())
-    network.recompile()
+    assert isinstance(network, fx.GraphModule)
+    _remove(network, nn.Identity)
     return network
+
+
+def _remove(network: fx.GraphModule, kind: type[nn.Module]) -> None:
+    """Take the modules of one kind, each of one input, out of the graph."""
+    for node in list(network.graph.nodes):
+        if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kind):
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
 
 
 @torch.no_grad()
@@ -211,13 +224,8 @@ def plain(network: fx.GraphModule) -> fx.GraphModule:
     """The fine-tuned network without its roundings, in evaluation mode: its weights lie on their int8 grids, so that
     `quantize_onnx` finds them there."""
     network = copy.deepcopy(network).eval()
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear) and parametrize.is_parametrized(module):
+    for module in list(network.modules()):
+        if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-        if isinstance(module, ActivationQuantizer):
-            for node in [n for n in network.graph.nodes if n.target == name]:
-                node.replace_all_uses_with(node.args[0])
-                network.graph.erase_node(node)
-            network.delete_submodule(name)
-    network.recompile()
+    _remove(network, ActivationQuantizer)
     return network

@@ -33,7 +33,7 @@ from ascmodels.students import Student, StudentConfig, Widths, build_student
 SCHEDULES = ("constant", "linear", "cubic")
 SCOPES = ("local", "global", "isomorphic")
 LR_MODES = ("finetune", "rewind")
-_GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
+GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PruneConfig:
         self._check_goal()
 
     def _check_goal(self) -> None:
-        given = [name for name in _GOALS if getattr(self, name) not in (None, ())]
+        given = [name for name in GOALS if getattr(self, name) not in (None, ())]
         if len(given) > 1:
             raise ValueError(f"prune.{' and prune.'.join(given)} exclude one another: give one of them")
         if given in ([], ["ratios"]):

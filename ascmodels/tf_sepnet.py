@@ -48,9 +48,9 @@ class AdaResNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
-        variance = (x - mean).square().mean(dim=(1, 3), keepdim=True)
-        normalised = (x - mean) * torch.rsqrt(variance + 1e-5)
-        return self.weight * (self.rho * x + (1 - self.rho) * normalised) + self.bias
+        inverse = torch.rsqrt(x.var(dim=(1, 3), correction=0, keepdim=True) + 1e-5)
+        normalised = self.weight * (1 - self.rho) * inverse  # [B, C, F, 1]: the formula as one product and one sum
+        return x * (self.weight * self.rho + normalised) + (self.bias - normalised * mean)
 
 
 class PartedConv(nn.Module):

@@ -6,6 +6,7 @@ is drawn for the waveforms is kept (`Draws`, `Mix`), so that a teacher hears the
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +46,8 @@ class AugmentConfig:
                 f"augment.dir_p={self.dir_p} needs impulse responses: name a folder of WAV files with augment.dir_dir "
                 "(--dir_dir; `python -m data.impulse FOLDER` writes a synthetic set), or set augment.dir_p to 0"
             )
+        if self.dir_dir:  # trials run elsewhere
+            object.__setattr__(self, "dir_dir", str(Path(self.dir_dir).expanduser().resolve()))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 
 Every form is measured on the same validation clips; int8 is calibrated on training clips. The files, `deploy.json` and
 `deploy.csv` go to `deploy/<checkpoint>/` in the run's folder. Configuration and data are those of the run's info.json;
-flags change them. Latencies are of the network alone (features in, logits out), one clip, one thread, all forms in turn.
+flags change them. Latencies are of the network alone (features in, logits out), one clip, one thread, forms in turn.
 """
 
 import argparse
@@ -28,21 +28,20 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from ascmodels import export, quantize
-from ascmodels.checkpoint import load_student, replace_folder
+from ascmodels.checkpoint import CheckpointError, load_student, replace_folder
 from ascmodels.export import ExportError, Network, Runner
 from ascmodels.nessi import get_deployed_size, size_bytes
 from ascmodels.students import Student
-from data.augment import AugmentConfig
 from data.features import FrontEndConfig, LogMel
 from data.impulse import impulses_for
-from data.tau import resolved
-from trainables.config import ConfigError, TrialConfig, flags_to_overrides
+from data.tau import SCENES, resolved
+from trainables.config import TrialConfig, flags_to_overrides
 from trainables.distill import kd_loss
 from trainables.loop import Clips, Epoch, schedule, set_up_process, train_epoch, training_device
 from trainables.metrics import measure
 from trainables.records import write_rows
 from trainables.runs import RunError, configure, find_checkpoint, guarded, now, parser, shown
-from trainables.trial import TrialData, deploy, load_clips, load_trial_data, placed
+from trainables.trial import TrialData, deploy, describe_use, load_clips, load_trial_data
 
 BATCH = 32  # clips
 WARM_UP = 20  # runs before those that count
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--checkpoint", help="a checkpoint's folder, e.g. runs/<study>/experiments/<id>/step2")
     p.add_argument("--out", type=Path, help="folder to write, replaced whole (default: deploy/<checkpoint> of the run)")
     p.add_argument("--qat_epochs", type=int, default=0, help="of quantisation-aware fine-tuning; 0 (default): none")
-    p.add_argument("--qat_lr", type=float, default=5e-4, help="its peak learning rate (default 5e-4)")
+    p.add_argument("--qat_lr", type=float, default=1e-4, help="its peak learning rate (default 1e-4)")
     p.add_argument("--calibration_clips", type=int, default=256, help="training clips (default 256)")
     p.add_argument("--latency_runs", type=int, default=200, help="single clips timed for each form (default 200)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
@@ -82,12 +81,12 @@ def main(argv: list[str] | None = None) -> int:
         check_options(options)
         folder = find_checkpoint(options.storage, options.ckpt_id or options.checkpoint)
         student, extra = load_student(folder)
-        config = replace(configuration(folder, rest, options.storage), frontend=FrontEndConfig(**extra["frontend"]))
+        config = replace(configuration(folder, rest, options.storage), frontend=used_with(folder, extra))
         out = (options.out or folder.parent / "deploy" / folder.name).expanduser().resolve()
         if out.exists() and not (out / "deploy.json").is_file():
             raise RunError(f"--out {out} exists and holds no earlier deployment: it would be replaced; name another")
         try:
-            replace_folder(out, Deployment(folder, student, extra, config, options, console).write)
+            replace_folder(out, Deployment(folder, student, config, options, console).write)
         except ExportError as error:
             raise RunError(str(error)) from error
         tell(out, console)
@@ -104,6 +103,17 @@ def check_options(options: argparse.Namespace) -> None:
             raise RunError(f"--{name} {getattr(options, name)}: expected {least} at least")
     if not 0 < options.qat_lr < 1:
         raise RunError(f"--qat_lr {options.qat_lr}: expected a learning rate above 0 and below 1")
+
+
+def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
+    """The checkpoint's front-end; CheckpointError where there is none, or for other classes than the task's."""
+    try:
+        front_end, classes = FrontEndConfig(**extra["frontend"]), tuple(extra["classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} does not say with which classes and front-end it is used: {error}") from error
+    if classes != SCENES:
+        raise CheckpointError(f"{folder} knows the classes {classes}; expected {SCENES}")
+    return front_end
 
 
 def configuration(folder: Path, words: Sequence[str], storage: Path) -> TrialConfig:
@@ -127,7 +137,6 @@ class Deployment:
         self,
         checkpoint: Path,
         student: Student,
-        extra: Mapping[str, Any],
         config: TrialConfig,
         options: argparse.Namespace,
         console: Console,
@@ -138,10 +147,12 @@ class Deployment:
         self.student = deploy(student, "fp32")
         self.front_end = LogMel(config.frontend)
         self.size = get_deployed_size(student, config.frontend.n_mels, config.frontend.frames)
-        self.metadata = {"classes": extra["classes"], "frontend": asdict(config.frontend)}
-        loading = load_trial_data if options.qat_epochs and config.distill.taught else load_clips
-        arguments = () if loading is load_trial_data else (config.frontend.sample_rate,)
-        self.data: TrialData = loading(config, *arguments, progress=True)
+        self.metadata = describe_use(config)
+        self.data = (
+            load_trial_data(config, progress=True)  # with the teachers' logits, where the run had teachers
+            if options.qat_epochs
+            else load_clips(config, config.frontend.sample_rate, progress=True)
+        )
         rng = np.random.default_rng([config.seed, QAT_STAGE])
         rows = rng.permutation(self.data.train.rows)[: options.calibration_clips]
         self.calibration = list(features(self.data.train, self.front_end, rows))
@@ -160,12 +171,18 @@ class Deployment:
 
         say("exporting to torch.export and ONNX", highlight=False)
         program = export.export_program(self.student, x.shape[1:])
-        checks = {"student.pt2": export.check_equal("student.pt2", export.save_program(program, folder / "student.pt2")(x), expected)}
+        checks = {
+            "student.pt2": export.check_equal(
+                "student.pt2", export.save_program(program, folder / "student.pt2")(x), expected
+            )
+        }
         checks["student_waveform.pt2"] = self.whole_program(folder / "student_waveform.pt2")
         path = folder / "student_fp32.onnx"
         export.save_onnx(program, path, self.metadata | {"form": "fp32"})
         runner = Runner(path)
-        checks[path.name] = max(export.check_equal(path.name, runner(part), expected[: len(part)]) for part in (x, x[:1]))
+        checks[path.name] = max(
+            export.check_equal(path.name, runner(part), expected[: len(part)]) for part in (x, x[:1])
+        )
         networks["fp32 ONNX"] = (runner, "onnxruntime", path.name, export.parameter_bytes(path))
         half = folder / "student_fp16.onnx"
         taken = export.store_half(path, half, self.metadata | {"form": "fp16"})
@@ -262,7 +279,7 @@ def fine_tune(
     roundings, on the CPU."""
     train = replace(config.train, warmup_steps=None, schedule="cosine")
     device = training_device(train)
-    network = placed(quantize.fake_quantized(student), device)  # type: ignore[arg-type]
+    network = quantize.fake_quantized(student).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     quantize.observe(network, calibration)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=train.weight_decay)
     n_steps = train.epoch_steps(len(data.train.rows))
@@ -327,19 +344,19 @@ def tell(folder: Path, console: Console) -> None:
     """The figures as a table, and where everything is."""
     info = json.loads((folder / "deploy.json").read_text())
     table = Table(
-        *("form", "runtime", "parameter bytes", "file bytes", "val accuracy", "largest difference", "same scene"),
-        *("ms a clip (IQR)", "ratio"),
-        title=f"{info['MACs']:,} MACs, {info['Params']:,} parameters; {info['validation_clips']} validation clips",
+        *("", "bytes", "file", "val acc", "max diff", "same", "ms (IQR)", "ratio"),
+        title=f"{info['MACs']:,} MACs, {info['Params']:,} parameters, {info['validation_clips']} validation clips",
     )
     for f in (Form(**form) for form in info["forms"]):
         table.add_row(
-            *(f.form, f.runtime, f"{f.parameter_bytes:,}", f"{f.file_bytes:,}" if f.file else "-"),
+            *(f.form, f"{f.parameter_bytes:,}", f"{f.file_bytes:,}" if f.file else "-"),
             *(f"{f.val_macro_avg_acc:.1%}", f"{f.max_difference:.2g}", f"{f.agreement:.1%}"),
             *(f"{f.latency_ms:.2f} ({f.latency_iqr_ms:.2f})", f"{f.latency_ratio:.2f}"),
         )
     console.print(table)
     console.print(
-        f"latency: one clip, one thread, the network alone; the front-end takes {info['front_end_latency_ms']:.2f} ms\n"
+        "max diff, same: logits and named scenes against fp32 in PyTorch; ms: one clip, one thread, the network alone\n"
+        f"the front-end takes {info['front_end_latency_ms']:.2f} ms a clip; bytes are what the parameters take\n"
         f"everything is in {escape(shown(folder))}",
         highlight=False,
         soft_wrap=True,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
+from torch.amp.grad_scaler import GradScaler
 
 from data.augment import AugmentConfig, Draws, Mix, augment_features, augment_waveforms, draw_mixup, draw_waveforms
 from data.cache import WaveformCache
@@ -189,7 +190,8 @@ class WeightAverage:
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.network.state_dict().values(), model.state_dict().values(), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in moving], [new for _, new in moving], share)
+        means, news = [mean for mean, _ in moving], [new for _, new in moving]
+        torch._foreach_lerp_(means, news, share)  # type: ignore[attr-defined]  # all tensors at once
         for mean, new in pairs:
             if not mean.is_floating_point():
                 mean.copy_(new)
@@ -242,7 +244,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
     """
     device = next(model.parameters()).device
     # made anew each epoch, so that there is no state to restore; 2^12 seldom overflows, and halves itself if it does
-    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**12, enabled=epoch.train.amp == "fp16")
+    scaler = GradScaler(device.type, init_scale=2.0**12, enabled=epoch.train.amp == "fp16")
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = torch.zeros((), device=device)
@@ -265,7 +267,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         seen.append(torch.stack([loss, norm]))
-        if device.type == "cpu" or i + 1 == len(steps):
+        if (device.type == "cpu" and not scaler.is_enabled()) or i + 1 == len(steps):
             _check_finite(torch.stack(seen).cpu().numpy(), i + 1 - len(seen), len(steps), epoch)
             seen.clear()
         scaler.step(optimizer)

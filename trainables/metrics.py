@@ -30,16 +30,21 @@ def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metr
     n_classes = logits.shape[1]
     confusion = np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
     class_acc = {SCENES[c]: float(confusion[c, c] / confusion[c].sum()) for c in np.flatnonzero(confusion.sum(axis=1))}
+    recorders, number = np.unique(devices, return_inverse=True)
+    right, clips = np.bincount(number, weights=correct), np.bincount(number)  # of each recorder
     group_of = {device: group for group, members in DEVICE_GROUPS.items() for device in members}
-    device_acc = _accuracies(devices, correct)
-    group_acc = _accuracies(np.array([group_of.get(d, "other") for d in devices]), correct)
+    groups = np.array([group_of.get(d, "other") for d in recorders])
     return Metrics(
         loss=float(-log_probability[np.arange(len(labels)), labels].mean()),
         acc=float(correct.mean()),
         macro_avg_acc=float(np.mean(list(class_acc.values()))),
         class_acc=class_acc,
-        device_acc=device_acc,
-        group_acc={g: group_acc[g] for g in (*DEVICE_GROUPS, "other") if g in group_acc},
+        device_acc={str(d): float(r / n) for d, r, n in zip(recorders, right, clips, strict=True)},
+        group_acc={
+            g: float(right[groups == g].sum() / clips[groups == g].sum())
+            for g in (*DEVICE_GROUPS, "other")
+            if (groups == g).any()
+        },
         ece=calibration_error(np.exp(log_probability.max(axis=1)), correct),
         confusion=confusion.tolist(),
     )
@@ -54,10 +59,3 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 1
         return float("nan")
     number = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
     return float(np.abs(np.bincount(number, weights=correct - confidence)).sum() / len(confidence))
-
-
-def _accuracies(names: np.ndarray, correct: np.ndarray) -> dict[str, float]:
-    """Share of `correct [N]` for each of `names [N]`, sorted."""
-    known, number = np.unique(names, return_inverse=True)
-    shares = np.bincount(number, weights=correct) / np.bincount(number)
-    return {str(name): float(share) for name, share in zip(known, shares, strict=True)}

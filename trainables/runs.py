@@ -31,10 +31,11 @@ from ascmodels.checkpoint import CheckpointError, replace_folder, save_student
 from ascmodels.nessi import UncountableError
 from ascmodels.pruning import PruningError
 from data.files import locked
+from data.impulse import impulses_for
 from data.tau import DatasetError, resolved
 from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides
-from trainables.loop import TrainingDiverged, pick_device
+from trainables.loop import TrainingDiverged, training_device
 from trainables.records import EXPERIMENTS, point_dict, point_row, write_info, write_rows
 from trainables.teachers import fine_tuned_teacher
 from trainables.tracking import Tracker
@@ -77,9 +78,10 @@ def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) 
             typed = [f"{part}.min_steps=0", *typed]
     config = compose([*cache, *default, *typed])
     try:
-        pick_device(config.train.device)
+        training_device(config.train)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    impulses_for(config.augment, config.frontend.sample_rate)  # read for the first time: they may be missing
     teachers = tuple(str(Path(t).expanduser().resolve()) for t in config.distill.teacher_ckpts)
     absent = [t for t in teachers if not Path(t).exists()]
     if absent:
@@ -102,7 +104,7 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
     config = with_enough_epochs(config, train)
     for note in clips.notes:
         console.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
-    if config.distill.kd_alpha < 1 and not config.distill.teacher_ckpts:
+    if config.distill.taught and not config.distill.teacher_ckpts:
         folder = str(fine_tuned_teacher(config, progress=True))
         config = replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
     for folder in config.distill.teacher_ckpts:
@@ -221,9 +223,11 @@ def find_checkpoint(storage: Path, name: str) -> Path:
     raise RunError(f"{folder} holds no student checkpoint ({LAST}/student.json)")
 
 
-def drive(trial: Trial, label: str, tracker: Tracker | None = None) -> None:
+def drive(
+    trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None
+) -> None:
     """Run `trial` to its end: a progress bar with the time left, results.csv, points.csv, W&B, and the state after
-    each epoch in `trial.folder`, from where a run that was killed goes on."""
+    each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
     folder = trial.folder
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "state").is_dir():
@@ -242,6 +246,8 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None) -> None:
                 if record.point:
                     named = {f"step{record.point.step}/{k}": v for k, v in point_dict(record.point).items()}
                     tracker.summary(named)
+            if record.point and on_point:
+                on_point()
             bar.set_postfix(loss=f"{record.train_loss:.3f}", val_macro_avg_acc=f"{record.val_macro_avg_acc:.3f}")
             bar.update(record.epochs - bar.n)
     name = folder.name

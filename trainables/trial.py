@@ -31,7 +31,7 @@ from data.augment import Draws
 from data.features import LogMel
 from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
-from trainables.config import TrialConfig
+from trainables.config import ConfigError, TrialConfig
 from trainables.distill import kd_loss, similarity_loss
 from trainables.loop import (
     Epoch,
@@ -81,15 +81,18 @@ class Trial:
             )
         self.sizes = self._schedule(base.widths if base else widths)
         set_up_process(config.train.threads)
-        self.device = training_device(config.train)
+        try:
+            self.device = training_device(config.train)
+            if not self.from_base:  # a warm-up that would not end
+                schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.front_end = LogMel(config.frontend).to(self.device)
         self.impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
         self.teachers: Listener | None = None
         if data.online:
             with_features = config.distill.feature_weight > 0
             self.teachers = data.online.listener(config.augment, self.device, config.train.amp, with_features)
-        if not self.from_base:  # a warm-up that would not end
-            schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
         with torch.random.fork_rng(devices=[]):

@@ -19,6 +19,7 @@ import torch
 
 from ascmodels.schedules import schedule_sizes
 from data.features import LogMel
+from data.impulse import impulses_for
 from data.tau import dataset_root, resolved
 from search_spaces import Space, SpaceError, load_space
 from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides, key_types
@@ -61,6 +62,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     chosen["seed"] = config.seed
     config, chosen["gpus_per_trial"] = place(config, chosen, options.address)
     config = replace(config, data=resolved(config.data))
+    impulses_for(config.augment, config.frontend.sample_rate)  # read for the first time: they may be missing
     check_space(space, config)
     name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = storage / name
@@ -127,6 +129,8 @@ def place(config: TrialConfig, chosen: dict[str, Any], address: str | None) -> t
         check_resource("gpu", gpus, visible, "PyTorch on this machine")
         if config.train.device == "cuda" and not gpus:
             raise ConfigError("train.device=cuda, but PyTorch sees no GPU on this machine; use auto or cpu")
+    if config.train.amp == "fp16" and not gpus:
+        raise ConfigError("train.amp=fp16 needs a GPU; use bf16 or off")
     if on_cpu:  # Ray leaves GPUs visible to a trial that reserves none
         config = replace(config, train=replace(config.train, device="cpu"))
     return config, gpus

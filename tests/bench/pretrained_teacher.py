@@ -36,17 +36,17 @@ from trainables.trial import Trial, load_trial_data, run_trial
 STUDENT = ("student=rep_mobile", "student.base_channels=16")  # profile=quick otherwise
 CNN = (
     *("teacher.model.family=cnn", "teacher.model.name=tf_efficientnet_lite0"),
-    *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-3"),
+    *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-2"),
     *("teacher.augment.freq_mask=8", "teacher.augment.time_mask=4", "teacher.augment.mixstyle_p=0.2"),
 )
 # arm -> what differs from the defaults; the first of each kind is what the others are compared with
 TEACHERS = {
-    "lite0 from scratch": CNN,
-    "lite0 pretrained": (*CNN, "teacher.model.pretrained='{weights}'"),
-    "ast from scratch": (),  # the default of profile=quick
-    "lite0 from scratch, 3 x epochs": (*CNN, "teacher.train.epochs=30"),
+    "lite0_scratch": CNN,
+    "lite0_pretrained": (*CNN, "teacher.model.pretrained='{weights}'"),
+    "ast_scratch": (),  # the default of profile=quick
+    "lite0_scratch_3x": (*CNN, "teacher.train.epochs=30"),
 }
-STUDENTS = {"no teacher": ""} | {f"of {arm}": arm for arm in list(TEACHERS)[:3]}
+STUDENTS = {"no_teacher": ""} | {f"of_{arm}": arm for arm in list(TEACHERS)[:3]}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def trained(config: TrialConfig, arm: str, weights: Path, out: Path) -> dict[str
     started = time.process_time()
     clips = load_clips(config, config.frontend.sample_rate)
     teacher = None
-    if arm != "no teacher":
+    if arm != "no_teacher":
         overrides = [o.format(weights=weights) for o in TEACHERS[STUDENTS.get(arm, arm)]]
         described = replace(config, teacher=compose(overrides).teacher)
         teacher = fine_tuned_teacher(with_enough_epochs(described, len(clips.train.rows)))
