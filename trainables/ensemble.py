@@ -77,7 +77,7 @@ def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PI
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
     true = torch.tensor(labels, dtype=torch.int64)
     counts = torch.bincount(true)
-    share = 1 / (counts[true] * (counts > 0).sum())  # [M]: each class weighs the same
+    share = 1 / (counts[true] * (counts > 0).sum()).double()  # [M]: each class weighs the same
     total, picks, scores = torch.zeros_like(p[0]), list[int](), list[tuple[float, float]]()
     for n in range(1, n_picks + 1):
         mean = (total + p) / n

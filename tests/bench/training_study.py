@@ -75,20 +75,15 @@ class Study:
         config, data = self.load("rep_mobile", None)
         dense = Trial(config, data, self.folder / "unused").sizes[0][0]
         base, _ = load_student(self.folder / "rep_kd" / LAST)
-        steps, target = self.options.steps, dense * self.options.share
-
-        def pruned(n_steps: int, target_macs: float, epochs: int) -> TrialConfig:
-            p = replace(config.prune, n_steps=n_steps, target_macs=target_macs, epochs=epochs)
-            return replace(config, prune=p)
-
-        retraining = config.prune.epochs
-        self.arm("progressive", Trial(pruned(steps, target, retraining), data, self.folder / "progressive", base=base))
-        small, extra = load_student(self.folder / "progressive" / LAST)
-        macs = extra["point"]["macs"]
-        self.arm("one_shot", Trial(pruned(1, macs, steps * retraining), data, self.folder / "one_shot", base=base))
-        longer = replace(config, train=replace(config.train, epochs=config.train.epochs + steps * retraining))
+        steps = self.options.steps
+        epochs = config.prune.epochs
+        small = replace(config, prune=replace(config.prune, n_steps=steps, target_macs=dense * self.options.share))
+        self.arm("progressive", Trial(small, data, self.folder / "progressive", base))
+        _, extra = load_student(self.folder / "progressive" / LAST)
         widths = Widths(**extra["point"]["widths"])
-        assert widths == small.widths
+        once = replace(small, prune=replace(small.prune, epochs=steps * epochs))
+        self.arm("one_shot", Trial(once, data, self.folder / "one_shot", base, widths))
+        longer = replace(config, train=replace(config.train, epochs=config.train.epochs + steps * epochs))
         self.arm("scratch", Trial(longer, data, self.folder / "scratch", widths=widths))
 
     def load(self, student: str, alpha: float | None) -> tuple[TrialConfig, TrialData]:
