@@ -63,7 +63,7 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any])
         warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
         try:
             exported = torch.onnx.export(
-                program.run_decompositions(_REWRITTEN),
+                program.run_decompositions(_REWRITTEN),  # type: ignore[arg-type]
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 opset_version=OPSET,

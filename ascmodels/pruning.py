@@ -211,6 +211,9 @@ def _rank(student: Student, criterion: str, seed: int, gradients: Gradients | No
             scores = pruner.estimate_importance(group)
             if scores is None:
                 continue
+            channels = len(group[0].idxs)
+            if len(scores) > channels:  # led by a depthwise convolution, as long as what reads it: zeros at the end
+                scores = scores[:channels] * (channels / len(scores))
             sets = pruner._get_channel_groups(group)
             scores = scores.view(sets, -1).mean(dim=0)
             kind = "/".join(

@@ -11,7 +11,7 @@ onnxruntime quantises (its QDQ format) and computes the convolutions in integers
 import copy
 import operator
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -174,9 +174,10 @@ def fake_quantized(student: Student) -> fx.GraphModule:
     graph, modules = network.graph, dict(network.named_modules())
     for i, node in enumerate(list(graph.nodes)):
         module = modules.get(str(node.target)) if node.op == "call_module" else None
-        rounded = node.op == "placeholder" or isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
-        # onnxruntime makes a ReLU part of the layer before it
-        if rounded and not all(isinstance(modules.get(str(user.target)), nn.ReLU) for user in node.users):
+        users = [modules.get(str(user.target)) for user in node.users]
+        rounded = isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
+        rounded = rounded or any(isinstance(user, nn.Conv2d | nn.Linear) for user in users)
+        if rounded and not all(isinstance(user, nn.ReLU) for user in users):  # onnxruntime: part of the layer before
             network.add_submodule(f"round{i}", ActivationQuantizer())
             with graph.inserting_after(node):
                 after = graph.call_module(f"round{i}", (node,))
@@ -187,10 +188,26 @@ def fake_quantized(student: Student) -> fx.GraphModule:
     return network
 
 
+class _Split(fx.Proxy):
+    """What `split` gives: as many parts as sizes."""
+
+    def __len__(self) -> int:
+        return len(self.node.args[1])  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return iter([self[i] for i in range(len(self))])  # type: ignore[index]
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Split(node, self) if node.target == "split" else super().proxy(node)
+
+
 def _folded(student: Student) -> fx.GraphModule:
     """The deployed form with batch normalisation folded into the convolutions and without identities."""
     try:
-        network = fuse(student.fuse())
+        deployed = student.fuse()
+        network = fuse(fx.GraphModule(deployed, _Tracer().trace(deployed)), no_trace=True)  # type: ignore[arg-type]
     except Exception as error:  # tracing raises what the network's own code raises on a placeholder
         raise ExportError(
             f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}); "

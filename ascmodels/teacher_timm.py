@@ -122,6 +122,7 @@ class SpectrogramViT(_TimmTeacher):
         else:
             positions = nn.init.trunc_normal_(torch.empty(1, n_placed + math.prod(grid), vit.embed_dim), std=0.02)
         vit.pos_embed = nn.Parameter(positions)
+        vit.dynamic_img_size, embed.strict_img_size, embed.flatten = False, True, True  # clips have one size
         embed.proj.stride = (config.stride, config.stride)
         embed.img_size, embed.grid_size, embed.num_patches = (n_mels, frames), grid, math.prod(grid)
         vit.patch_drop = Patchout(grid, config.patchout_freq, config.patchout_time, n_prefix)

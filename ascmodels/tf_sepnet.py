@@ -49,8 +49,10 @@ class AdaResNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
         inverse = torch.rsqrt(x.var(dim=(1, 3), correction=0, keepdim=True) + 1e-5)
-        normalised = self.weight * (1 - self.rho) * inverse  # [B, C, F, 1]: the formula as one product and one sum
-        return x * (self.weight * self.rho + normalised) + (self.bias - normalised * mean)
+        # one product and one sum of the size of x
+        kept = self.weight * self.rho
+        normalised = (self.weight - kept) * inverse  # [B, C, F, 1]
+        return x * (kept + normalised) + (self.bias - normalised * mean)
 
 
 class PartedConv(nn.Module):
@@ -68,8 +70,10 @@ class PartedConv(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        parts = [conv(x) for conv in self.convs]
-        return parts if self.split_sizes is None else list(parts[0].split(self.split_sizes, dim=1))
+        if self.split_sizes is None:
+            return [conv(x) for conv in self.convs]
+        parts = self.convs[0](x).split(self.split_sizes, dim=1)
+        return [parts[i] for i in range(len(self.split_sizes))]  # torch.fx indexes, and does not iterate
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -170,8 +174,10 @@ class TFSepNet(Student):
             sizes, parts = tuple(parts[: 2**n_modules]), parts[2**n_modules :]
             self.blocks.append(Stage(inputs, sizes, n_modules, i in POOLED, config.activation, fused))
             inputs = sum(sizes)
+        self.stem.apply(initialise)
+        self.blocks.apply(initialise)
+        # no BN follows: PyTorch's own, smaller initial weights keep the first logits near 0
         self.classifier = nn.Sequential(nn.Conv2d(inputs, n_classes, 1))
-        self.apply(initialise)
 
     @property
     def widths(self) -> Widths:

@@ -279,7 +279,9 @@ def test_fusion_is_exact_for_every_branch_set(branches):
 
 @pytest.mark.parametrize("branches", [b for b in SUBSETS if b != ("identity",)], ids="+".join)
 def test_a_fused_student_equals_its_training_form(branches):
-    model = seeded(StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b2:1x2",), branches=branches, rep_stem=True))
+    model = seeded(
+        StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b2:1x2",), branches=branches, rep_stem=True)
+    )
     train_a_little(model, features(4, 16, 16))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):

@@ -1,7 +1,8 @@
 """Criteria against their formulas, scopes against torch-pruning's own, schedules and targets, every refusal."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,9 @@ def clip_losses(n: int) -> Callable[[nn.Module], Iterator[torch.Tensor]]:
     return lambda model: (F.cross_entropy(model(x[[i]]), torch.tensor([i % 10])) for i in range(n))
 
 
-def inner_scores(student: Student, criterion: str) -> torch.Tensor:
+def inner_scores(student: Student, criterion: str) -> Any:
     """The formula of a criterion for the channels inside the one block, from its layers by hand."""
-    block = student.blocks[0]  # type: ignore[index]
+    block: Any = student.blocks[0]  # type: ignore[index]
     expand, norms, project = block.expand[0], (block.expand[1], block.depthwise[1]), block.project[0]
     columns = project.weight.flatten(1).T  # [C, outputs]: what reads the channel
     rows = expand.weight.flatten(1)  # [C, inputs]: what makes it
@@ -63,7 +64,7 @@ def inner_scores(student: Student, criterion: str) -> torch.Tensor:
         p = int(criterion[1])
         return sum(m.abs().pow(p).sum(1) for m in (rows, columns)) + sum(g.abs().pow(p) for g in gammas)
     if criterion == "bn_scale":
-        return sum(g.abs() for g in gammas)  # type: ignore[return-value]
+        return sum(g.abs() for g in gammas)
     x = torch.randn(6, 1, MELS, FRAMES, generator=torch.Generator().manual_seed(3))
     weights = [expand.weight, project.weight, *gammas]
     each = []
@@ -87,8 +88,9 @@ def test_the_channels_that_leave_are_those_of_the_formulas_lowest_scores(criteri
     pruned = prune(student, 0.4, criterion, gradients=gradients)
     scores = inner_scores(student, criterion)
     keep = scores.argsort()[len(scores) - pruned.widths.expand[0] :].sort().values
-    gamma = student.blocks[0].expand[1].weight  # type: ignore[index,union-attr]
-    assert torch.equal(pruned.blocks[0].expand[1].weight, gamma[keep])  # type: ignore[index,union-attr]
+    old: Any = student.blocks[0]  # type: ignore[index]
+    new: Any = pruned.blocks[0]  # type: ignore[index]
+    assert torch.equal(new.expand[1].weight, old.expand[1].weight[keep])
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
 
 
@@ -126,10 +128,10 @@ def test_a_scope_chooses_what_torch_pruning_itself_would(small: Student, scope: 
 def test_a_layer_never_loses_more_than_its_share(small: Student) -> None:
     """One layer made worthless: torch-pruning would skip it or take it whole; here it keeps what it must."""
     student = trained(SMALL)
-    block = student.blocks[1]  # type: ignore[index]
+    block: Any = student.blocks[1]  # type: ignore[index]
     with torch.no_grad():
-        for layer in (block.expand[0], block.expand[1], block.project[0]):  # type: ignore[union-attr]
-            layer.weight[: 30 if layer is not block.project[0] else None] *= 1e-4  # type: ignore[union-attr]
+        for layer in (block.expand[0], block.expand[1], block.project[0]):
+            layer.weight[: 30 if layer is not block.project[0] else None] *= 1e-4
     for scope in ("global", "isomorphic"):
         for max_ratio in (0.3, 0.6):
             pruned = prune(student, 0.2, "l1", scope=scope, max_ratio=max_ratio)
@@ -206,7 +208,8 @@ def test_targets_are_met_from_below_at_every_step(small: Student, scope: str, n_
     dense = get_deployed_size(small, MELS, FRAMES)
     step_schedule = ("constant", "linear", "cubic")[n_steps % 3]
     name, whole = (("macs", dense[0]), ("bytes", size_bytes(dense[1], "int8")))[(n_steps + len(scope)) % 2]
-    config = PruneConfig(n_steps=n_steps, scope=scope, step_schedule=step_schedule, **{f"target_{name}": 0.35 * whole})
+    aim: Any = {f"target_{name}": 0.35 * whole}
+    config = PruneConfig(n_steps=n_steps, scope=scope, step_schedule=step_schedule, **aim)
     student, measured = small, whole
     for step, target in enumerate(config.targets(whole), 1):
         student = take_step(student, config, step, dense, MELS, FRAMES, "int8")
@@ -234,14 +237,16 @@ def test_the_network_below_a_target_is_the_largest_there_is(small: Student, scop
 
 def test_local_sizes_are_exact_and_others_an_estimate(small: Student) -> None:
     dense = get_deployed_size(small, MELS, FRAMES)
-    for config in (PruneConfig((0.3, 0.2)), PruneConfig(n_steps=2, target_macs=0.4 * dense[0])):
+    for config in (
+        PruneConfig((0.3, 0.2), criterion="random"),
+        PruneConfig(n_steps=2, target_macs=0.5 * dense[0], criterion="bn_scale"),
+    ):
         assert config.exact
-        for criterion in ("random", "bn_scale"):
-            student, sizes = small, [dense]
-            for step in (1, 2):
-                student = take_step(student, replace(config, criterion=criterion), step, dense, MELS, FRAMES, seed=step)
-                sizes.append(get_deployed_size(student, MELS, FRAMES))
-            assert sizes == schedule_sizes(SMALL, config, MELS, FRAMES)
+        student, sizes = small, [dense]
+        for step in (1, 2):
+            student = take_step(student, config, step, dense, MELS, FRAMES, seed=step)
+            sizes.append(get_deployed_size(student, MELS, FRAMES))
+        assert sizes == schedule_sizes(SMALL, config, MELS, FRAMES)
     assert not PruneConfig((0.3,), scope="global").exact
     assert not PruneConfig((0.3,), scope="isomorphic").exact
     started = schedule_sizes(SMALL, PruneConfig((0.2,)), MELS, FRAMES, widths=prune(small, 0.3).widths)

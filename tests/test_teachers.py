@@ -23,13 +23,13 @@ from ascmodels.teachers import (
     parameter_groups,
     save_teacher,
 )
-from data.features import LogMel
+from data.features import FrontEndConfig, LogMel
 from data.tau import SCENES
 from trainables import cache_logits, compare_teachers, finetune_teacher
 from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, compose
 from trainables.distill import DistillConfig, kd_loss, load_logits, read_manifest, save_logits
 from trainables.ensemble import accuracies, combine, greedy
-from trainables.loop import TrainingDiverged, predict, set_up_process
+from trainables.loop import TrainingDiverged, predict
 from trainables.teachers import (
     filenames,
     fine_tuned_teacher,
@@ -38,6 +38,7 @@ from trainables.teachers import (
     teacher_summary,
     validation_hash,
 )
+from trainables.train_config import set_up_process
 from trainables.trial import data_key, load_trial_data
 
 N_MELS, FRAMES = 32, 40
@@ -343,7 +344,7 @@ def test_combinations_in_closed_form() -> None:
 
 def by_hand(logits: list[torch.Tensor], labels: np.ndarray, chosen: tuple[int, ...]) -> tuple[float, float]:
     """Macro accuracy and negative cross-entropy of the mean probabilities of `chosen`, clip by clip."""
-    p = sum(np.exp(z.double().log_softmax(dim=1).numpy()) for z in (logits[k] for k in chosen)) / len(chosen)
+    p = np.mean([np.exp(logits[k].double().log_softmax(dim=1).numpy()) for k in chosen], axis=0)
     right = {c: [int(p[i].argmax() == c) for i in np.flatnonzero(labels == c)] for c in set(labels.tolist())}
     accuracy = sum(sum(r) / len(r) for r in right.values()) / len(right)
     return round(accuracy, 12), round(float(np.mean([np.log(p[i, c]) for i, c in enumerate(labels)])), 12)
@@ -360,7 +361,7 @@ def test_greedy_selection_against_brute_force(seed: int) -> None:
         chosen += (pick,)
         assert accuracy == by_hand(logits, labels, chosen)[0]
     prefixes = [by_hand(logits, labels, found.picks[: n + 1]) for n in range(6)]
-    assert found.kept == max(range(6), key=lambda n: prefixes[n]) + 1
+    assert found.kept == max(range(6), key=lambda n: prefixes[n][0]) + 1
     assert found.weights == tuple(found.picks[: found.kept].count(k) / found.kept for k in range(3))
     told = accuracies(logits, labels)
     assert told.ensembles["greedy"] >= max(told.members) - 1e-12  # on the clips that it chose on
@@ -369,11 +370,9 @@ def test_greedy_selection_against_brute_force(seed: int) -> None:
     assert found.accuracies[1] <= max(pairs)
 
 
-def test_a_useless_teacher_gets_no_weight() -> None:
+def test_a_teacher_that_is_wrong_gets_no_weight() -> None:
     logits, labels = drawn(k=1, n=200)
-    found = greedy([torch.zeros_like(logits[0]), logits[0] * 5], labels)
-    assert found.picks[0] == 1
-    assert found.weights[1] > found.weights[0]
+    assert greedy([-logits[0], logits[0]], labels).weights == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +409,7 @@ def test_logits_files_say_whose_they_are(tmp_path: Path) -> None:
     for value in (float("nan"), 1e5, -float("inf")):  # 1e5 is beyond float16
         broken = logits.clone()
         broken[1, 3] = value
-        with pytest.raises(CheckpointError, match="1 of 3 clips have teacher logits that are not finite .* first b"):
+        with pytest.raises(CheckpointError, match=r"1 of 3 clips have teacher logits that are not finite .* first b"):
             save_logits(path, names, broken)
     safetensors.torch.save_file({"logits": broken}, path, {"filenames": "a\nb\nc"})
     assert load_logits(path, ["a", "c"]).isfinite().all()
@@ -436,13 +435,8 @@ def words(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]
         f"data.dataset_dir='{tiny_tau}'",
         f"data.cache_dir='{tmp_path_factory.mktemp('cache')}'",
         *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.device=cpu"),
-        *(
-            "teacher.train.epochs=2",
-            "teacher.train.min_steps=0",
-            "teacher.train.device=cpu",
-            "teacher.train.batch_size=16",
-        ),
-        *("teacher.frontend.n_mels=32", "teacher.frontend.hop_length=400"),
+        *("teacher.train.epochs=2", "teacher.train.min_steps=0", "teacher.train.device=cpu"),
+        *("teacher.train.batch_size=16", "teacher.frontend.n_mels=32", "teacher.frontend.hop_length=400"),
     ]
 
 
@@ -459,14 +453,13 @@ def teachers(words: list[str]) -> tuple[TrialConfig, tuple[Path, Path]]:
     return replace(config, distill=replace(config.distill, teacher_ckpts=ckpts)), (made[0], made[1])
 
 
+@pytest.mark.slow
 def test_cached_logits_give_the_loss_of_the_teacher_itself(teachers) -> None:
     """Offline equals online on clips that are not augmented, to float16's rounding (2^-11 of a logit)."""
     config, folders = teachers
     data = load_trial_data(config)
     for folder in folders:
         teacher, extra = load_teacher(folder, SCENES)
-        from data.features import FrontEndConfig
-
         front_end = FrontEndConfig(**extra["frontend"])
         assert front_end.sample_rate != config.frontend.sample_rate  # each hears the clip in its own way
         own = load_trial_data(replace(config, frontend=front_end))
@@ -483,6 +476,7 @@ def test_cached_logits_give_the_loss_of_the_teacher_itself(teachers) -> None:
         assert losses[0] != losses[1]  # they are two computations
 
 
+@pytest.mark.slow
 def test_ensembles_reach_the_training_clips(teachers) -> None:
     config, folders = teachers
     data = load_trial_data(config)
@@ -525,6 +519,7 @@ def test_the_manifest_of_cached_logits(teachers) -> None:
     assert path.stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_a_teacher_that_diverges_keeps_its_best_epoch(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import trainables.teachers as module
 
@@ -538,11 +533,9 @@ def test_a_teacher_that_diverges_keeps_its_best_epoch(words: list[str], monkeypa
 
     monkeypatch.setattr(module, "train_epoch", train)
     config = compose([*words, *VIT_WORDS, "teacher.train.lr=0.01"])
-    with pytest.raises(
-        TrainingDiverged, match=r"epoch 2: the loss is nan at step 1 of 4; epoch 1 is kept in (.*)"
-    ) as e:
+    with pytest.raises(TrainingDiverged, match="loss is nan at step 1 of 4; epoch 1 is kept in") as error:
         fine_tuned_teacher(config)
-    kept = Path(str(e.value).split(" is kept in ")[1])
+    kept = Path(str(error.value).split(" is kept in ")[1])
     _, extra = load_teacher(kept, SCENES)
     assert extra["epoch"] == 1
     assert not kept.with_name(kept.name.removesuffix("-diverged")).exists()  # no teacher of that key
@@ -551,6 +544,7 @@ def test_a_teacher_that_diverges_keeps_its_best_epoch(words: list[str], monkeypa
     assert fine_tuned_teacher(config) == kept.with_name(kept.name.removesuffix("-diverged"))
 
 
+@pytest.mark.slow
 def test_a_pretrained_file_is_known_by_its_content(
     words: list[str], timm_folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -582,10 +576,10 @@ def test_shipped_recipes_build(name: str) -> None:
     assert (quick.frontend, quick.train, quick.augment) == (full.frontend, full.train, full.augment)
     c, sizes = quick, {"hidden_size": 768, "layers": 12, "heads": 12, "patch_size": 16, "stride": 10}
     model = replace(c.model, pretrained=None, **(sizes if name == "ast" else {}))
-    with torch.device("meta" if model.family == "ast" else "cpu"):
+    with torch.device("meta"):
         teacher = build_teacher(model, 10, c.frontend.n_mels, c.frontend.frames)
     millions = sum(p.numel() for p in teacher.parameters()) / 1e6
-    expected = {"ast": 85.5, "vit": 85.6, "cnn": 3.4, "ast_small": 0.4, "vit_small": 0.4, "cnn_small": 0.6}
+    expected = {"ast": 85.3, "vit": 85.4, "cnn": 3.4, "ast_small": 0.4, "vit_small": 0.4, "cnn_small": 0.6}
     assert millions == pytest.approx(expected[name], abs=0.1)
 
 
@@ -638,12 +632,7 @@ def test_commands(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_compare_teachers(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    small = (
-        "teacher.model.hidden_size=16",
-        "teacher.model.layers=1",
-        "teacher.model.heads=2",
-        "teacher.train.epochs=1",
-    )
+    small = ("teacher.model.hidden_size=16", "teacher.model.layers=1", "teacher.train.epochs=1")
     base = ["--storage", str(tmp_path), *(w for w in words if "cache_dir" not in w), *small]
     chosen = ["--teachers", "vit_small,ast_small", "--subsets", "100", "--seeds", "2"]
     assert compare_teachers.main([*base, *chosen]) == 0
@@ -670,6 +659,7 @@ def test_compare_teachers(words: list[str], tmp_path: Path, capsys: pytest.Captu
         (["--teachers", "ast,ast"], "expected different names"),
         (["--subsets", "7"], "'7' is none of 5, 10, 25, 50, 100"),
         (["--seeds", "0"], "one seed at least"),
+        (["--subset=25"], "this command takes --subsets"),
     ):
         assert compare_teachers.main([*base, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().out.split())

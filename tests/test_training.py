@@ -37,18 +37,9 @@ from trainables.config import (
 )
 from trainables.distill import DistillConfig, folder_hash, kd_loss, load_logits, save_logits
 from trainables.ensemble import combine
-from trainables.loop import (
-    Clips,
-    Epoch,
-    TrainConfig,
-    TrainingDiverged,
-    batches,
-    learning_rate,
-    pick_device,
-    predict,
-    train_epoch,
-)
+from trainables.loop import Clips, Epoch, TrainingDiverged, batches, predict, train_epoch
 from trainables.metrics import measure
+from trainables.train_config import TrainConfig, learning_rate, pick_device
 
 # --- trainables/distill.py ---
 

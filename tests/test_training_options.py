@@ -26,26 +26,19 @@ from data.impulse import main as write_impulses
 from data.tau import SCENES, read_split
 from trainables.config import ConfigError, TrialConfig, compose
 from trainables.distill import DistillConfig, kd_loss, similarity_loss
-from trainables.loop import (
-    Clips,
-    Epoch,
-    EpochResult,
-    Heard,
+from trainables.loop import Clips, Epoch, EpochResult, Heard, TrainingDiverged, WeightAverage, batches, train_epoch
+from trainables.metrics import calibration_error, measure
+from trainables.online import load_online
+from trainables.records import Point, point_dict, point_row
+from trainables.train_config import (
     TrainConfig,
-    TrainingDiverged,
-    WeightAverage,
-    batches,
     enough_epochs,
     jku_factor,
     learning_rate,
     schedule,
     set_up_process,
-    train_epoch,
     training_device,
 )
-from trainables.metrics import calibration_error, measure
-from trainables.online import load_online
-from trainables.records import Point, point_dict, point_row
 from trainables.trial import Trial, TrialData, data_key, deploy, load_trial_data, run_trial
 
 FRONT_END = FrontEndConfig(8000, 512, 400, 250, 16)

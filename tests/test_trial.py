@@ -16,9 +16,10 @@ from ascmodels.pruning import PruningError
 from data.features import FrontEndConfig
 from trainables.clips import TrialData
 from trainables.config import TrialConfig, compose
-from trainables.loop import TrainingDiverged, set_up_process
+from trainables.loop import TrainingDiverged
 from trainables.records import point_dict
 from trainables.teachers import fine_tuned_teacher, teacher_logits, teacher_summary
+from trainables.train_config import set_up_process
 from trainables.trial import Trial, load_trial_data, run_trial
 
 
@@ -34,6 +35,7 @@ def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
             *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
             *("student.base_channels=16", "train.epochs=2", "train.batch_size=16", "prune.epochs=1"),
             *("prune.ratios=[0.3,0.3]", "teacher.train.epochs=1", "teacher.model.hidden_size=32"),
+            "teacher.train.min_steps=0",
             *("teacher.model.layers=1", "teacher.model.heads=2", "train.device=cpu", "teacher.train.device=cpu"),
         ]
     )

@@ -16,9 +16,9 @@ from rich.table import Column, Table
 from trainables.clips import load_clips
 from trainables.distill import read_manifest
 from trainables.ensemble import accuracies
-from trainables.loop import set_up_process
 from trainables.runs import RunError, configure, guarded, parser, shown
 from trainables.teachers import filenames, logits_file, quiet_transformers, teacher_logits, validation_hash
+from trainables.train_config import set_up_process
 
 
 def main(argv: list[str] | None = None) -> int:

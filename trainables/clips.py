@@ -9,7 +9,8 @@ from data import tau
 from data.cache import open_cache
 from data.holdout import hold_out
 from trainables.config import TrialConfig
-from trainables.loop import Clips, enough_epochs
+from trainables.loop import Clips
+from trainables.train_config import enough_epochs
 
 if TYPE_CHECKING:
     from trainables.online import OnlineTeachers
@@ -69,7 +70,5 @@ def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
         config,
         train=replace(train, epochs=epochs, min_steps=0),
         prune=replace(config.prune, epochs=retraining),
-        teacher=replace(
-            config.teacher, train=replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)
-        ),
+        teacher=replace(config.teacher, train=replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)),
     )

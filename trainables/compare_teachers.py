@@ -24,10 +24,10 @@ from data.tau import SUBSETS
 from trainables.clips import load_clips
 from trainables.config import CONFIG_DIR, TrialConfig
 from trainables.ensemble import accuracies
-from trainables.loop import set_up_process
 from trainables.records import write_rows
 from trainables.runs import RunError, configure, guarded, parser, shown
 from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_logits
+from trainables.train_config import set_up_process
 
 CLIPS = ("train_clips", "validation_clips")
 
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
-        check(options)
+        check(options, rest)
         out = (options.out or options.storage / "teachers.csv").expanduser().resolve()
         out.parent.mkdir(parents=True, exist_ok=True)
         quiet_transformers()
@@ -64,8 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(work)
 
 
-def check(options: argparse.Namespace) -> None:
-    """RunError for a teacher, a subset or a number of seeds that cannot be."""
+def check(options: argparse.Namespace, rest: Sequence[str]) -> None:
+    """RunError for a teacher, a subset or a number of seeds that cannot be, or that is typed twice."""
+    for word in rest:
+        name = word.lstrip("-").partition("=")[0]
+        if name in ("teacher", "subset", "data.subset", "seed"):
+            raise RunError(f"{word}: this command takes --{name.rpartition('.')[2]}s")
     known = sorted(path.stem for path in (CONFIG_DIR / "teacher").glob("*.yaml"))
     for name in options.teachers:
         if name not in known:

@@ -32,7 +32,7 @@ from data.augment import AugmentConfig
 from data.features import FrontEndConfig
 from data.tau import DataConfig
 from trainables.distill import DistillConfig
-from trainables.loop import TrainConfig
+from trainables.train_config import TrainConfig
 
 CONFIG_DIR = Path(__file__).parent / "configs"
 # names of the DCASE baseline for keys that are called otherwise here
@@ -131,7 +131,8 @@ def compose(overrides: Sequence[str]) -> TrialConfig:
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
         hint = _unknown(key, list(key_types())) if "." in key and key not in key_types() else ""
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        raise ConfigError(hint or f"{error}{cause}") from error
+        told = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra's own is of many lines
+        raise ConfigError(hint or f"{told}{cause}") from error
     return _build(tree)
 
 

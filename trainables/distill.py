@@ -39,7 +39,7 @@ class DistillConfig:
     ensemble: str = "logits"  # mean of the teachers' logits or probabilities, or greedy: weights chosen on validation
     teacher_weights: tuple[float, ...] = ()  # one a teacher, in that order; none: equal
     mode: str = "offline"  # cached logits of the plain clips; online: the teachers hear each batch as it is augmented
-    feature_weight: float = 0.0  # of the similarity of a CNN teacher's and the student's features; online only
+    feature_weight: float = 0.0  # of the similarity loss on one teacher's and the student's features; online only
 
     def __post_init__(self):
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
@@ -55,7 +55,7 @@ class DistillConfig:
             raise ValueError(f"distill.feature_weight={self.feature_weight}: expected a finite number >= 0")
         if self.feature_weight and (self.mode != "online" or len(self.teacher_ckpts) > 1):
             raise ValueError(
-                f"distill.feature_weight={self.feature_weight} needs distill.mode=online and one CNN teacher; found "
+                f"distill.feature_weight={self.feature_weight} needs distill.mode=online and one teacher; found "
                 f"distill.mode={self.mode} and {len(self.teacher_ckpts)} teachers in distill.teacher_ckpts"
             )
 

@@ -73,7 +73,7 @@ def macro_accuracy(logits: torch.Tensor, labels: np.ndarray) -> float:
 
 def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PICKS) -> Selection:
     """Add, `n_picks` times, the teacher (again, maybe) that makes the macro accuracy of the mean probabilities highest,
-    and keep the best of the ensembles passed through. Of equals the lower cross-entropy decides, then the order."""
+    of equals the one with the lower cross-entropy; keep the smallest of the most accurate ensembles passed through."""
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
     true = torch.tensor(labels, dtype=torch.int64)
     counts = torch.bincount(true)
@@ -88,6 +88,6 @@ def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PI
         picks.append(max(range(len(p)), key=lambda k: candidates[k]))
         scores.append(candidates[picks[-1]])
         total = total + p[picks[-1]]
-    best = max(range(n_picks), key=lambda n: scores[n]) + 1
+    best = max(range(n_picks), key=lambda n: scores[n][0]) + 1
     weights = tuple(picks[:best].count(k) / best for k in range(len(p)))
     return Selection(tuple(picks), tuple(accuracy for accuracy, _ in scores), best, weights)

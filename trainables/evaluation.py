@@ -18,8 +18,9 @@ from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from trainables.clips import check_all_scenes
 from trainables.config import TrialConfig
-from trainables.loop import Clips, pick_device, predict
+from trainables.loop import Clips, predict
 from trainables.metrics import Metrics, measure
+from trainables.train_config import pick_device
 
 
 class Deployed:

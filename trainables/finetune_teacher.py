@@ -19,10 +19,10 @@ from ascmodels.checkpoint import replace_folder
 from ascmodels.teachers import read_extra
 from trainables.clips import TrialData, load_clips
 from trainables.config import TrialConfig
-from trainables.loop import set_up_process
 from trainables.metrics import measure
 from trainables.runs import RunError, configure, guarded, parser, shown
 from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_key, teacher_logits
+from trainables.train_config import set_up_process
 
 
 def main(argv: list[str] | None = None) -> int:

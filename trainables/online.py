@@ -25,8 +25,9 @@ from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
 from trainables.config import TrialConfig
 from trainables.ensemble import combine
-from trainables.loop import AMP, Clips, Heard, Listener
+from trainables.loop import Clips, Heard, Listener
 from trainables.teachers import ensemble_weights, filenames
+from trainables.train_config import AMP
 
 
 @dataclass(frozen=True)

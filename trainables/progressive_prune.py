@@ -90,13 +90,13 @@ def started(options: Any, rest: list[str], words: list[str], console: Console) -
         raise RunError("--base_ckpt is missing: a run's id, a checkpoint's folder, or last.ckpt")
     folder = find_checkpoint(options.storage, options.base_ckpt)
     base, extra = load_base(folder)
-    config, trained_by = configured(options, rest, folder, base, extra)
+    config, parent = configured(options, rest, folder, base, extra)
     if not config.prune.rounds:
         raise ConfigError("no prune step is asked for: give --config, --ratios, or --n_steps with a target")
     told = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
     run_id = "" if options.new else f"prune-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     console.print(f"base: {escape(shown(folder))}", highlight=False, soft_wrap=True)
-    if trained_by is None:
+    if parent is None:
         console.print(
             "  note: nothing tells what this base was trained on; validation clips may be among what it learnt",
             highlight=False,
@@ -107,7 +107,8 @@ def started(options: Any, rest: list[str], words: list[str], console: Console) -
         return Run.find(options.storage, run.id)
     shape = config.frontend.n_mels, config.frontend.frames  # a schedule that cannot be met leaves no folder behind
     schedule_sizes(config.student, config.prune, *shape, config.limits.precision, base.widths)
-    epochs = (extra.get("point") or {}).get("epochs") or (trained_by or config).train.epochs
+    epochs = (extra.get("point") or {}).get("epochs") or (parent.config if parent else config).train.epochs
+    epochs += parent.info.get("base_epochs", 0) if parent else 0  # of a base that was pruned before
     save_student(run.folder / BASE, base, extra)
     precision = "fp32" if config.limits.precision == "fp32" else "fp16"
     run.update(base=str(folder), base_epochs=epochs, controls=controls, deployed_form=DEPLOYED + precision)
@@ -128,11 +129,12 @@ def load_base(folder: Path) -> tuple[Student, dict[str, Any]]:
 
 def configured(
     options: Any, rest: list[str], folder: Path, base: Student, extra: dict[str, Any]
-) -> tuple[TrialConfig, TrialConfig | None]:
-    """The base's configuration, then the schedule file, then what is typed; and the base's own, where it is known."""
-    trained_by, inherited = None, {}
+) -> tuple[TrialConfig, Run | None]:
+    """The base's configuration, then the schedule file, then what is typed; and the base's run, where there is one."""
+    parent, trained_by, inherited = None, None, {}
     if (folder.parent / "info.json").is_file():
-        trained_by = Run.find(options.storage, str(folder.parent)).config
+        parent = Run.find(options.storage, str(folder.parent))
+        trained_by = parent.config
         typed_profile = any(word.startswith("profile=") for word in rest)
         kept = ("data.", "seed") if typed_profile else ("",)
         inherited = {k: v for k, v in trained_by.flat().items() if k.startswith(kept) and k not in AIMS}
@@ -156,7 +158,7 @@ def configured(
                 f"{key}={config.flat()[key]}, but the base was trained with {trained_by.flat()[key]}: it would be "
                 "validated on clips that it has learnt"
             )
-    return config, trained_by
+    return config, parent
 
 
 AIMS = {f"prune.{name}" for name in (*GOALS, "n_steps")}

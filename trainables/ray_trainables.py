@@ -14,6 +14,7 @@ from typing import Any
 import ray.tune as rt
 import torch
 
+from ascmodels.pruning import PruningError
 from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import TrainingDiverged
@@ -42,7 +43,7 @@ class KDTrainable(rt.Trainable):
     def step(self) -> dict[str, Any]:
         try:
             record = next(self._records, None)
-        except TrainingDiverged as error:  # the same would happen again: a result, not a crash to be retried
+        except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
             return self._last | {"done": True, "finished": False, "failure": str(error)}
         if record is None:  # restored after its last epoch
             return self._last | {"done": True}
@@ -67,7 +68,7 @@ class KDTrainable(rt.Trainable):
         values = {k: v for k, v in config.items() if k not in RESERVED}
         trial_config = TrialConfig.from_flat(values)
         if trial_config.prune.rounds and not self.prunes:
-            raise ConfigError("KDTrainable trains dense students; prune steps need PruneTrainable")
+            raise ConfigError("KDTrainable trains dense students; pruning needs PruneTrainable")
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
             self._data = (key, load_trial_data(trial_config))

@@ -35,10 +35,11 @@ from data.impulse import impulses_for
 from data.tau import DatasetError, resolved
 from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides
-from trainables.loop import TrainingDiverged, training_device
+from trainables.loop import TrainingDiverged
 from trainables.records import EXPERIMENTS, point_dict, point_row, write_info, write_rows
 from trainables.teachers import fine_tuned_teacher
 from trainables.tracking import Tracker
+from trainables.train_config import training_device
 from trainables.trial import Trial, describe_use, load_trial_data, run_trial
 
 LAST = "last.ckpt"
@@ -223,9 +224,7 @@ def find_checkpoint(storage: Path, name: str) -> Path:
     raise RunError(f"{folder} holds no student checkpoint ({LAST}/student.json)")
 
 
-def drive(
-    trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None
-) -> None:
+def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None) -> None:
     """Run `trial` to its end: a progress bar with the time left, results.csv, points.csv, W&B, and the state after
     each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
     folder = trial.folder

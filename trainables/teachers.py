@@ -27,19 +27,9 @@ from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import folder_hash, load_logits, read_manifest, save_logits
 from trainables.ensemble import combine, greedy
-from trainables.loop import (
-    Clips,
-    Epoch,
-    TrainingDiverged,
-    WeightAverage,
-    pick_device,
-    predict,
-    schedule,
-    set_up_process,
-    train_epoch,
-    training_device,
-)
+from trainables.loop import Clips, Epoch, TrainingDiverged, WeightAverage, predict, train_epoch
 from trainables.metrics import measure
+from trainables.train_config import pick_device, schedule, set_up_process, training_device
 
 FORMAT = 2
 _CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of `predict`'s batch
@@ -144,8 +134,10 @@ def teacher_logits(config: TrialConfig, source: Path, filenames: Sequence[str], 
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Path:
     """The cached logits of the teacher in `folder` for both parts of the training split, computed where they are not
     there yet; key: checkpoint, waveforms, front-end."""
-    cache_dir = Path(config.data.cache_dir)
-    teacher, extra = load_teacher(folder, tau.SCENES)
+    cache_dir, extra = Path(config.data.cache_dir), read_extra(folder)
+    told = ("classes", "frontend", "validation", "val_macro_avg_acc")
+    if not set(told) <= set(extra):
+        raise CheckpointError(f"{folder / 'teacher.json'} lacks some of {', '.join(told)}: fine-tune the teacher again")
     front_end = FrontEndConfig(**extra["frontend"])
     clips = load_clips(config, front_end.sample_rate, progress).train
     names = clips.cache.filenames
@@ -154,14 +146,14 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Pa
         "teacher": folder.name,
         "checkpoint": folder_hash(folder),
         "waveforms": clips.cache.key,
-        **{key: extra[key] for key in ("classes", "frontend", "validation", "val_macro_avg_acc")},
+        **{key: extra[key] for key in told},
     }
     text = f"{FORMAT} {manifest['checkpoint']} {clips.cache.key} {extra['frontend']}"
     path = cache_dir / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
             device = pick_device(config.teacher.train.device)
-            teacher, log_mel = teacher.to(device), LogMel(front_end).to(device)
+            teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
             parts = []
             with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
                 for start in range(0, len(names), _CHUNK):

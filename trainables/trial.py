@@ -33,23 +33,12 @@ from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import kd_loss, similarity_loss
-from trainables.loop import (
-    Epoch,
-    EpochResult,
-    Listener,
-    Loss,
-    TrainingDiverged,
-    WeightAverage,
-    predict,
-    schedule,
-    set_up_process,
-    train_epoch,
-    training_device,
-)
+from trainables.loop import Epoch, EpochResult, Listener, Loss, TrainingDiverged, WeightAverage, predict, train_epoch
 from trainables.metrics import Metrics, measure
 from trainables.online import load_online
 from trainables.records import Point, Record, point_dict
 from trainables.teachers import ensemble_logits
+from trainables.train_config import schedule, set_up_process, training_device
 
 
 class Trial:

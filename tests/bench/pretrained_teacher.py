@@ -27,13 +27,15 @@ from data.features import FrontEndConfig, LogMel
 from trainables.clips import load_clips, with_enough_epochs
 from trainables.config import TrialConfig, compose
 from trainables.evaluation import Deployed, open_test_clips
-from trainables.loop import predict, set_up_process
+from trainables.loop import predict
 from trainables.metrics import measure
 from trainables.records import write_rows
 from trainables.teachers import fine_tuned_teacher, teacher_summary
+from trainables.train_config import set_up_process
 from trainables.trial import Trial, load_trial_data, run_trial
 
-STUDENT = ("student=rep_mobile", "student.base_channels=16")  # profile=quick otherwise
+# profile=quick otherwise, without its additional epochs for small data sets
+STUDENT = ("student=rep_mobile", "student.base_channels=16", "train.epochs=8", "train.min_steps=0")
 CNN = (
     *("teacher.model.family=cnn", "teacher.model.name=tf_efficientnet_lite0"),
     *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-2"),
