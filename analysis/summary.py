@@ -49,7 +49,7 @@ def value_text(value: Any) -> str:
     items = re.findall(r"[^\s,'\"\[\]()]+", text)
     if items and all(re.fullmatch(r"[-+.\de]+", item) for item in items):
         return "/".join(f"{float(item):.3g}" for item in items)
-    return "+".join(items) or "none"
+    return (" / " if "+" in text else "+").join(items) or "none"  # sets of branches, one a stage, have a + themselves
 
 
 def absent(value: Any) -> bool:

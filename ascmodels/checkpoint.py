@@ -112,6 +112,15 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def mend_folder(folder: Path) -> None:
+    """Put back what `replace_folder` had moved aside when it was killed between its two renames."""
+    folder = Path(folder)
+    if not folder.exists():
+        for old in folder.parent.glob(f".{folder.name}.*.old"):
+            old.rename(folder)
+            return
+
+
 def replace_text(path: Path, text: str) -> None:
     """Write a text file beside, then rename it."""
     path = Path(path)

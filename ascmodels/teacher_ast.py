@@ -55,7 +55,8 @@ class AST(Teacher):
 
         network = ASTForAudioClassification.from_pretrained(folder, local_files_only=True)
         config: Any = network.config
-        return cls(TeacherModelConfig(), config.num_labels, config.num_mel_bins, config.max_length, network)
+        described = TeacherModelConfig(**description["config"])
+        return cls(described, config.num_labels, config.num_mel_bins, config.max_length, network)
 
 
 def _spectra(x: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,9 @@ Cai, Zhang, Li, "TF-SepNet: An Efficient 1D Kernel Design in CNNs for Low-Comple
 multiple of 4 (others are rounded).
 
 The paper shuffles channels between the two paths, as ShuffleNet does: each path of a module works on half of either
-path of the module before. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit m
-of a part's number is the path that it takes in module m. Nothing is permuted, so a part can lose channels by itself, and
-the remaining ones keep their paths. Where widths divide evenly this is the shuffle, up to the order of the channels.
+path of the module before. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit
+m of a part's number is the path that it takes in module m. Nothing is permuted, so a part can lose channels by itself,
+and the remaining ones keep their paths. Where widths divide evenly this is the shuffle, up to the channels' order.
 """
 
 import torch
@@ -84,9 +84,9 @@ class PartedConv(nn.Module):
         """The same layer as one convolution: weights and BN statistics of the parts, one after the other."""
         parts: list[nn.Sequential] = list(self.convs)  # type: ignore[arg-type]
         activation = next(name for name, kind in ACTIVATIONS.items() if type(parts[0][2]) is kind)
-        fused = PartedConv(parts[0][0].in_channels, self.sizes, activation, fused=True).eval()
-        like = parts[0][0].weight
-        fused.to(device=like.device, dtype=like.dtype)
+        first: nn.Conv2d = parts[0][0]  # type: ignore[assignment]
+        fused = PartedConv(first.in_channels, self.sizes, activation, fused=True).eval()
+        fused.to(device=first.weight.device, dtype=first.weight.dtype)
         for layer in (0, 1):
             states = [part[layer].state_dict() for part in parts]
             merged = {k: v if v.ndim == 0 else torch.cat([s[k] for s in states]) for k, v in states[0].items()}

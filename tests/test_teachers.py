@@ -27,7 +27,7 @@ from data.features import FrontEndConfig, LogMel
 from data.tau import SCENES
 from trainables import cache_logits, compare_teachers, finetune_teacher
 from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, compose
-from trainables.distill import DistillConfig, kd_loss, load_logits, read_manifest, save_logits
+from trainables.distill import DistillConfig, folder_hash, kd_loss, load_logits, read_manifest, save_logits
 from trainables.ensemble import accuracies, combine, greedy
 from trainables.loop import TrainingDiverged, predict
 from trainables.teachers import (
@@ -542,6 +542,21 @@ def test_a_teacher_that_diverges_keeps_its_best_epoch(words: list[str], monkeypa
     epochs.clear()
     monkeypatch.undo()
     assert fine_tuned_teacher(config) == kept.with_name(kept.name.removesuffix("-diverged"))
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_teacher(words: list[str], tmp_path: Path) -> None:
+    """Also with what draws in the network: patchout and dropout."""
+    random = ("teacher.model.patchout_freq=1", "teacher.model.dropout=0.1", "teacher.train.ema_decay=0.9")
+    config = compose([*words, *VIT_WORDS, *random, "teacher.augment.mixup_alpha=0.3", "teacher.train.accumulate=2"])
+    again = replace(config, data=replace(config.data, cache_dir=str(tmp_path)))
+    torch.manual_seed(1)
+    first = fine_tuned_teacher(config)
+    torch.manual_seed(2)
+    second = fine_tuned_teacher(again)
+    assert first.name == second.name
+    assert folder_hash(first) == folder_hash(second)
+    assert load_teacher(first, SCENES)[0].describe()["config"]["patchout_freq"] == 1
 
 
 @pytest.mark.slow

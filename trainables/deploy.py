@@ -40,7 +40,7 @@ from trainables.loop import Epoch, train_epoch
 from trainables.records import write_rows
 from trainables.runs import RunError, configure, find_checkpoint, guarded, now, parser, shown
 from trainables.train_config import schedule, set_up_process, training_device
-from trainables.trial import TrialData, deploy, describe_use, load_clips, load_trial_data
+from trainables.trial import deploy, describe_use, load_clips, load_trial_data
 
 QAT_STAGE = 1000  # its draws come from (seed, this, epoch): no stage of a trial has this number
 

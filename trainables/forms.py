@@ -132,10 +132,10 @@ def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.nd
 
 def as_table(forms: Sequence[Form], title: str) -> Table:
     """For people."""
-    table = Table("", "bytes", "file", "acc", "max diff", "same", "ms (IQR)", "CPU ms", "ratio", title=title)
+    table = Table("", "bytes", "acc", "max diff", "same", "ms (IQR)", "CPU ms", "ratio", title=title)
     for f in forms:
         table.add_row(
-            *(f.form, f"{f.parameter_bytes:,}", f"{f.file_bytes:,}" if f.file else "-"),
+            *(f.form, f"{f.parameter_bytes:,}"),
             *(f"{f.val_macro_avg_acc:.1%}", f"{f.max_difference:.2g}", f"{f.agreement:.1%}"),
             *(f"{f.latency_ms:.2f} ({f.latency_iqr_ms:.2f})", f"{f.cpu_ms:.2f}", f"{f.cpu_ratio:.2f}"),
         )

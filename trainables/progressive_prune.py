@@ -134,7 +134,8 @@ def configured(
     parent, trained_by, inherited = None, None, {}
     if (folder.parent / "info.json").is_file():
         parent = Run.find(options.storage, str(folder.parent))
-        trained_by = parent.config
+    if parent or "config" in extra:  # a checkpoint that was copied away carries its configuration
+        trained_by = parent.config if parent else TrialConfig.from_flat(extra["config"])
         typed_profile = any(word.startswith("profile=") for word in rest)
         kept = ("data.", "seed") if typed_profile else ("",)
         inherited = {k: v for k, v in trained_by.flat().items() if k.startswith(kept) and k not in AIMS}

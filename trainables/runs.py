@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from tqdm import tqdm
 
-from ascmodels.checkpoint import CheckpointError, replace_folder, save_student
+from ascmodels.checkpoint import CheckpointError, mend_folder, replace_folder, save_student
 from ascmodels.nessi import UncountableError
 from ascmodels.pruning import PruningError
 from data.files import locked
@@ -229,6 +229,7 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
     folder = trial.folder
     folder.mkdir(parents=True, exist_ok=True)
+    mend_folder(folder / "state")
     if (folder / "state").is_dir():
         trial.load(folder / "state")
     curves = folder / "results.csv"
@@ -252,7 +253,8 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     name = folder.name
     points = [point_row(name, "complete", ".", point_dict(p), {}) for p in trial.points]
     write_rows(folder / "points.csv", points)
-    save_student(folder / LAST, trial.model, describe_use(trial.config) | {"point": point_dict(trial.points[-1])})
+    told = {"point": point_dict(trial.points[-1]), "config": trial.config.flat()}
+    save_student(folder / LAST, trial.model, describe_use(trial.config) | told)
 
 
 def now() -> str:

@@ -49,7 +49,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
         if folder is not None:
             return folder, resumed(folder, options, overrides)
     if not options.space:
-        raise SpaceError("--space is missing: name a space (kd, rep, prune, kd_prune) or the path of a YAML file")
+        raise SpaceError("--space is missing: name a space (kd, rep, families, prune, kd_prune) or the path of a YAML file")
     space = load_space(options.space)
     chosen = {k: v if getattr(options, k) is None else getattr(options, k) for k, v in DEFAULTS.items()}
     typed = [] if options.seed is None else [f"seed={options.seed}"]
@@ -243,7 +243,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         epilog=flag_help(),
         allow_abbrev=False,
     )
-    p.add_argument("--space", help="kd, rep, prune, kd_prune, or the path of a YAML file")
+    p.add_argument("--space", help="kd, rep, families, prune, kd_prune, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
     p.add_argument("--resume", nargs="?", const="auto", metavar="auto", help="continue a study; start it if new")
     p.add_argument("--num-samples", type=positive(int), help=f"trials (default {DEFAULTS['num_samples']})")

@@ -45,10 +45,10 @@ CNN = (
 TEACHERS = {
     "lite0_scratch": CNN,
     "lite0_pretrained": (*CNN, "teacher.model.pretrained='{weights}'"),
+    "lite0_pretrained_low_lr": (*CNN, "teacher.train.lr=3e-3", "teacher.model.pretrained='{weights}'"),
     "ast_scratch": (),  # the default of profile=quick
-    "lite0_scratch_3x": (*CNN, "teacher.train.epochs=30"),
 }
-STUDENTS = {"no_teacher": ""} | {f"of_{arm}": arm for arm in list(TEACHERS)[:3]}
+STUDENTS = {"no_teacher": ""} | {f"of_{arm}": arm for arm in TEACHERS}
 
 
 def main(argv: list[str] | None = None) -> int:
