@@ -113,12 +113,14 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def mend_folder(folder: Path) -> None:
-    """Put back what `replace_folder` had moved aside when it was killed between its two renames."""
+    """Put back what `replace_folder` had moved aside when it was killed between its two renames, and clear away what
+    killed ones have left. For who holds the folder alone."""
     folder = Path(folder)
-    if not folder.exists():
-        for old in folder.parent.glob(f".{folder.name}.*.old"):
-            old.rename(folder)
-            return
+    aside = sorted(folder.parent.glob(f".{folder.name}.*.old"), key=lambda old: old.stat().st_mtime_ns)
+    if aside and not folder.exists():
+        aside.pop().rename(folder)
+    for stale in (*aside, *folder.parent.glob(f".{folder.name}.*[0-9]")):
+        shutil.rmtree(stale)
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -67,6 +67,10 @@ def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: in
     from transformers import ASTConfig, ASTForAudioClassification  # here: seconds that a trial need not spend
 
     if not config.pretrained:
+        if config.patch_size > min(n_mels, frames):
+            raise CheckpointError(
+                f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames"
+            )
         shape = ASTConfig(
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers,

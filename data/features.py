@@ -31,6 +31,11 @@ class FrontEndConfig:
                 raise ValueError(f"frontend.{name}={getattr(self, name)}: expected a number above 0")
         if self.win_length > self.n_fft:
             raise ValueError(f"frontend.win_length={self.win_length} is longer than frontend.n_fft={self.n_fft}")
+        if self.n_fft // 2 >= self.sample_rate:  # frames are centred, half a window reaches beyond the clip
+            raise ValueError(f"frontend.n_fft={self.n_fft}: too long for 1 s at {self.sample_rate} Hz")
+        top = self.sample_rate / 2 if self.f_max is None else self.f_max
+        if not 0 <= self.f_min < top:
+            raise ValueError(f"frontend.f_min={self.f_min}: expected 0 or more, and below the highest, {top} Hz")
 
     @property
     def frames(self) -> int:

@@ -214,7 +214,7 @@ def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
             *(f"data.dataset_dir='{tiny_tau}'", f"data.cache_dir='{cache}'", "distill.kd_alpha=1"),
             *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
             *("student=cp_mobile", "student.base_channels=8", "student.n_blocks=[1,1]", "student.strides=[b2:2x1]"),
-            *("train.batch_size=16", "train.device=cpu"),
+            *("train.batch_size=16", "train.device=cpu", "train.amp=bf16"),  # which quantisation does without
         ]
     )
 
@@ -300,6 +300,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert told in out
     assert "Traceback" not in out
     assert not (tmp_path / "experiments" / "r1" / "deploy").exists()
+
+
+def test_a_copied_checkpoint_is_deployed_with_the_configuration_that_it_carries(config, tmp_path: Path):
+    """Its seed above all: another one would measure it on clips that it has learnt."""
+    carried = replace(config, seed=7)
+    found = deploy.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, ["--subset=50"], tmp_path)
+    assert (found.seed, found.data.subset, found.train) == (7, 50, config.train)
+    (tmp_path / "info.json").write_text(json.dumps({"config": replace(config, seed=8).flat()}))
+    assert deploy.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, [], tmp_path).seed == 8
 
 
 def test_damaged_networks_are_refused(

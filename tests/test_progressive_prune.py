@@ -24,7 +24,7 @@ from ascmodels.students import Student, build_student
 from data.features import FrontEndConfig
 from trainables import progressive_prune, run_training
 from trainables.clips import TrialData, load_clips
-from trainables.config import TrialConfig, compose
+from trainables.config import ConfigError, TrialConfig, compose
 from trainables.progressive_prune import SHIPPED, read_schedule
 from trainables.records import point_dict
 from trainables.train_config import schedule, set_up_process
@@ -185,6 +185,32 @@ def test_rewound_rates_are_the_end_of_the_dense_schedule(
     assert rates == expected[-retrain * n_steps :]
 
 
+def test_a_wound_back_schedule_whose_warm_up_would_not_end_is_refused_before_training(
+    config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
+) -> None:
+    slow = replace(config, train=replace(config.train, warmup_steps=400))
+    Trial(slow, data, tmp_path, base)  # retraining at its own rate has its own warm-up
+    with pytest.raises(ConfigError, match=r"train\.warmup_steps=400: the training has \d+ steps"):
+        Trial(replace(slow, prune=replace(config.prune, lr_mode="rewind")), data, tmp_path, base)
+
+
+def test_a_state_of_an_older_version_is_gone_on_with(config: TrialConfig, data: TrialData, tmp_path: Path) -> None:
+    trial = Trial(config, data, tmp_path)
+    driver = run_trial(trial)
+    next(driver)
+    trial.save(tmp_path)
+    state = torch.load(tmp_path / "trial.pt", weights_only=True)
+    for key in ("from_base", "widths", "sizes", "val_acc_pruned", "averaged"):
+        del state[key]
+    state["config"] = json.dumps({k: v for k, v in config.flat().items() if k not in ("prune.n_steps", "train.amp")})
+    torch.save(state, tmp_path / "trial.pt")
+    again = Trial(config, data, tmp_path)
+    again.load(tmp_path)
+    assert (again.stage, again.epoch, again.sizes) == (0, 1, trial.sizes)
+    expected, got = next(driver), next(run_trial(again))
+    assert replace(got, seconds=0) == replace(expected, seconds=0)
+
+
 def test_a_base_of_another_architecture_is_refused(
     config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
 ) -> None:
@@ -276,6 +302,19 @@ def test_the_same_command_again_is_the_same_run(
     assert len(prune_runs(storage)) == count
 
 
+def test_its_last_network_is_evaluated(storage: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((whole / "info.json").read_text())
+    assert "test" not in before
+    assert run_training.main([f"--storage={storage}", "--evaluate", f"--ckpt_id={whole.name}"]) == 0
+    assert "to the last digit" in capsys.readouterr().out
+    info, last = json.loads((whole / "info.json").read_text()), rows_of(whole)[2]
+    assert (last["arm"], last["step"]) == ("progressive", 2)
+    assert (info["MACs"], info["Params"]) == (last["macs"], last["params"])
+    assert info["validation"]["macro_avg_acc"] == last["val_macro_avg_acc"]
+    assert 0 <= info["test"]["macro_avg_acc"] <= 1
+    assert {k: v for k, v in info.items() if k != "test"} == before
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("controls", ["one_shot", "random,one_shot"])
 def test_a_killed_command_given_again_ends_like_one_that_ran_through(
@@ -305,6 +344,9 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
     assert rows_of(folder) == of_whole
     for part in ("last.ckpt", *(f"{arm}/last.ckpt" for arm in controls.split(",")), "step2", "one_shot/step1"):
         assert same(load_student(folder / part)[0], load_student(whole / part)[0]), part
+    for part in ("results.csv", "one_shot/results.csv"):  # the base's row, before any epoch, too
+        killed, through = (list(csv.DictReader((f / part).read_text().splitlines())) for f in (folder, whole))
+        assert [r | {"seconds": ""} for r in killed] == [r | {"seconds": ""} for r in through], part
 
 
 @pytest.mark.slow
@@ -346,6 +388,7 @@ def test_every_shipped_schedule_loads_both_ways() -> None:
         (("--base_ckpt=last.ckpt", "--config=cubic", "--ratioes=0.5"), "unknown flag --ratioes"),
         (("--base_ckpt=last.ckpt", "--ratios=0.3", "--n_steps=2"), "not with prune.ratios"),
         (("--base_ckpt=last.ckpt", "--target_macs=1000", "--n_steps=2"), "such step(s) reach"),
+        (("--base_ckpt=last.ckpt", "--target_macs=1000", "--n_steps=2", "--lr=1"), "retraining has prune.lr"),
         (("--base_ckpt=last.ckpt", "--target_macs=1e9", "--n_steps=2"), "is no target: the dense network has"),
         (("--resume=none",), "no run 'none'"),
         (("--resume=none", "--seed=1"), "goes on as it was started"),

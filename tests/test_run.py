@@ -3,19 +3,24 @@
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from conftest import make_tau
+from rich.console import Console
 
+import tune.run
+from search_spaces import space_from_dict
 from trainables.clips import with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from tune.options import DEFAULTS, limit_overrides, open_study, parser
 from tune.run import main
-from tune.study import StudyError, lock, write_manifest
+from tune.study import StudyError, StudyWriter, lock, write_manifest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "teacher.train.epochs=1")
@@ -79,13 +84,35 @@ def test_bad_space(run, tmp_path: Path, text: str, words: str) -> None:
     [
         ("--subset=7", "data.subset=7: expected one of 5, 10, 25, 50, 100"),
         ("--kd_alfa=0.5", "did you mean kd_alpha?"),
-        ("distill.kd_temp=0", "distill.kd_temp=0.0: expected a temperature above 0"),
+        ("distill.kd_temp=0", "distill.kd_temp=0.0: expected a finite temperature above 0"),
         ("train.lr=fast", "train.lr"),
         ("student=resnet", "resnet"),
     ],
 )
 def test_bad_configuration(run, flag: str, words: str) -> None:
     assert words in run("--space", "kd", flag)
+
+
+def test_features_that_are_searched_need_a_teacher(tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
+    def fine_tuned(*_, **__) -> None:
+        raise ConfigError("a teacher is asked for")
+
+    monkeypatch.setattr(tune.run, "fine_tuned_teacher", fine_tuned)
+    monkeypatch.setattr(tune.run, "baseline_accuracy", lambda *_: 0.1)
+    space = {"name": "s", "parameters": {"distill.feature_weight": {"uniform": [1.0, 9.0]}}}
+    values = {"data.dataset_dir": str(tiny_tau), "data.cache_dir": str(tmp_path)}
+    config = TrialConfig.from_flat(values | {"distill.kd_alpha": 1.0, "distill.mode": "online"})
+    with pytest.raises(ConfigError, match="a teacher is asked for"):
+        tune.run.prepare(config, space_from_dict(space), Console(quiet=True))
+
+
+def test_a_trial_of_an_older_version_is_told_of(tmp_path: Path) -> None:
+    told = StringIO()
+    writer = StudyWriter(tmp_path, ["prune.ratios"], 3, Console(file=told, width=200))
+    trial = SimpleNamespace(config={"trial": "t0001", "prune.ratios": [0.3, 0.2]})
+    point = {"feasible": True, "step": 1, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "params": 3_000}
+    writer._tell_point([], trial, point, ending=0)  # type: ignore[arg-type]
+    assert "t0001 step 1/2:  50.0% validation" in told.getvalue()
 
 
 def test_bad_limits(run) -> None:

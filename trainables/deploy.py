@@ -39,7 +39,7 @@ from trainables.forms import BATCH, Form, Variant, as_table, compare, eager, fea
 from trainables.loop import Epoch, train_epoch
 from trainables.records import write_rows
 from trainables.runs import RunError, configure, find_checkpoint, guarded, now, parser, shown
-from trainables.train_config import schedule, set_up_process, training_device
+from trainables.train_config import pick_device, schedule, set_up_process
 from trainables.trial import deploy, describe_use, load_clips, load_trial_data
 
 QAT_STAGE = 1000  # its draws come from (seed, this, epoch): no stage of a trial has this number
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         named = options.checkpoint
         folder = named.expanduser().resolve() if named else find_checkpoint(options.storage, options.ckpt_id)
         student, extra = load_student(folder)
-        config = replace(configuration(folder, rest, options.storage), frontend=used_with(folder, extra))
+        config = replace(configuration(folder, extra, rest, options.storage), frontend=used_with(folder, extra))
         out = (options.out or folder.parent / "deploy" / folder.name).expanduser().resolve()
         if out.exists() and not (out / "deploy.json").is_file():
             raise RunError(f"--out {out} exists and holds no earlier deployment: it would be replaced; name another")
@@ -97,15 +97,17 @@ def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
     return front_end
 
 
-def configuration(folder: Path, words: Sequence[str], storage: Path) -> TrialConfig:
-    """That of the run which `folder` belongs to, changed by what was typed; without an info.json, what was typed."""
-    info = folder.parent / "info.json"
-    if not info.is_file():
+def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
+    """That of the run which `folder` belongs to, or that the checkpoint carries, changed by what was typed; without
+    either, what was typed."""
+    info, before = folder.parent / "info.json", extra.get("config")
+    if info.is_file():
+        try:
+            before = json.loads(info.read_text())["config"]
+        except (KeyError, json.JSONDecodeError) as error:
+            raise RunError(f"{info} is damaged: {error!r}") from error
+    if before is None:
         return configure(words, storage, ["distill.kd_alpha=1"])
-    try:
-        before = json.loads(info.read_text())["config"]
-    except (KeyError, json.JSONDecodeError) as error:
-        raise RunError(f"{info} is damaged: {error!r}") from error
     typed = (override.partition("=") for override in flags_to_overrides(words))
     config = TrialConfig.from_flat(before | {key: yaml.safe_load(value) for key, _, value in typed})
     return replace(config, data=resolved(config.data))
@@ -124,6 +126,10 @@ class Deployment:
         self.metadata = describe_use(config)
         if options.qat_epochs and config.distill.taught and not config.distill.teacher_ckpts:
             raise RunError("--qat_epochs: the loss wants a teacher and none is named; --teacher_ckpts, or --kd_alpha=1")
+        try:
+            self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
+        except ValueError as error:
+            raise RunError(f"--qat_epochs: {error}") from error
         self.data = (
             load_trial_data(config, progress=True)  # with the teachers' logits, where the run had teachers
             if options.qat_epochs
@@ -204,11 +210,10 @@ class Deployment:
 
 
 def fine_tune(deployment: Deployment) -> fx.GraphModule:
-    """Quantisation-aware fine-tuning with the run's own loss, augmentation and teachers; the result without the
-    roundings, on the CPU."""
-    config, data, options = deployment.config, deployment.data, deployment.options
-    train = replace(config.train, warmup_steps=None, schedule="cosine")
-    device = training_device(train)
+    """Quantisation-aware fine-tuning with the run's own loss (features aside), augmentation and teachers; the result
+    without the roundings, on the CPU."""
+    config, data, options, device = deployment.config, deployment.data, deployment.options, deployment.device
+    train = replace(config.train, warmup_steps=None, schedule="cosine", amp="off")  # ranges are followed in float32
     network = quantize.fake_quantized(deployment.training_form).to(device)
     quantize.observe(network, deployment.calibration)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=train.weight_decay)

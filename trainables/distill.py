@@ -45,6 +45,10 @@ class DistillConfig:
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
         object.__setattr__(self, "teacher_weights", tuple(self.teacher_weights))
         check_ensemble(self.ensemble, self.teacher_weights, len(self.teacher_ckpts))
+        if self.teacher_weights and not self.teacher_ckpts:
+            raise ValueError(
+                f"distill.teacher_weights={list(self.teacher_weights)}: distill.teacher_ckpts names no teacher to weigh"
+            )
         if not 0 <= self.kd_alpha <= 1:
             raise ValueError(f"distill.kd_alpha={self.kd_alpha}: expected a weight in [0, 1]")
         if not 0 < self.kd_temp < math.inf:

@@ -17,7 +17,7 @@ from data import tau
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from trainables.clips import check_all_scenes
-from trainables.config import TrialConfig
+from trainables.config import ConfigError, TrialConfig
 from trainables.loop import Clips, predict
 from trainables.metrics import Metrics, measure
 from trainables.train_config import pick_device
@@ -27,7 +27,7 @@ class Deployed:
     """A deployed network from its checkpoint folder, with the front-end and the classes that it was trained for.
 
     CheckpointError when the folder is damaged, for other classes, or holds a network of another size than `expected`
-    (MACs, parameters).
+    (MACs, parameters); ConfigError for a `device` that is not there.
     """
 
     def __init__(self, folder: Path, device: str, expected: tuple[int, int] | None = None):
@@ -41,7 +41,10 @@ class Deployed:
                 f"{folder} holds another network ({self.size[0]:,} MACs, {self.size[1]:,} parameters) than the one "
                 f"that was measured there ({expected[0]:,} MACs, {expected[1]:,} parameters)"
             )
-        where = pick_device(device)
+        try:
+            where = pick_device(device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.student: Student = student.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.front_end = LogMel(self.front_end_config).to(where)
 

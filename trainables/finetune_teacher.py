@@ -18,7 +18,7 @@ from rich.markup import escape
 from ascmodels.checkpoint import replace_folder
 from ascmodels.teachers import read_extra
 from trainables.clips import TrialData, load_clips
-from trainables.config import TrialConfig
+from trainables.config import TrialConfig, flags_to_overrides, key_types
 from trainables.metrics import measure
 from trainables.runs import RunError, configure, guarded, parser, shown
 from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_key, teacher_logits
@@ -33,6 +33,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def work(console: Console) -> int:
         config = configure(rest, options.storage)
+        for key in (override.split("=")[0] for override in flags_to_overrides(rest)):
+            if f"teacher.{key}" in key_types():
+                console.print(f"note: {key} is the student's; the teacher's is teacher.{key}", highlight=False)
         quiet_transformers()
         clips = load_clips(config, config.teacher.frontend.sample_rate, progress=True)
         out = options.out.expanduser().resolve() if options.out else None

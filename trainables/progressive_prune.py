@@ -96,6 +96,9 @@ def started(options: Any, rest: list[str], words: list[str], console: Console) -
     told = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
     run_id = "" if options.new else f"prune-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
     console.print(f"base: {escape(shown(folder))}", highlight=False, soft_wrap=True)
+    for key in (o.split("=")[0] for o in flags_to_overrides(rest)):
+        if key in ("train.epochs", "train.lr"):
+            console.print(f"  note: {key} is dense training's; retraining has prune.{key[6:]}", highlight=False)
     if parent is None:
         console.print(
             "  note: nothing tells what this base was trained on; validation clips may be among what it learnt",
@@ -212,6 +215,7 @@ def work_on(run: Run, console: Console) -> None:
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     base, _ = load_base(run.folder / BASE)
     config, data = prepare(run.config, console)
+    run.info.pop("failure", None)
     run.update(config=config.flat(), status="running", notes=list(data.notes))
     rows: list[dict[str, Any]] = []
     progressive: Trial | None = None

@@ -47,21 +47,30 @@ def main(argv: list[str] | None = None) -> int:
     options, rest = p.parse_known_args(words)
 
     def work(console: Console) -> int:
-        if options.evaluate and not options.ckpt_id:
-            raise RunError("--evaluate needs --ckpt_id=<id>: the name of a folder in " + shown(options.storage))
+        if options.ckpt_id == "" or (options.evaluate and not options.ckpt_id):
+            asks = "--evaluate needs" if options.evaluate else "--ckpt_id is empty; expected"
+            raise RunError(f"{asks} --ckpt_id=<id>: the name of a folder in {shown(options.storage)}")
+        if options.evaluate and options.no_test:
+            raise RunError("--evaluate measures the test split again, and --no_test leaves it closed: drop one of them")
         if options.ckpt_id:
             run = Run.find(options.storage, options.ckpt_id)
             if rest:
                 raise RunError(f"run {run.id} keeps its configuration: drop {' '.join(rest)}")
+            if not options.evaluate and run.info["kind"] != KIND:
+                raise RunError(
+                    f"run {run.id} is of kind {run.info['kind']}: a pruning run goes on with "
+                    f"python trainables/progressive_prune.py --resume {run.id}"
+                )
         else:
             default = ["student=cp_mobile"] if distils(rest) else ["student=cp_mobile", "distill.kd_alpha=1"]
             config = configure(rest, options.storage, default)
             run = Run.new(options.storage, KIND, config, ["python", "trainables/run_training.py", *words])
             run.info |= {"name": options.experiment_name or run.id, "project": options.project_name}
+            run.info["open_test"] = not options.no_test  # whoever goes on with it leaves the split closed, too
         with run.lock():
             if options.evaluate:
                 return evaluate(run, console)
-            train(run, console, open_test=not options.no_test)
+            train(run, console, open_test=run.info.get("open_test", True) and not options.no_test)
         return 0
 
     return guarded(work)
@@ -69,13 +78,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def distils(words: list[str]) -> bool:
     """Whether teachers or their weight were typed."""
-    return any(re.match(r"(--|distill\.)(kd_alpha|teacher_ckpts)\b", word) for word in words)
+    return any(re.match(r"(--|\+\+)?(distill\.)?(kd_alpha|teacher_ckpts)\b", word) for word in words)
 
 
 def train(run: Run, console: Console, open_test: bool) -> None:
     """Train from wherever the run stands, save, measure; figures go to info.json as they come."""
     if run.info["status"] == "complete":
         raise RunError(f"run {run.id} is complete ({shown(run.folder)}); --evaluate measures it again")
+    run.info.pop("failure", None)
+    run.update()  # before the clips and a teacher: a run that is killed there can be gone on with, too
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     config, data = prepare(run.config, console)
     run.update(config=config.flat(), status="running", notes=list(data.notes))
@@ -121,8 +132,7 @@ def evaluate(run: Run, console: Console) -> int:
     again = json.loads(json.dumps(again))
     before = {part: run.info.get(part) for part in again}
     different = [part for part in again if before[part] not in (None, again[part])]
-    if before["test"] is None:
-        run.update(test=again["test"])
+    run.update(**{part: again[part] for part in again if before[part] is None})
     tell(run, console)
     for part in different:
         console.print(f"[yellow]{part} differs from info.json: {again[part]}[/yellow]", highlight=False)

@@ -9,6 +9,7 @@
 """
 
 import argparse
+import csv
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 from tqdm import tqdm
@@ -30,14 +30,16 @@ from tqdm import tqdm
 from ascmodels.checkpoint import CheckpointError, mend_folder, replace_folder, save_student
 from ascmodels.nessi import UncountableError
 from ascmodels.pruning import PruningError
+from ascmodels.teachers import read_extra
 from data.files import locked
 from data.impulse import impulses_for
 from data.tau import DatasetError, resolved
 from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides
+from trainables.distill import read_manifest
 from trainables.loop import TrainingDiverged
 from trainables.records import EXPERIMENTS, point_dict, point_row, write_info, write_rows
-from trainables.teachers import fine_tuned_teacher
+from trainables.teachers import fine_tuned_teacher, validation_hash
 from trainables.tracking import Tracker
 from trainables.train_config import training_device
 from trainables.trial import Trial, describe_use, load_trial_data, run_trial
@@ -108,8 +110,11 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
     if config.distill.taught and not config.distill.teacher_ckpts:
         folder = str(fine_tuned_teacher(config, progress=True))
         config = replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
-    for folder in config.distill.teacher_ckpts:
-        console.print(f"teacher: {shown(Path(folder))}", highlight=False, soft_wrap=True)
+    for source in map(Path, config.distill.teacher_ckpts if config.distill.taught else ()):
+        console.print(f"teacher: {shown(source)}", highlight=False, soft_wrap=True)
+        told = read_manifest(source) if source.is_file() else read_extra(source)
+        if told.get("validation") not in (validation_hash(clips.validation), None):
+            console.print("  note: fine-tuned on another division, so it may know this run's validation clips")
     return config, load_trial_data(config, progress=True)
 
 
@@ -124,7 +129,7 @@ def guarded(work: Callable[[Console], int]) -> int:
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
         return work(console)
-    except USER_ERRORS as error:
+    except (*USER_ERRORS, OSError) as error:  # OSError: a folder that cannot be written, a full disk
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
@@ -173,12 +178,15 @@ class Run:
         if not (folder / "info.json").is_file():
             folder = Path(run_id).expanduser().resolve()
         try:
-            return Run(folder, json.loads((folder / "info.json").read_text()))
+            run = Run(folder, json.loads((folder / "info.json").read_text()))
         except FileNotFoundError as error:
             there = ", ".join(r.id for r in newest_runs(storage)[:8]) or "none yet"
             raise RunError(f"no run {run_id!r} in {runs} (newest: {there})") from error
         except json.JSONDecodeError as error:
             raise RunError(f"{folder / 'info.json'} is damaged: {error}") from error
+        if "kind" not in run.info:
+            raise RunError(f"{folder} is a study's trial and no single run: tune/evaluate.py measures a study's front")
+        return run
 
     def update(self, **figures: Any) -> None:
         self.info |= figures
@@ -201,7 +209,8 @@ def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
         Run(path.parent, json.loads(path.read_text()))
         for path in (storage.expanduser().resolve() / EXPERIMENTS).glob("*/info.json")
     ]
-    return sorted((r for r in found if kind in (None, r.info["kind"])), key=lambda r: r.info["created"], reverse=True)
+    found = [r for r in found if "kind" in r.info and kind in (None, r.info["kind"])]  # a study's trials have none
+    return sorted(found, key=lambda r: r.info["created"], reverse=True)
 
 
 def find_checkpoint(storage: Path, name: str) -> Path:
@@ -230,11 +239,12 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     folder = trial.folder
     folder.mkdir(parents=True, exist_ok=True)
     mend_folder(folder / "state")
+    curves, rows = folder / "results.csv", list[dict[str, Any]]()
     if (folder / "state").is_dir():
         trial.load(folder / "state")
-    curves = folder / "results.csv"
-    rows = pd.read_csv(curves).to_dict("records") if trial.epochs and curves.is_file() else []
-    rows = [row for row in rows if row["epochs"] <= trial.epochs]
+        # its rows stay as they were written; the file comes before the state, so it may be an epoch ahead
+        told = csv.DictReader(curves.read_text().splitlines() if curves.is_file() else [])
+        rows = [row for row in told if int(row["epochs"]) <= trial.epochs]
     with tqdm(total=trial.total_epochs, initial=trial.epochs, desc=label, unit="epoch") as bar:
         for record in run_trial(trial):
             values = {k: v for k, v in asdict(record).items() if k not in ("point", "finished")}

@@ -53,6 +53,9 @@ def teacher_key(config: TrialConfig, clips: TrialData) -> str:
     config = with_enough_epochs(config, len(clips.train.rows))
     described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
     described |= {"waveforms": clips.train.cache.key, "train": clips.train.rows.tolist(), "format": FORMAT}
+    impulses = impulses_for(config.teacher.augment, config.teacher.frontend.sample_rate)
+    if impulses is not None:  # the folder's content may change
+        described["impulses"] = hashlib.sha256(impulses.numpy().tobytes()).hexdigest()
     source = Path(config.teacher.model.pretrained or "")
     if config.teacher.model.pretrained and source.exists():
         is_file = source.is_file()
@@ -152,7 +155,10 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Pa
     path = cache_dir / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
-            device = pick_device(config.teacher.train.device)
+            try:
+                device = pick_device(config.teacher.train.device)
+            except ValueError as error:
+                raise ConfigError(f"teacher.{error}") from error
             teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
             parts = []
             with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:

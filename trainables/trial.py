@@ -3,7 +3,7 @@
     trial = Trial(config, load_trial_data(config), folder)
     for record in run_trial(trial): ...
 
-`run_trial` goes on from wherever `trial` stands, so restoring is `load_state` and driving the generator again.
+`run_trial` goes on from wherever `trial` stands, so restoring is `Trial.load` and driving the generator again.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Trial:
         set_up_process(config.train.threads)
         try:
             self.device = training_device(config.train)
-            if not self.from_base:  # a warm-up that would not end
+            if not self.from_base or config.prune.lr_mode == "rewind":  # a warm-up that would not end
                 schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -158,9 +158,10 @@ class Trial:
         self.model = student
         self._place()
         self.stage, self.epoch, self.epochs = state["position"]
-        self.from_base, self.val_acc_pruned = state["from_base"], state["val_acc_pruned"]
-        self.widths = Widths(**json.loads(state["widths"])) if state["widths"] else None
-        self.sizes = [(macs, params) for macs, params in state["sizes"]]
+        # `get`: a study that an older version began has states without these
+        self.from_base, self.val_acc_pruned = state.get("from_base", False), state.get("val_acc_pruned")
+        self.widths = Widths(**json.loads(state["widths"])) if state.get("widths") else None
+        self.sizes = [(macs, params) for macs, params in state.get("sizes", self.sizes)]
         self.points = [Point(**p) for p in json.loads(state["points"])]
         if state["optimizer"] is not None:
             self.optimizer = self._new_optimizer()

@@ -49,7 +49,9 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
         if folder is not None:
             return folder, resumed(folder, options, overrides)
     if not options.space:
-        raise SpaceError("--space is missing: name a space (kd, rep, families, prune, kd_prune) or the path of a YAML file")
+        raise SpaceError(
+            "--space is missing: name a space (kd, rep, families, prune, kd_prune) or the path of a YAML file"
+        )
     space = load_space(options.space)
     chosen = {k: v if getattr(options, k) is None else getattr(options, k) for k, v in DEFAULTS.items()}
     typed = [] if options.seed is None else [f"seed={options.seed}"]

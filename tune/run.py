@@ -138,7 +138,7 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
     accuracy = baseline_accuracy(data.train, data.validation, config.frontend)
     console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation", highlight=False)
     teachers = []
-    if config.distill.taught or "distill.kd_alpha" in space.parameters:
+    if config.distill.taught or {"distill.kd_alpha", "distill.feature_weight"} & set(space.parameters):
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # transformers': ours tells more

@@ -224,7 +224,7 @@ class StudyWriter(rt.Callback):
 
     def _tell_point(self, trials: list[Trial], trial: Trial, point: dict[str, Any], ending: int) -> None:
         mark = "" if point["feasible"] else " [yellow]over the limits[/yellow]"
-        steps = len(trial.config["prune.ratios"]) or trial.config["prune.n_steps"] or 0
+        steps = len(trial.config["prune.ratios"]) or trial.config.get("prune.n_steps") or 0
         self._tell(
             trials,
             f"{trial.config['trial']} step {point['step']}/{steps}: {point['val_macro_avg_acc']:6.1%} validation, "

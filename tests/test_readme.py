@@ -1,0 +1,63 @@
+"""The README's commands exist, and every flag that it shows is one of theirs."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trainables.config import CONFIG_DIR, compose
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", README, flags=re.S | re.M)
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """Script -> the argument lists that the README shows; `...` and indented lines go on with the command above."""
+    found: dict[str, list[list[str]]] = {}
+    last: list[str] = []
+    for line in "\n".join(BLOCKS).splitlines():
+        command = re.match(r"python (\S+\.py)(.*)", line)
+        if command:
+            last = shlex.split(command[2], comments=True)
+            found.setdefault(command[1], []).append(last)
+        elif re.match(r"    +--", line):
+            last += shlex.split(line, comments=True)
+    return found
+
+
+def test_the_readme_shows_every_command() -> None:
+    mains = {
+        str(path.relative_to(ROOT))
+        for folder in ("tune", "trainables")
+        for path in (ROOT / folder).glob("*.py")
+        if '__name__ == "__main__"' in path.read_text()
+    }
+    assert mains == set(commands())
+
+
+@pytest.mark.parametrize("script", sorted(commands()))
+def test_every_flag_shown_is_in_the_commands_help(script, capsys) -> None:
+    main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    for arguments in commands()[script]:
+        for word in arguments:
+            if word.startswith("--"):
+                assert re.search(rf"{re.escape(word.split('=')[0])}\b", told), f"{script} {word}"
+
+
+@pytest.mark.parametrize("group", ["student", "teacher", "profile", "prune"])
+def test_every_shipped_configuration_is_named_and_loads(group) -> None:
+    for path in (CONFIG_DIR / group).glob("*.yaml"):
+        assert re.search(rf"\b{path.stem}\b", README), f"{group}={path.stem} is not in the README"
+        compose([f"{group}={path.stem}"])
+
+
+def test_paths_that_the_readme_names_exist() -> None:
+    for name in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / name).exists(), name
