@@ -49,7 +49,8 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
     difference = (series[0] - series[1]).dropna().to_numpy()
     if len(difference) < 2:
         raise PairedError(f"{first} and {second} share {len(difference)} seed(s); a paired test needs two at least")
-    p = 1.0 if not difference.any() else float(stats.ttest_1samp(difference, 0)[1])
+    result = stats.ttest_1samp(difference, 0)
+    p = 1.0 if not difference.any() else float(result.pvalue)  # type: ignore[attr-defined]  # scipy's stubs lack it
     return {
         "pair": f"{first} - {second}",
         "n": len(difference),

@@ -62,7 +62,7 @@ def test_a_run_is_written_down_and_evaluated_to_the_same_figures(words, tmp_path
     assert list(output) == ["filename", "scene_label", *SCENES]
     assert list(output.filename) == ["0.wav", "1.wav", "2.wav"]
     assert output[list(SCENES)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
-    assert list(output.scene_label) == list(output[list(SCENES)].idxmax(axis=1))
+    assert list(output.scene_label) == [SCENES[i] for i in output[list(SCENES)].to_numpy().argmax(axis=1)]
 
     run.update(test=info["test"] | {"loss": 0.5})  # a figure that is not the network's
     assert main([words[0], "--evaluate", f"--ckpt_id={run.id}"]) == 1
