@@ -115,7 +115,7 @@ def test_divergence_stops_the_run_and_keeps_what_was_saved(words, tmp_path, caps
         (["--ckpt_id=nothing"], "no run 'nothing'"),
         (["--kd_alpha=1.5"], "kd_alpha=1.5: expected a weight in [0, 1]"),
         (["--kd_temp=0"], "kd_temp=0.0: expected a finite temperature above 0"),
-        (["--teacher_ckpts=t1.ckpt,t2.ckpt"], "t1.ckpt does not exist"),
+        (["--teacher_ckpts=no-such.ckpt,t2.ckpt"], "no-such.ckpt does not exist"),
         (["--subset=7"], "data.subset=7"),
         (["--repconv=maybe"], "--repconv maybe: expected True"),
         (["--n_classes=11"], "--n_classes 11: only 10"),
