@@ -216,10 +216,10 @@ def test_swapped_checkpoint_is_refused(
 
 
 def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:
-    process = studies.new("starved", "--limits", "macs=1000")
+    process = studies.start("--space", "kd", "--name", "starved", "--limits", "macs=1000", *studies.config)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "no configuration of space kd_prune fits the limits" in said
+    assert "no configuration of space kd fits the limits" in said
     assert "over the limits at every stage" in said
 
 
