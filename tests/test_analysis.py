@@ -373,6 +373,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     assert {path: path.read_bytes() for path in study.iterdir()} == old
 
 
+@pytest.mark.slow
 def test_both_commands_work(tmp_path, monkeypatch):
     folder = write_study(tmp_path)
     file = subprocess.run(

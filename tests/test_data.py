@@ -392,6 +392,7 @@ def test_the_key_follows_contents_names_and_rate_not_the_place(few, tmp_path):
     assert len([p for p in cache_dir.iterdir() if p.is_dir()]) == 5
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_one_cache(tiny_tau, tmp_path, names, fresh_processes):
     (tmp_path / "waiting").mkdir()
     arguments = [

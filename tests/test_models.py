@@ -469,6 +469,7 @@ def consistent(model: Student) -> None:
 
 
 @pytest.mark.parametrize(("criterion", "seed"), [(c, s) for s, c in enumerate((*sorted(CRITERIA), "l2"))])
+@pytest.mark.slow
 def test_pruning_keeps_groups_consistent_and_shrinks_as_the_schedule_says(criterion, seed):
     rng = np.random.default_rng(seed)
     config = StudentConfig(
@@ -809,6 +810,7 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+@pytest.mark.slow
 def test_a_tiny_transformer_is_one_over_patches():
     teacher = build_teacher(TINY, 3, 16, 24).eval()
     x = features(5, 16, 24)

@@ -30,6 +30,8 @@ from trainables.records import point_dict
 from trainables.train_config import schedule, set_up_process
 from trainables.trial import Trial, describe_use, run_trial
 
+pytestmark = pytest.mark.slow  # whole trials
+
 TINY = ["--n_mels=32", "--n_fft=1024", "--win_length=1024", "--freq_mask=4", "--base_channels=8", "--batch_size=16"]
 
 

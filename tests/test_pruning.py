@@ -204,6 +204,7 @@ def test_equal_ratios_are_the_constant_schedule() -> None:
     "n_steps", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
+@pytest.mark.slow
 def test_targets_are_met_from_below_at_every_step(small: Student, scope: str, n_steps: int) -> None:
     dense = get_deployed_size(small, MELS, FRAMES)
     step_schedule = ("constant", "linear", "cubic")[n_steps % 3]
@@ -220,6 +221,7 @@ def test_targets_are_met_from_below_at_every_step(small: Student, scope: str, n_
 
 
 @pytest.mark.parametrize(("scope", "round_to"), [("local", 1), ("global", 1), ("isomorphic", 1), ("local", 4)])
+@pytest.mark.slow
 def test_the_network_below_a_target_is_the_largest_there_is(small: Student, scope: str, round_to: int) -> None:
     """Brute force: of all networks along the ranking none between the one found and the target."""
 
@@ -235,6 +237,7 @@ def test_the_network_below_a_target_is_the_largest_there_is(small: Student, scop
     assert size(prune_below(small, size(small), size)) == size(small)  # met already: nothing leaves
 
 
+@pytest.mark.slow
 def test_local_sizes_are_exact_and_others_an_estimate(small: Student) -> None:
     dense = get_deployed_size(small, MELS, FRAMES)
     for config in (
@@ -270,6 +273,7 @@ def test_pruned_to_widths_takes_the_least_important_in_one_step(small: Student) 
 # --- refusals ---
 
 
+@pytest.mark.slow
 def test_targets_that_cannot_be_met_name_what_can(small: Student) -> None:
     dense = get_deployed_size(small, MELS, FRAMES)[0]
     with pytest.raises(PruningError, match=rf"target_macs=.* is no target: the dense network has {dense:,}"):

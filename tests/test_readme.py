@@ -39,6 +39,7 @@ def test_the_readme_shows_every_command() -> None:
 
 
 @pytest.mark.parametrize("script", sorted(commands()))
+@pytest.mark.slow
 def test_every_flag_shown_is_in_the_commands_help(script, capsys) -> None:
     main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     with pytest.raises(SystemExit) as ended:

@@ -193,6 +193,7 @@ def test_bad_name(run) -> None:
     assert "it names a folder" in run("--space", "kd", "--name", "a/b")
 
 
+@pytest.mark.slow
 def test_what_is_typed_wins(tiny_tau: Path, tmp_path: Path) -> None:
     def opened(*words: str) -> dict:
         options, rest = parser("").parse_known_args(
@@ -259,6 +260,7 @@ def test_help_lists_every_flag() -> None:
     assert all(getattr(options, name) is None for name in DEFAULTS), "a default would hide what was typed"
 
 
+@pytest.mark.slow
 def test_small_data_sets_get_more_epochs_unless_epochs_are_typed(tiny_tau: Path, tmp_path: Path) -> None:
     def config(*words: str) -> TrialConfig:
         given = ["--space", "kd", "--storage", str(tmp_path), f"--dataset_dir={tiny_tau}", *words]

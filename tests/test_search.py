@@ -65,6 +65,7 @@ def test_space_without_a_feasible_point_ends_after_bounded_tries(tmp_path: Path)
     assert sum(told["rejected"].values()) == MAX_REJECTIONS
 
 
+@pytest.mark.slow
 def test_no_configuration_is_suggested_twice(tmp_path: Path) -> None:
     space = space_from_dict({"name": "s", "parameters": {"student.base_channels": {"choice": [8, 16, 24]}}})
     search = searcher(tmp_path, [], space=space)
@@ -236,6 +237,7 @@ def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeyp
     reused.stop()
 
 
+@pytest.mark.slow
 def test_nan_is_a_failed_result_and_not_a_crash(ray_config: dict, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     trainable = PruneTrainable(dict(ray_config))
@@ -251,6 +253,7 @@ def test_nan_is_a_failed_result_and_not_a_crash(ray_config: dict, monkeypatch) -
     trainable.stop()
 
 
+@pytest.mark.slow
 def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     trainable = PruneTrainable(ray_config | {"train.lr": 1e30})

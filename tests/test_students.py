@@ -182,6 +182,7 @@ def test_each_stage_has_its_own_branches():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.slow
 def test_activations_change_nothing_but_themselves(activation):
     assert prune(seeded(dataclasses.replace(TINY["cp_mobile"], activation=activation)), 0.3).widths.stem == (2, 5)
     for name in ("cp_mobile", "tf_sepnet"):

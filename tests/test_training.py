@@ -531,6 +531,7 @@ def test_the_four_spaces_are_shipped():
 
 
 @pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.slow
 def test_both_corners_of_a_shipped_space_build_and_are_measurable(name):
     space = load_space(name)
     base = compose(space.base).flat()

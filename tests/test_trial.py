@@ -22,6 +22,8 @@ from trainables.teachers import fine_tuned_teacher, teacher_logits, teacher_summ
 from trainables.train_config import set_up_process
 from trainables.trial import Trial, load_trial_data, run_trial
 
+pytestmark = pytest.mark.slow  # whole trials
+
 
 @pytest.fixture(scope="module")
 def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
