@@ -5,8 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from data import tau
-from data.cache import open_cache
+from data.cache import WaveformCache, open_cache
 from data.holdout import hold_out
 from trainables.config import TrialConfig
 from trainables.loop import Clips
@@ -42,16 +44,18 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False) ->
     cache_dir = Path(config.data.cache_dir)
     d = config.data
     cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
-
-    def clips(table) -> Clips:
-        table = table[~table.filename.isin(list(cache.skipped))]
-        return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
-
-    parts_clips = clips(parts.train), clips(parts.validation)
-    for part, name in zip(parts_clips, ("training", "validation"), strict=True):
-        check_all_scenes(part, name)
     notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
-    return TrialData(*parts_clips, notes)
+    train, validation = clips_of(parts.train, cache, "training"), clips_of(parts.validation, cache, "validation")
+    return TrialData(train, validation, notes)
+
+
+def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
+    """The clips of `table` (of `tau.read_split`) without those that `cache` had to leave out; see check_all_scenes."""
+    table = table.loc[~table.filename.isin(list(cache.skipped))]
+    rows = cache.rows(list(table.filename))
+    clips = Clips(cache, rows, table.label.to_numpy(), table.device.to_numpy(dtype=str))
+    check_all_scenes(clips, part)
+    return clips
 
 
 def check_all_scenes(clips: Clips, part: str) -> None:

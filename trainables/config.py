@@ -7,6 +7,7 @@
 An unknown key is an error that names the nearest known ones.
 """
 
+import argparse
 import dataclasses
 import difflib
 import re
@@ -179,13 +180,23 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
     return overrides
 
 
-def flag_help() -> str:
-    """Every configuration flag, its type and its key: the end of each command's --help."""
+def keep_epochs(overrides: Sequence[str]) -> list[str]:
+    """Defaults under which a number of epochs that `overrides` name is kept, whatever `min_steps` asks for."""
+    parts = ("train", "teacher.train")
+    return [f"{p}.min_steps=0" for p in parts if any(o.startswith(f"{p}.epochs=") for o in overrides)]
+
+
+def command_parser(description: str) -> argparse.ArgumentParser:
+    """A command's parser, whose --help ends with every configuration flag, its type and its key; what the command does
+    not know itself is left for `flags_to_overrides`."""
     kinds = key_types()
     listed = "\n".join(f"  --{name} <{type_name(kinds[key])}>  {key}" for name, key in flags().items())
-    return (
-        "configuration flags (also key=value, and groups: student=..., profile=quick|full; --repconv True is "
-        f"student=rep_mobile):\n{listed}"
+    return argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="configuration flags (also key=value, and groups: student=..., profile=quick|full; --repconv True is "
+        f"student=rep_mobile):\n{listed}",
+        allow_abbrev=False,
     )
 
 

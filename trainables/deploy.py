@@ -37,8 +37,8 @@ from trainables.config import TrialConfig, flags_to_overrides
 from trainables.distill import kd_loss
 from trainables.forms import BATCH, Form, Variant, as_table, compare, eager, features
 from trainables.loop import Epoch, train_epoch
-from trainables.records import write_rows
-from trainables.runs import RunError, configure, find_checkpoint, guarded, now, parser, shown
+from trainables.records import now, write_rows
+from trainables.runs import RunError, configure, find_checkpoint, guarded, parser, shown
 from trainables.train_config import pick_device, schedule, set_up_process
 from trainables.trial import deploy, describe_use, load_clips, load_trial_data
 

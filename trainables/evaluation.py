@@ -16,7 +16,7 @@ from ascmodels.students import Student
 from data import tau
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
-from trainables.clips import check_all_scenes
+from trainables.clips import clips_of
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import Clips, predict
 from trainables.metrics import Metrics, measure
@@ -62,10 +62,7 @@ def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = Fals
     root, cache_dir = tau.dataset_root(d.dataset_dir), Path(d.cache_dir)
     table = tau.read_split(root, "test", d.split_dir, cache_dir / "split_setup")
     cache = open_cache(root, list(table.filename), sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
-    table = table[~table.filename.isin(list(cache.skipped))]
-    clips = Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(dtype=str))
-    check_all_scenes(clips, "test")
-    return clips
+    return clips_of(table, cache, "test")
 
 
 def predict_evaluation_set(deployed: Deployed, config: TrialConfig, path: Path, progress: bool = False) -> int:

@@ -37,9 +37,9 @@ from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, flags_to_ove
 from trainables.distill import folder_hash
 from trainables.loop import TrainingDiverged
 from trainables.prune_arms import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
-from trainables.records import point_dict
+from trainables.records import now, point_dict
 from trainables.run_training import distils, figures
-from trainables.runs import Run, RunError, configure, drive, find_checkpoint, guarded, now, parser, prepare, shown
+from trainables.runs import Run, RunError, configure, drive, find_checkpoint, guarded, parser, prepare, shown
 from trainables.tracking import PROJECT, Tracker
 from trainables.trial import Trial
 

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def write_info(folder: Path, info: Mapping[str, Any]) -> None:
     """`info.json` of one trial: configuration, status, points."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / "info.json", json.dumps(info, indent=1))
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def point_dict(point: Point) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from trainables.clips import load_clips
 from trainables.evaluation import Deployed, open_test_clips, predict_evaluation_set
 from trainables.loop import Clips, TrainingDiverged
 from trainables.metrics import Metrics
-from trainables.records import point_dict
-from trainables.runs import Run, RunError, configure, drive, guarded, now, parser, prepare, shown
+from trainables.records import now, point_dict
+from trainables.runs import Run, RunError, configure, drive, guarded, parser, prepare, shown
 from trainables.tracking import PROJECT, Tracker
 from trainables.train_config import set_up_process
 from trainables.trial import Trial

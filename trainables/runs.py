@@ -19,7 +19,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,10 @@ from data.files import locked
 from data.impulse import impulses_for
 from data.tau import DatasetError, resolved
 from trainables.clips import TrialData, load_clips, with_enough_epochs
-from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides
+from trainables.config import ConfigError, TrialConfig, command_parser, compose, flags_to_overrides, keep_epochs
 from trainables.distill import read_manifest
 from trainables.loop import TrainingDiverged
-from trainables.records import EXPERIMENTS, point_dict, point_row, write_info, write_rows
+from trainables.records import EXPERIMENTS, now, point_dict, point_row, write_info, write_rows
 from trainables.teachers import fine_tuned_teacher, validation_hash
 from trainables.tracking import Tracker
 from trainables.train_config import training_device
@@ -59,12 +58,7 @@ USER_ERRORS = (
 
 def parser(description: str) -> argparse.ArgumentParser:
     """A command's parser; what it does not know is left for `configure`."""
-    p = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=flag_help(),
-        allow_abbrev=False,
-    )
+    p = command_parser(description)
     p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default runs)")
     return p
 
@@ -76,10 +70,7 @@ def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) 
     """
     cache = flags_to_overrides([f"--cache_dir={storage.expanduser().resolve() / 'cache'}"])
     typed = flags_to_overrides(words)
-    for part in ("train", "teacher.train"):  # a number of epochs that somebody wrote is kept
-        if any(o.startswith(f"{part}.epochs=") for o in typed):
-            typed = [f"{part}.min_steps=0", *typed]
-    config = compose([*cache, *default, *typed])
+    config = compose([*cache, *default, *keep_epochs(typed), *typed])
     try:
         training_device(config.train)
     except ValueError as error:
@@ -265,10 +256,6 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     write_rows(folder / "points.csv", points)
     told = {"point": point_dict(trial.points[-1]), "config": trial.config.flat()}
     save_student(folder / LAST, trial.model, describe_use(trial.config) | told)
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def shown(path: Path) -> str:

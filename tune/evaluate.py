@@ -24,8 +24,8 @@ from trainables.clips import load_clips
 from trainables.config import TrialConfig
 from trainables.evaluation import Deployed, open_test_clips
 from trainables.loop import Clips
-from trainables.records import write_rows
-from tune.study import StudyError, lock, now, read_manifest, write_manifest
+from trainables.records import now, write_rows
+from tune.study import StudyError, lock, read_manifest, write_manifest
 
 
 def main(argv: list[str] | None = None) -> int:

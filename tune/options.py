@@ -22,10 +22,19 @@ from data.features import LogMel
 from data.impulse import impulses_for
 from data.tau import dataset_root, resolved
 from search_spaces import Space, SpaceError, load_space
-from trainables.config import ConfigError, TrialConfig, compose, flag_help, flags_to_overrides, key_types
+from trainables.config import (
+    ConfigError,
+    TrialConfig,
+    command_parser,
+    compose,
+    flags_to_overrides,
+    keep_epochs,
+    key_types,
+)
+from trainables.records import now
 from tune.schedulers import SCHEDULERS
 from tune.search import OBJECTIVES
-from tune.study import StudyError, now, read_manifest
+from tune.study import StudyError, read_manifest
 
 # options of a study that a resume keeps; None where the machine decides
 DEFAULTS = {
@@ -57,9 +66,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     typed = [] if options.seed is None else [f"seed={options.seed}"]
     default = flags_to_overrides([f"--cache_dir={storage / 'cache'}"])
     default.append(f"train.threads={max(1, math.floor(chosen['cpus_per_trial']))}")
-    for part in ("train", "teacher.train"):  # a number of epochs that somebody wrote is kept
-        if any(o.startswith(f"{part}.epochs=") for o in (*space.base, *overrides)):
-            default.append(f"{part}.min_steps=0")
+    default += keep_epochs([*space.base, *overrides])
     config = compose([*default, *space.base, *overrides, *typed])
     chosen["seed"] = config.seed
     config, chosen["gpus_per_trial"] = place(config, chosen, options.address)
@@ -239,12 +246,7 @@ def share_of_gpus(text: str) -> float:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=flag_help(),
-        allow_abbrev=False,
-    )
+    p = command_parser(description)
     p.add_argument("--space", help="kd, rep, families, prune, kd_prune, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
     p.add_argument("--resume", nargs="?", const="auto", metavar="auto", help="continue a study; start it if new")

@@ -38,13 +38,13 @@ from trainables.config import (
     TrialConfig,
 )
 from trainables.ray_trainables import KDTrainable, PruneTrainable
-from trainables.records import EXPERIMENTS
+from trainables.records import EXPERIMENTS, now
 from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
 from trainables.trial import load_trial_data
 from tune.options import check_resource, open_study, parser
 from tune.schedulers import SCHEDULERS
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher
-from tune.study import KEPT, StudyError, StudyWriter, lock, mend_snapshot, now, read_manifest, write_manifest
+from tune.study import KEPT, StudyError, StudyWriter, lock, mend_snapshot, read_manifest, write_manifest
 
 USER_ERRORS = (CheckpointError, ConfigError, DatasetError, ResultsError, SpaceError, StudyError)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
