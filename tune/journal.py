@@ -1,0 +1,174 @@
+"""A study's journal: each event a JSON line, appended the moment it happens; whatever else is told of a study follows.
+
+    <study>/journal/000.jsonl     of the first driver, 001.jsonl of the one that resumed it, ...
+
+Events (`event` names the kind, `time` is in UTC):
+
+    run      a driver began                        {command}
+    reject   a sample that is not trained          {number, params, reason, example, excess}
+    trial    a trial that is to be trained         {trial, number, params, values, config_id, replicate}
+    restore  a trial that goes on                  {trial, epochs, repeated}     epochs trained so far, and lost ones
+    result   an epoch, or a trial's end            {trial, ...a Record's fields, done, finished, failure?, point?}
+    end      a trial that crashed for good, or that a scheduler ended    {trial, status, failure}
+
+A resume reads them all again: searcher, rungs and tables come back from here, and nothing is kept elsewhere. The
+journal of a killed driver may end in half a line, which is dropped; the next driver opens a file of its own.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainables.records import now
+
+FOLDER = "journal"
+STATUSES = ("running", "complete", "stopped early", "failed")
+_BULKY = ("confusion", "widths")  # of a point; on disk in info.json, dropped from memory when a trial has ended
+
+
+@dataclass
+class TrialLog:
+    """What the journal says of one trial."""
+
+    name: str  # t0003; t0003r1 is its first replicate
+    config_id: str  # name of the configuration's first trial
+    replicate: int  # 0, 1, ...: which of the configuration's seeds
+    number: int  # of its Optuna trial
+    params: dict[str, Any]  # as Optuna drew them
+    values: dict[str, Any]  # what they mean: configuration keys
+    status: str = "running"
+    failure: str | None = None
+    crashed: bool = False  # failed for a reason outside the configuration: a resume tries it again
+    epochs: int = 0  # of which a result is known
+    repeated: int = 0  # epochs that resumes trained again
+    restores: int = 0
+    last: dict[str, Any] = field(default_factory=dict)  # the last result
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return self.status != "running"
+
+
+@dataclass
+class StudyLog:
+    """The state of a study as its events, applied in order, make it."""
+
+    trials: dict[str, TrialLog] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)  # reason -> samples
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> one of them
+    runs: int = 0  # drivers so far
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Take one event in."""
+        kind = event["event"]
+        if kind == "run":
+            self.runs += 1
+        elif kind == "reject":
+            self.rejected[event["reason"]] += 1
+            self.examples.setdefault(event["reason"], event["example"])
+        elif kind == "trial":
+            names = ("config_id", "replicate", "number", "params", "values")
+            self.trials[event["trial"]] = TrialLog(event["trial"], **{k: event[k] for k in names})
+        elif kind in ("restore", "result", "end"):
+            getattr(self, f"_{kind}")(self.trials[event["trial"]], event)
+
+    def _restore(self, trial: TrialLog, event: dict[str, Any]) -> None:
+        trial.restores += 1
+        trial.repeated += event["repeated"]
+        trial.status, trial.failure, trial.crashed = "running", None, False
+
+    def _result(self, trial: TrialLog, event: dict[str, Any]) -> None:
+        if event["epochs"] >= trial.epochs:  # else repeated by a resume
+            trial.epochs = event["epochs"]
+            trial.last = {k: v for k, v in event.items() if k not in ("event", "trial", "point")}
+        point = event.get("point")
+        if point and all(p["step"] != point["step"] for p in trial.points):
+            trial.points.append(point)
+        if event.get("failure"):
+            trial.status, trial.failure = "failed", event["failure"]
+        elif event["done"]:
+            trial.status = "complete" if event["finished"] else "stopped early"
+        if trial.ended:
+            self.release(trial)
+
+    def _end(self, trial: TrialLog, event: dict[str, Any]) -> None:
+        if not trial.ended:
+            trial.status, trial.failure = event["status"], event["failure"]
+            trial.crashed = event["status"] == "failed"
+            self.release(trial)
+
+    @staticmethod
+    def release(trial: TrialLog) -> None:
+        """Forget what only info.json needs."""
+        trial.points = [{k: v for k, v in p.items() if k not in _BULKY} for p in trial.points]
+
+    def counts(self) -> dict[str, int]:
+        """Trials by status, and the samples that never became one."""
+        by_status = Counter(t.status for t in self.trials.values())
+        return {s: by_status[s] for s in STATUSES if by_status[s]} | {"rejected": self.rejected.total()}
+
+
+def segments(study: Path) -> list[Path]:
+    """The journal's files, oldest first."""
+    return sorted((study / FOLDER).glob("*.jsonl"))
+
+
+def read_events(study: Path) -> Iterator[dict[str, Any]]:
+    """All events of a study, in order; half a line at a file's end is left out.
+
+    ValueError names a line in the middle that is not JSON.
+    """
+    for path in segments(study):
+        whole, _, _ = path.read_bytes().rpartition(b"\n")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+
+
+def read_log(study: Path) -> StudyLog:
+    """The state that a study's journal tells; empty where there is none yet."""
+    return fold(read_events(study))
+
+
+def fold(events: Iterable[dict[str, Any]]) -> StudyLog:
+    log = StudyLog()
+    for event in events:
+        log.apply(event)
+    return log
+
+
+class Journal:
+    """Appends events to a file of its own and keeps `log` true to them. For the one driver that holds the study."""
+
+    def __init__(self, study: Path):
+        self.study = study
+        self.events = list(read_events(study))  # of earlier drivers
+        self.log = fold(self.events)
+        (study / FOLDER).mkdir(parents=True, exist_ok=True)
+        self.path = study / FOLDER / f"{len(segments(study)):03d}.jsonl"
+        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+
+    def add(self, event: str, **values: Any) -> dict[str, Any]:
+        """Write an event down, then take it in. OSError where it cannot be written; the file is then as before."""
+        entry = {"event": event, "time": now(), **values}
+        line = (json.dumps(entry) + "\n").encode()
+        before = os.fstat(self._handle).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._handle, line[written:])
+        except OSError:
+            os.ftruncate(self._handle, before)  # a full disk may have taken half a line
+            raise
+        self.log.apply(entry)
+        return entry
+
+    def close(self) -> None:
+        os.close(self._handle)
