@@ -20,7 +20,7 @@ from trainables.loop import TrainingDiverged
 from trainables.records import point_dict
 from trainables.teachers import fine_tuned_teacher, teacher_logits, teacher_summary
 from trainables.train_config import set_up_process
-from trainables.trial import Trial, load_trial_data, run_trial
+from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
 pytestmark = pytest.mark.slow  # whole trials
 
@@ -143,6 +143,27 @@ def test_same_seed_same_weights_other_seed_others(
     weights = [t.model.state_dict()["classifier.0.weight"] for t in (again, other, third)]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
+
+
+def test_a_replicate_draws_its_training_anew_on_the_same_clips(
+    config: TrialConfig, data: TrialData, through, tmp_path: Path
+) -> None:
+    again = replace(config, replicate=1)
+    assert (config.training_seed, data_key(again)) == (config.seed, data_key(config))
+    assert len({replace(config, seed=s, replicate=r).training_seed for s in (0, 1) for r in range(50)}) == 100
+    own = load_trial_data(again)  # the same hold-out and teacher
+    for part, expected in ((own.train, data.train), (own.validation, data.validation)):
+        assert np.array_equal(part.rows, expected.rows)
+    assert own.train.teacher is not None
+    assert data.train.teacher is not None
+    assert torch.equal(own.train.teacher, data.train.teacher)
+    trial = Trial(again, own, tmp_path)
+    fresh = Trial(config, data, tmp_path).model.state_dict()["classifier.0.weight"]
+    assert not torch.equal(trial.model.state_dict()["classifier.0.weight"], fresh)
+    trial.model.load_state_dict(Trial(config, data, tmp_path).model.state_dict())
+    assert next(run_trial(trial)).train_loss != through[1][0].train_loss  # from one start: another order
+    with pytest.raises(ValueError, match="replicate=-1: expected 0"):
+        replace(config, replicate=-1)
 
 
 def test_checkpoint_of_another_trial_is_refused(config: TrialConfig, data: TrialData, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -74,6 +75,7 @@ class TrialConfig:
     """Everything that shapes one trial."""
 
     seed: int = 0
+    replicate: int = 0  # which repetition of a configuration: draws all of its training anew, on the same clips
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -87,6 +89,15 @@ class TrialConfig:
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to 2**32 - 1")
+        if self.replicate < 0:
+            raise ValueError(f"replicate={self.replicate}: expected 0 (the configuration's first training) or more")
+
+    @property
+    def training_seed(self) -> int:
+        """Of every random draw in training; the hold-out, teachers and caches follow `seed` itself."""
+        if not self.replicate:
+            return self.seed
+        return int(np.random.SeedSequence([self.seed, self.replicate]).generate_state(1)[0])
 
     def flat(self) -> dict[str, Any]:
         """Dotted name -> value, with tuples as lists: what travels through Ray and JSON."""

@@ -85,7 +85,7 @@ class Trial:
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(config.training_seed)
             self.model = build_student(config.student, len(tau.SCENES), widths)
         if base:
             checkpoint.check_same_architecture(base.config, config.student, "the base")
@@ -257,9 +257,9 @@ def _validate(trial: Trial, deployed: Student) -> Metrics:
 
 
 def _pruned(trial: Trial) -> Student:
-    """The network after this stage's prune step. Its draws come from (seed, stage), as those of an epoch do."""
+    """The network after this stage's prune step. Its draws come from (training_seed, stage), as those of an epoch do."""
     c, p, stage = trial.config, trial.config.prune, trial.stage
-    seed = int(np.random.SeedSequence([c.seed, stage]).generate_state(1)[0])
+    seed = int(np.random.SeedSequence([c.training_seed, stage]).generate_state(1)[0])
     gradients = None
     if p.criterion in DATA_CRITERIA:
         gradients = sensitivities(trial.model, p.criterion, lambda model: _clip_losses(trial, model))
@@ -272,7 +272,7 @@ def _pruned(trial: Trial) -> Student:
 def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
     """The trial's loss on `prune.importance_clips` training clips, one after another, as they are: not augmented."""
     clips, loss_of = trial.data.train, _loss_of(trial)
-    rng = np.random.default_rng([trial.config.seed, trial.stage, 0, 1])  # three numbers are an epoch's
+    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # three numbers are an epoch's
     for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
         x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
         labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
@@ -318,7 +318,7 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
         c.train,
         _loss_of(trial),
         lambda step: rate(first + step),
-        np.random.default_rng([c.seed, trial.stage, trial.epoch]),
+        np.random.default_rng([c.training_seed, trial.stage, trial.epoch]),
         impulses=trial.impulses,
         teachers=trial.teachers if distils else None,
         feature_loss=(lambda ours, theirs: weight * similarity_loss(ours, theirs)) if weight and distils else None,
