@@ -31,7 +31,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
         if chosen.empty:
             continue
         if role == "front":
-            _add_front(figure, chosen, axis, summary.validation_clips(study))
+            _add_front(figure, study, chosen, axis)
         x, y = parts.coordinates(chosen, axis)
         edge = {"color": look.color, "width": 1.4}
         records: list[dict[Any, Any]] = chosen.to_dict("records")
@@ -55,18 +55,17 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
 
 def hover_text(study: Study, point: dict[Any, Any]) -> str:
     """All that is known of one point (a row of `parts.measured`), in the HTML that plotly's labels take."""
-    error = float(summary.standard_error(point["val_macro_avg_acc"], summary.validation_clips(study)))
     label = parts.ROLES[point["role"]].label
     lines = [
         f"<b>trial {html.escape(point['trial_id'])}, step {point['step']}</b> ({label})",
-        f"validation accuracy <b>{summary.percent(point['val_macro_avg_acc'])} %</b>"
-        + (f" ± {summary.percent(error)}" if math.isfinite(error) else ""),
+        f"validation accuracy <b>{summary.percent(point['val_macro_avg_acc'])} %</b>{_error_text(study, point)}",
     ]
     if not summary.absent(point.get("test_macro_avg_acc")):
         groups = [name for name in point if name.startswith("test_acc/")]
         detail = ", ".join(f"{name.removeprefix('test_acc/')} {summary.percent(point[name])}" for name in groups)
         told = f" ({html.escape(detail)})" if detail else ""
-        lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{told}")
+        seeds = f", mean of {point['test_n_seeds']:.0f}" if study.replicated else ""
+        lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{seeds}{told}")
     epochs = f", {point['epochs']:.0f} epochs" if not summary.absent(point.get("epochs")) else ""
     lines += [
         f"{summary.millions(point['macs'])} M MACs, {summary.thousands(point['params'])} k parameters",
@@ -81,15 +80,33 @@ def hover_text(study: Study, point: dict[Any, Any]) -> str:
     return "<br>".join(lines)
 
 
-def _add_front(figure: go.Figure, chosen: pd.DataFrame, axis: parts.Axis, clips: int | None) -> None:
-    """The front's error bars and, over MACs, its step line; over bytes the front's points need not ascend."""
+def _error_text(study: Study, point: dict[Any, Any]) -> str:
+    """What stands behind a point's accuracy: its seeds and their interval, or a single run's standard error."""
+    if study.replicated:
+        n = point["n_seeds"]
+        if n < 2:
+            return " (one seed)" if n else ""
+        return (
+            f", mean of {n} seeds, sd {summary.percent(point['val_macro_avg_acc_std'])}, 95 % {summary.span(point)} %"
+        )
+    error = float(summary.standard_error(point["val_macro_avg_acc"], summary.validation_clips(study)))
+    return f" ± {summary.percent(error)}" if math.isfinite(error) else ""
+
+
+def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
+    """The front's error bars, its single seeds and, over MACs, its step line; over bytes its points need not ascend."""
     x, y = parts.coordinates(chosen, axis)
-    if clips:
+    below, above = parts.errors_percent(study, chosen)
+    if above.any():
         pale = "rgba(213,94,0,0.45)"
-        bars = {"array": parts.errors_percent(chosen, clips), "color": pale, "thickness": 1.2, "width": 3}
+        bars = {"array": above, "arrayminus": below, "color": pale, "thickness": 1.2, "width": 3}
         tick = {"symbol": "line-ns", "size": 12, "line": {"color": pale, "width": 1.4}}
-        name = "± 1 standard error"
+        name = parts.errors_label(study)
         figure.add_scatter(x=x, y=y, error_y=bars, mode="markers", marker=tick, name=name, hoverinfo="skip")
+    seeds = parts.coordinates(parts.single_seeds(study, chosen), axis)
+    if seeds[0]:
+        ring = {"symbol": "circle-open", "size": 5, "color": parts.ROLES["front"].color, "line": {"width": 1}}
+        figure.add_scatter(x=seeds[0], y=seeds[1], mode="markers", marker=ring, name="each seed", hoverinfo="skip")
     if axis.column == "macs":
         x, y = parts.step_line(chosen, axis)
         line = {"color": parts.FRONT, "width": 2.2, "shape": "hv"}

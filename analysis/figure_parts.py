@@ -7,9 +7,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from analysis import front, summary
+from analysis import front, replicates, summary
 from analysis.results import Study, take
 
 INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
@@ -31,6 +32,7 @@ class Role:
 
 ROLES = {  # drawn in this order, the front on top
     "infeasible": Role("over a limit", "#7b8794", "white", "circle", "o", 8),
+    "single": Role("one seed only", "#b58900", "#f4e2ab", "square", "s", 7),
     "unfinished": Role("trial not complete", "#cc79a7", "#efd0e1", "triangle-down", "v", 8),
     "dominated": Role("dominated", "#5b9fc9", "#a9cfe6", "circle", "o", 8),
     "front": Role("front", "#9c4400", FRONT, "diamond", "D", 11),
@@ -71,10 +73,23 @@ def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[flo
     return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
 
 
-def errors_percent(points: pd.DataFrame, clips: int | None) -> list[float]:
-    """One binomial standard error of each point, in points of accuracy; zeros where clips is not known."""
-    errors = summary.standard_error(points["val_macro_avg_acc"], clips)
-    return np.nan_to_num(100 * errors).tolist()
+def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Error bars [2, N] of the points below and above them, in points of accuracy; zeros where they are not known."""
+    ends = summary.error_bars(study, points) - points["val_macro_avg_acc"].to_numpy(float)
+    return np.nan_to_num(100 * np.abs(ends))
+
+
+def errors_label(study: Study) -> str:
+    return "95 % interval over seeds" if study.replicated else "± 1 standard error"
+
+
+def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
+    """The networks whose means `points` are, one row a seed; none where a point is one network."""
+    if not study.replicated:
+        return points.head(0)
+    ids = zip(points["trial_id"], points["step"], strict=True)
+    found = [replicates.networks(study.raw, str(trial), int(step)) for trial, step in ids]
+    return pd.concat(found) if found else points.head(0)
 
 
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
@@ -103,12 +118,18 @@ def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
 
 
 def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
-    """Ends of the accuracy axis in per cent: all points, their errors and the baseline."""
+    """Ends of the accuracy axis in per cent: all points, the baseline, and their errors as far as these leave room:
+    the interval of two seeds can be wider than everything else."""
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
-    errors = np.array(errors_percent(points, summary.validation_clips(study)))
+    below, above = errors_percent(study, points)
     found = summary.baseline(study)
-    marks = [*(y - errors), *(y + errors), *([100 * found[1]] if found else [])]
-    return (min(marks) - 2, max(marks) + 2) if marks else (0.0, 100.0)
+    marks = np.array([*y, *([100 * found[1]] if found else [])])
+    if not len(marks):
+        return 0.0, 100.0
+    room = max(10.0, float(np.ptp(marks)))
+    low = max(float(min(marks.min(), *(y - below))), float(marks.min()) - room) if len(y) else float(marks.min())
+    high = min(float(max(marks.max(), *(y + above))), float(marks.max()) + room) if len(y) else float(marks.max())
+    return low - 2, high + 2
 
 
 def baseline_label_above(study: Study, points: pd.DataFrame) -> bool:

@@ -26,9 +26,12 @@ def png(study: Study) -> bytes:
         if role == "front":
             steps = parts.step_line(chosen, axis)
             plot.plot(*steps, color=look.fill, lw=1.6, drawstyle="steps-post", zorder=level)
-            errors = np.array(parts.errors_percent(chosen, summary.validation_clips(study)))
             bars = {"fmt": "none", "ecolor": look.fill, "alpha": 0.45, "lw": 1, "capsize": 2}
-            plot.errorbar(x, y, yerr=errors, zorder=level, **bars)
+            label = parts.errors_label(study)
+            plot.errorbar(x, y, yerr=parts.errors_percent(study, chosen), zorder=level, label=label, **bars)
+            seeds = parts.coordinates(parts.single_seeds(study, chosen), axis)
+            if seeds[0]:
+                plot.scatter(*seeds, 9, c="none", edgecolors=look.color, lw=0.6, zorder=level, label="each seed")
         style = {"c": look.fill, "edgecolors": look.color, "lw": 0.9, "marker": look.mpl_symbol}
         plot.scatter(x, y, (look.size * 0.62) ** 2, zorder=level, label=look.label, **style)
     if axis.limit:

@@ -77,10 +77,14 @@ def hypervolume_2d(values: npt.ArrayLike, directions: Sequence[str], reference: 
 
 
 def candidates(study: Study) -> npt.NDArray[np.bool_]:
-    """Which points may be on the front, bool [N]: of a complete trial, feasible, every objective finite."""
+    """Which points may be on the front, bool [N]: of a complete trial, feasible, every objective finite.
+
+    Where a study has replicates, only means of two seeds or more: the best single draw of many beats a mean by luck.
+    """
     points = study.points
-    finite = np.isfinite(objective_values(study)).all(axis=1)
-    return finite & (points["status"] == "complete").to_numpy(bool) & points["feasible"].to_numpy(bool)
+    allowed = np.isfinite(objective_values(study)).all(axis=1)
+    allowed &= (points["status"] == "complete").to_numpy(bool) & points["feasible"].to_numpy(bool)
+    return allowed & (points["n_seeds"] >= 2).to_numpy(bool) if study.replicated else allowed
 
 
 def front_mask(study: Study) -> npt.NDArray[np.bool_]:

@@ -12,8 +12,12 @@ def front_section(study: Study) -> str:
     best = front.pareto_points(study)
     config = summary.short_config(best)
     numbers = {  # header -> column, how its figures are written
+        "seeds": ("n_seeds", str),
         "val %": ("val_macro_avg_acc", summary.percent),
+        "val 95 %": ("val_macro_avg_acc_low", None),
         "test %": ("test_macro_avg_acc", summary.percent),
+        "test seeds": ("test_n_seeds", lambda n: summary.DASH if summary.absent(n) else f"{n:.0f}"),
+        "test 95 %": ("test_macro_avg_acc_low", None),
         "M MACs": ("macs", summary.millions),
         "k params": ("params", summary.thousands),
         f"kB {study.precision}": (study.bytes_column, summary.thousands),
@@ -24,7 +28,9 @@ def front_section(study: Study) -> str:
     rows = ""
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
         cells = _cell(point["trial_id"], point["trial_id"], "text") + _cell(point["step"], point["step"])
-        cells += "".join(_cell(show(point[column]), point[column]) for column, show in numbers.values())
+        for column, show in numbers.values():
+            shown = show(point[column]) if show else summary.span(point, column.removesuffix("_low"))
+            cells += _cell(shown, point[column])
         cells += "".join(_cell(v, v, "text wrap" if k in words else "") for k, v in sampled.items())
         rows += f'<tr data-trial="{_text(point["trial_id"])}" data-step="{point["step"]}">{cells}</tr>'
     head = ""
@@ -34,16 +40,20 @@ def front_section(study: Study) -> str:
         head += f'<th{kind}{state}><button type="button">{_text(name)}</button></th>'
     foot = ""
     if (found := summary.baseline(study)) is not None:
-        tested = f"<td>{summary.percent(found[2])}</td>" if "test %" in numbers else ""
-        rest = len(numbers) + len(config.columns) - 1 - bool(tested)
-        cells = f'<td class="text" colspan="2">baseline</td><td>{summary.percent(found[1])}</td>{tested}'
+        known = {"val %": summary.percent(found[1]), "test %": summary.percent(found[2])}
+        last = "test %" if "test %" in numbers else "val %"
+        before = list(numbers)[: list(numbers).index(last) + 1]
+        cells = '<td class="text" colspan="2">baseline</td>'
+        cells += "".join(f"<td>{known.get(name, '')}</td>" for name in before)
+        rest = len(numbers) + len(config.columns) - len(before)
         cells += f'<td class="text" colspan="{rest}">{_text(found[0])}</td>'
         foot = f'<tfoot><tr class="baseline">{cells}</tr></tfoot>'
     table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{foot}"
     return (
-        f'<h2>The front</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
+        f'<h2>The front{" (means over seeds)" if study.replicated else ""}</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
         '<p class="note">Click a header to sort. Step 0 is the dense network; sparsity is the share of its '
-        "parameters that pruning removed. front.csv holds the same rows with every column and checkpoint.</p>"
+        "parameters that pruning removed. front.csv holds the same rows with every column and checkpoint"
+        + (", points.csv those of each seed.</p>" if study.replicated else ".</p>")
     )
 
 
@@ -65,9 +75,12 @@ def test_section(study: Study) -> str:
         return ""
     groups = [column for column in study.test.columns if column.startswith("test_acc/")]
     names = {"test_macro_avg_acc": "all"} | {column: column.removeprefix("test_acc/") for column in groups}
+    names |= {"test_macro_avg_acc_std": "sd over seeds"} if study.replicated else {}
     chosen = study.test.merge(study.points[["trial_id", "step", "macs"]], on=["trial_id", "step"])
     records: list[dict[Any, Any]] = chosen.sort_values(by="macs").to_dict("records")
     note = "Test accuracy in per cent of the points that were chosen on validation."
+    if study.replicated:
+        note += f" Means over seeds, at least {chosen['test_n_seeds'].min()} a point; sd is that of single networks."
     return f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
 
 

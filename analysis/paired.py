@@ -11,13 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-CONFIDENCE = 0.95
+from analysis.replicates import interval
 
 
 class PairedError(ValueError):
@@ -29,7 +28,7 @@ def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = []
     for arm, part in raw.groupby("arm", sort=False):
         values = part[metric].to_numpy(dtype=float)
-        rows.append({"arm": arm, "n": len(values), "mean": values.mean(), **_interval(values)})
+        rows.append({"arm": arm, "n": len(values), "mean": values.mean(), **interval(values)})
     return pd.DataFrame(rows)
 
 
@@ -55,17 +54,9 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
         "pair": f"{first} - {second}",
         "n": len(difference),
         "mean": difference.mean(),
-        **_interval(difference),
+        **interval(difference),
         "p": p,
     }
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    if len(values) < 2:
-        return {"sd": float("nan"), "low": float("nan"), "high": float("nan")}
-    sd = float(values.std(ddof=1))
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * sd / np.sqrt(len(values))
-    return {"sd": sd, "low": values.mean() - half, "high": values.mean() + half}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,8 +8,9 @@ Reads result files only; may be run while the study is still running.
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 if __package__ in (None, ""):  # started as a file: Python put analysis/ on the path, not the folder above it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -55,7 +56,11 @@ def write_report(study_dir: Path) -> dict[str, Path]:
 def front_csv(study: Study) -> bytes:
     """The front as csv: every column of points.csv, and of test.csv where there is one, sorted by MACs."""
     best = front.pareto_points(study)
-    whole = {c: "Int64" for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8") if c in best}
+    whole = {
+        c: "Int64"
+        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "test_n_seeds")
+        if c in best
+    }
     return best.astype(whole).to_csv(index=False, lineterminator="\n").encode()
 
 
@@ -63,7 +68,6 @@ def front_table(study: Study) -> Table:
     """The front for the terminal, one row a point, by MACs; baseline and trial counts stand beneath."""
     best = front.pareto_points(study)
     config = summary.short_config(best)
-    tested = study.test is not None
     table = Table(
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
@@ -74,27 +78,32 @@ def front_table(study: Study) -> Table:
     )
     table.expand = best.empty  # or the sentences beneath would be as narrow as the bare headers
     table.add_column("trial", no_wrap=True)
-    heads = ["step", "val %", *(["test %"] if tested else [])]
-    for head in (*heads, "M MACs", "k params", f"kB {study.precision}", "sparse %"):
+    for head in _figures(study, {}):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("configuration", min_width=20, overflow="fold")  # wraps at 80 characters
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
-        test = [summary.percent(point["test_macro_avg_acc"])] if tested else []
-        table.add_row(
-            escape(point["trial_id"]),
-            str(point["step"]),
-            summary.percent(point["val_macro_avg_acc"]),
-            *test,
-            summary.millions(point["macs"]),
-            summary.thousands(point["params"]),
-            summary.thousands(point[study.bytes_column]),
-            summary.percent(point["sparsity"]),
-            escape(", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())),
-        )
+        settings = ", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())
+        table.add_row(escape(point["trial_id"]), *_figures(study, point).values(), escape(settings))
     facts = [f"{term}: {told}" for term, told in sentences.facts(study).items()]
     beneath = [sentences.headline(study), *facts, *sentences.warnings(study)]
     table.caption = Text("\n".join(beneath), style="not italic not dim")
     return table
+
+
+def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
+    """Header to text of a point's figures; of an empty point, dashes. Intervals take the place of what a narrow
+    terminal can spare."""
+    tested, replicated = study.test is not None, study.replicated
+    shown = {"step": str(point.get("step"))}
+    shown |= {"seeds": str(point.get("n_seeds"))} if replicated else {}
+    shown["val %"] = summary.percent(point.get("val_macro_avg_acc"))
+    shown |= {"95 %": summary.span(point)} if replicated else {}
+    shown |= {"test %": summary.percent(point.get("test_macro_avg_acc"))} if tested else {}
+    shown |= {"test sd": summary.percent(point.get("test_macro_avg_acc_std"))} if tested and replicated else {}
+    shown["M MACs"] = summary.millions(point.get("macs"))
+    shown |= {} if replicated else {"k params": summary.thousands(point.get("params"))}
+    shown[f"kB {study.precision}"] = summary.thousands(point.get(study.bytes_column))
+    return shown | ({} if replicated else {"sparse %": summary.percent(point.get("sparsity"))})
 
 
 def print_front(study: Study) -> None:

@@ -15,26 +15,41 @@ from analysis.results import Study
 TEMPLATE = Path(__file__).with_name("report.html.tmpl")
 
 
-def page(study: Study) -> str:
-    """The whole report as HTML, plotly.js inlined once; without a measured point, the page without plots."""
+def page(study: Study, strip: str = "", live: str = "") -> str:
+    """The whole report as HTML, plotly.js inlined once; without a measured point, the page without plots.
+
+    `strip` is HTML above the report, `live` a script that keeps the page up to date; only a page with one may ask its
+    own server for anything.
+    """
+    plots, body = figures(study), strip + main(study)
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        name=_text(study.name),
+        body=body,
+        plotly=get_plotlyjs() if plots else "",
+        figures=json.dumps(plots).replace("<", "\\u003c"),  # a name that holds "</script>" must not end the element
+        connect="; connect-src 'self'" if live else "",
+        live=live,
+    )
+
+
+def figures(study: Study) -> dict[str, Any]:
+    """The plots as plotly's JSON, by the id of their element; empty without a measured point."""
     plots = {}
     if (summary.roles(study) != "unmeasured").any():
         plots = {
             "pareto": figure_html.interactive(study, figure_parts.macs_axis(study)),
             "bytes": figure_html.interactive(study, figure_parts.bytes_axis(study)),
         }
-    sections = [_top(study), _plots(study) if plots else ""]
+    return {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
+
+
+def main(study: Study) -> str:
+    """The text of the page, with places for the plots."""
+    sections = [_top(study), _plots(study) if (summary.roles(study) != "unmeasured").any() else ""]
     if len(front.pareto_points(study)):
         sections += [page_tables.front_section(study), _noise(study)]
         sections += [page_tables.test_section(study), page_tables.classes_section(study)]
-    sections += [_space(study), _reproduce(study)]
-    figures = json.dumps({name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()})
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        name=_text(study.name),
-        body="\n".join(sections),
-        plotly=get_plotlyjs() if plots else "",
-        figures=figures.replace("<", "\\u003c"),  # a name that holds "</script>" must not end the element
-    )
+    return "\n".join([*sections, _space(study), _reproduce(study)])
 
 
 def _top(study: Study) -> str:
@@ -48,12 +63,13 @@ def _plots(study: Study) -> str:
     """The two figures with captions that say how to read them."""
     form = study.manifest.get("deployed_form")
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
+    seeds = " A marker is a mean over seeds; rings are the single networks." if study.replicated else ""
     return (
         '<figure><div id="pareto" class="plot main"></div><figcaption>Validation macro average accuracy '
         "(mean of the class-wise accuracies) over multiply-accumulate operations for one clip. The step "
         "line is the best accuracy that a feasible network of a complete trial attains up to each cost; thin "
         "lines join the prune steps of a trial. Point at a network for its configuration; click the legend "
-        f"to hide a group.{measured}</figcaption></figure>"
+        f"to hide a group.{seeds}{measured}</figcaption></figure>"
         '<figure><div id="bytes" class="plot small"></div><figcaption>The same networks over model size; '
         "markers keep their role from the plot above.</figcaption></figure>"
     )
@@ -89,6 +105,7 @@ def _reproduce(study: Study) -> str:
         "Status": manifest.get("status"),
         "Seed": manifest.get("seed"),
         "Trials asked for": manifest.get("num_samples"),
+        "Seeds a configuration": manifest.get("seeds_per_config"),
         "Objectives": ", ".join(f"{way} {key}" for key, way in manifest["objectives"].items()),
         "Data": _pairs(manifest.get("dataset")),
         "Front-end": _pairs(manifest.get("frontend")),

@@ -8,6 +8,7 @@ import csv
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis import replicates
+
 PRECISIONS = ("fp32", "fp16", "int8")
 STATUSES = ("complete", "stopped early", "failed", "running")
-TEXT_COLUMNS = ("trial_id", "status", "checkpoint")
+TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
 POINT_COLUMNS = (
     "trial_id",
     "step",  # prune steps done, 0 = dense
@@ -40,16 +43,31 @@ class ResultsError(Exception):
 
 @dataclass(frozen=True)
 class Study:
-    """One study as it lies on disk.
-
-    `points` has one row per measured network (a trial with R prune steps has R + 1), `test` one row per point
-    that was chosen for the test split, or is None while that split is closed.
+    """One study as it lies on disk: `raw` has one row per measured network (a trial with R prune steps has R + 1),
+    `raw_test` one per network that was measured on the test split, or is None while that split is closed.
     """
 
     path: Path
     manifest: dict[str, Any]
-    points: pd.DataFrame
-    test: pd.DataFrame | None
+    raw: pd.DataFrame
+    raw_test: pd.DataFrame | None
+
+    @property
+    def replicated(self) -> bool:
+        """Whether its points are means over seeds."""
+        return replicates.replicated(self.raw)
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """What can stand on the front, one row each: the networks, or means over seeds where there are replicates."""
+        return replicates.mean_points(self.raw) if self.replicated else self.raw
+
+    @cached_property
+    def test(self) -> pd.DataFrame | None:
+        """Test figures of points: `raw_test`, or means over seeds."""
+        if self.raw_test is None or not self.replicated:
+            return self.raw_test
+        return replicates.mean_tests(self.raw, self.raw_test)
 
     @property
     def name(self) -> str:
@@ -100,7 +118,7 @@ def load_study(path: Path | str) -> Study:
     points_file, test_file = folder / "points.csv", folder / "test.csv"
     points = _read_table(points_file, POINT_COLUMNS) if points_file.exists() else _empty(POINT_COLUMNS)
     test = _read_table(test_file, TEST_COLUMNS) if test_file.exists() else None
-    study = Study(folder, manifest, points, test)
+    study = Study(folder, manifest, replicates.identified(points), test)
     _check_points(study, points_file)
     if test is not None:
         _check_shares(test, test_file)
@@ -177,8 +195,8 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
         return pd.Series([text == "True" for text in texts], dtype=bool)
     if all(text.removeprefix("-").isdecimal() for text in texts):
         numbers = pd.Series(texts, dtype=object).astype("int64")
-    elif column == "step":
-        raise ResultsError(f"{file}: column step: whole numbers are expected")
+    elif column in ("step", "replicate"):
+        raise ResultsError(f"{file}: column {column}: whole numbers are expected")
     else:
         try:
             numbers = pd.Series([float(text) if text else math.nan for text in texts], dtype=float)
@@ -203,11 +221,15 @@ def _check_shares(frame: pd.DataFrame, file: Path) -> None:
 
 
 def _check_points(study: Study, file: Path) -> None:
-    if absent := [column for column in study.objectives if column not in study.points.columns]:
+    if absent := [column for column in study.objectives if column not in study.raw.columns]:
         raise ResultsError(f"{file}: objective(s) {', '.join(absent)} of study.json are not columns here")
-    _check_shares(study.points, file)
+    _check_shares(study.raw, file)
+    one = study.raw.drop_duplicates("trial_id")
+    if len(twice := one[one.duplicated(["config_id", "replicate"])]):
+        config, replicate = twice[["config_id", "replicate"]].iloc[0]
+        raise ResultsError(f"{file}: replicate {replicate} of configuration {config} is more than one trial")
     limits = {column: study.limit(key) for key, column in (("macs", "macs"), ("bytes", study.bytes_column))}
-    for point in study.points.to_dict("records"):
+    for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"
         if point["status"] not in STATUSES:
             raise ResultsError(f"{label}: status {point['status']!r}; allowed: {', '.join(STATUSES)}")

@@ -32,6 +32,8 @@ def headline(study: Study) -> str:
     if len(best) > 1:
         ends += f", smallest {millions(small['macs'])} M MACs at {percent(small['val_macro_avg_acc'])} %"
     trials, measured = trial_counts(study)
+    if study.replicated:
+        ends = f"means over seeds, {ends}"
     found = _plural(len(best), "non-dominated feasible point")
     searched = f"{_plural(sum(trials.values()), 'trial')}, {_plural(measured, 'measured point')}"
     return f"{found} from {searched}; {ends}."
@@ -45,6 +47,8 @@ def facts(study: Study) -> dict[str, str]:
     told = {"Chosen on": _chosen_on(study), "Trials": detail or "none trained yet"}
     told["Trials"] += f", {rejected} rejected before training" if rejected else ""
     told["Trials"] += f"; {_plural(measured, 'measured point')}"
+    if study.replicated:
+        told["Seeds"] = _seeds(study)
     macs, size = study.limit("macs"), study.limit("bytes")
     limits = [f"{macs / 1e6:g} M MACs"] if macs else []
     limits += [f"{size:,.0f} bytes at {study.precision}"] if size else []
@@ -63,6 +67,8 @@ def facts(study: Study) -> dict[str, str]:
 
 def noise(study: Study) -> list[str]:
     """How large a difference must be to mean something (z = 1.96, difference of two single runs)."""
+    if study.replicated:
+        return _noise_of_means(study)
     resolved = 1.96 * math.sqrt(2) * SEED_SD_POINTS
     said = [
         "Every accuracy here is a single run. Training again with another seed scatters; the pooled "
@@ -78,7 +84,10 @@ def noise(study: Study) -> list[str]:
             f"±{percent(float(standard_error(top, clips)))} points at the best point. Clips cut from one "
             "recording resemble each other, so the true error is larger."
         )
-    said.append("The best of many points, chosen by its validation accuracy, looks better than it is.")
+    said.append(
+        "The best of many points, chosen by its validation accuracy, looks better than it is. Training the front "
+        "with more seeds (--confirm 3) draws it again from means."
+    )
     return said
 
 
@@ -89,14 +98,24 @@ def warnings(study: Study) -> list[str]:
     if status in ("running", "interrupted"):
         said.append(f"The study is {status}: this front may still change.")
     counted = (study.manifest.get("trials") or {}).get("complete")
-    rows = zip(study.points["trial_id"], study.points["status"], strict=True)
+    rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
     if counted is not None and counted != found:
         said.append(f"study.json counts {counted} complete trials, points.csv holds {found}.")
-    if beyond := _unfinished_beyond_front(study):
+    if beyond := _beyond_front(study, "unfinished"):
         said.append(
             f"{_plural(beyond, 'point')} of trials that are not complete would lie on the front; "
             "only complete trials are admitted."
+        )
+    if beyond := _beyond_front(study, "single"):
+        said.append(
+            f"{_plural(beyond, 'point')} with one seed would lie on the front; a single draw, the luckiest of many, is "
+            "not compared with means, so only configurations with two seeds or more are admitted."
+        )
+    if partly := _partly_complete(study):
+        said.append(
+            f"{_plural(partly, 'configuration')} of those with two seeds or more had seeds that were stopped early or "
+            "failed: the mean over the others may be too good."
         )
     return said
 
@@ -104,7 +123,40 @@ def warnings(study: Study) -> list[str]:
 def _chosen_on(study: Study) -> str:
     if study.test is None:
         return "validation only, a held-out part of the training split; no point was measured on test"
-    return f"validation; the test split was opened once, for the {_plural(len(study.test), 'chosen point')}"
+    times = len(study.manifest.get("test_opened") or [1])
+    opened = "once" if times == 1 else f"{times} times"
+    return f"validation; the test split was opened {opened}, for the {_plural(len(study.test), 'chosen point')}"
+
+
+def _seeds(study: Study) -> str:
+    """How many configurations have how many complete seeds."""
+    seeds = study.points.drop_duplicates("trial_id")["n_seeds"]
+    counts = seeds[seeds > 0].value_counts().sort_index(ascending=False)
+    shown = ", ".join(f"{_plural(int(number), 'configuration')} with {n}" for n, number in counts.items())
+    return f"{shown}; the front is drawn from means over two seeds or more"
+
+
+def _noise_of_means(study: Study) -> list[str]:
+    best = front.pareto_points(study)
+    said = [
+        "Every accuracy of the front is a mean over complete trainings with different seeds (initial weights, order of "
+        "the clips, augmentation); its interval is Student's t at 95 %. Two points whose intervals overlap much are "
+        "not told apart."
+    ]
+    if len(best):
+        few = int(best["n_seeds"].min())
+        widest = float((best["val_macro_avg_acc_high"] - best["val_macro_avg_acc_low"]).max())
+        spread = math.sqrt(float((best["val_macro_avg_acc_std"] ** 2).mean()))
+        said.append(
+            f"On the front {few} seeds stand behind a point at least; the pooled standard deviation of single trainings "
+            f"is {percent(spread)} points, the widest interval {percent(widest)} points."
+        )
+    said.append(
+        "All seeds share the validation clips: the intervals say nothing of other recordings. The points of the front "
+        "were chosen by these figures, so the front as a whole still looks a little better than it is; a configuration "
+        "with one seed is no candidate beside them, since its single draw may be the luckiest of many."
+    )
+    return said
 
 
 def _why_empty(study: Study) -> str:
@@ -114,6 +166,7 @@ def _why_empty(study: Study) -> str:
     reasons = {
         "infeasible": "over a limit",
         "unfinished": "of a trial that is not complete",
+        "single": "with one seed in a study with replicates",
         "unmeasured": "without a finite accuracy and MACs",
     }
     found = roles(study).tolist()
@@ -121,13 +174,26 @@ def _why_empty(study: Study) -> str:
     return f"No feasible point yet: {_plural(len(found), 'row')} in {file}, {detail}."
 
 
-def _unfinished_beyond_front(study: Study) -> int:
-    """Points of unfinished trials that no point of the front dominates."""
+def _beyond_front(study: Study, part: str) -> int:
+    """Points of that role, not admitted to the front, that no point of it dominates."""
     role = roles(study)
-    admitted = np.isin(role, ("front", "unfinished"))
+    admitted = np.isin(role, ("front", part))
     values = front.objective_values(study)[admitted]
     mask = front.pareto_mask(values, list(study.objectives.values()))
-    return int((mask & (role[admitted] == "unfinished")).sum())
+    return int((mask & (role[admitted] == part)).sum())
+
+
+def _partly_complete(study: Study) -> int:
+    """Configurations of an ended study with a mean over seeds that lacks seeds which did not complete.
+
+    A trial that ended before its first measured network is in no table, so gaps are counted, not trials.
+    """
+    if not study.replicated or study.manifest.get("status") != "complete":
+        return 0
+    known = study.raw.groupby("config_id")["replicate"].max() + 1
+    asked = known.clip(lower=study.manifest.get("seeds_per_config") or 1)
+    seeds = study.points.drop_duplicates("trial_id").set_index("trial_id")["n_seeds"]
+    return int(((seeds >= 2) & (seeds < asked.reindex(seeds.index))).sum())
 
 
 def _plural(number: int, noun: str) -> str:

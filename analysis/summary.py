@@ -5,6 +5,7 @@ Shared by the terminal table, the figures and the page; the sentences are in sen
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,22 @@ def standard_error(accuracy: Any, clips: int | None) -> npt.NDArray[np.float64]:
     return np.sqrt(share * (1 - share) / (clips or math.nan))
 
 
+def error_bars(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Ends [2, N] of the error bars of `points`, as shares: the interval of a mean over seeds, or one binomial
+    standard error around a single run; NaN where it cannot be said."""
+    if study.replicated:
+        return points[["val_macro_avg_acc_low", "val_macro_avg_acc_high"]].to_numpy(float).T
+    accuracy = points["val_macro_avg_acc"].to_numpy(float)
+    error = standard_error(accuracy, validation_clips(study))
+    return np.stack([accuracy - error, accuracy + error])
+
+
+def span(point: Mapping[Any, Any], column: str = "val_macro_avg_acc") -> str:
+    """The interval of a point's mean in per cent; a dash for a single seed."""
+    low, high = point.get(f"{column}_low"), point.get(f"{column}_high")
+    return DASH if absent(low) else f"{percent(low)}{DASH}{percent(high)}"
+
+
 def validation_clips(study: Study) -> int | None:
     return (study.manifest.get("dataset") or {}).get("n_validation")
 
@@ -76,21 +93,26 @@ def baseline(study: Study) -> tuple[str, float, float | None] | None:
 
 
 def roles(study: Study) -> npt.NDArray[np.str_]:
-    """The part each point plays, [N]: front, dominated, infeasible, unfinished, or unmeasured (not drawn)."""
+    """The part each point plays, [N]: front, dominated, single (one seed in a study with replicates), infeasible,
+    unfinished, or unmeasured (not drawn)."""
     points = study.points
     measured = np.isfinite(points[["val_macro_avg_acc", "macs"]].to_numpy(float)).all(axis=1)
-    return np.select(
-        [~measured, ~points["feasible"].to_numpy(bool), ~front.candidates(study), front.front_mask(study)],
-        ["unmeasured", "infeasible", "unfinished", "front"],
-        "dominated",
-    )
+    single = (points["n_seeds"] == 1).to_numpy(bool) if study.replicated else np.zeros(len(points), dtype=bool)
+    parts = {
+        "unmeasured": ~measured,
+        "infeasible": ~points["feasible"].to_numpy(bool),
+        "single": single,
+        "unfinished": ~front.candidates(study),
+        "front": front.front_mask(study),
+    }
+    return np.select(list(parts.values()), list(parts), "dominated")
 
 
 def trial_counts(study: Study) -> tuple[dict[str, int], int]:
     """Trials that were trained, by status, from the manifest or else from the points; and points measured."""
     counts = study.manifest.get("trials")
     if counts is None:
-        by_trial = dict(zip(study.points["trial_id"], study.points["status"], strict=True))
+        by_trial = dict(zip(study.raw["trial_id"], study.raw["status"], strict=True))
         counts = {status: list(by_trial.values()).count(status) for status in by_trial.values()}
     trials = {name: int(number) for name, number in counts.items() if name != "rejected" and number}
     return trials, int((roles(study) != "unmeasured").sum())
