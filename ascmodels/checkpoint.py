@@ -1,8 +1,10 @@
 """Checkpoints that carry their architecture: `student.json` (what it is) beside `weights.safetensors` (what it learnt).
 
-Nothing pickled is ever loaded. A folder is written beside and renamed, so a reader never sees half of one.
+Nothing pickled is ever loaded. A folder is written beside and renamed, so a reader never sees half of one. A folder
+that others fill or carry (Ray's checkpoints) is sealed: `seal` last, and `check_seal` finds what is missing or damaged.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ from safetensors import SafetensorError
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 
 FORMAT = 1
+SEAL = "seal.json"
 
 
 class CheckpointError(ValueError):
@@ -129,6 +132,53 @@ def replace_text(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text)
     beside.replace(path)
+
+
+def seal(folder: Path, **facts: Any) -> None:
+    """Close `folder`: the hash and size of each file in it, and `facts` (JSON values), written after all of them."""
+    folder = Path(folder)
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _sha256(p)] for p in _sealed_files(folder)}
+    content = {"format": FORMAT, "files": files, "facts": facts}
+    replace_text(folder / SEAL, json.dumps({"content": content, "sha256": _content_hash(content)}, indent=1))
+
+
+def check_seal(folder: Path) -> dict[str, Any]:
+    """The facts of a sealed folder; CheckpointError names what is missing or damaged. More files may have come."""
+    folder = Path(folder)
+    try:
+        sealed = json.loads((folder / SEAL).read_bytes())
+        content = sealed["content"]
+        if sealed["sha256"] != _content_hash(content) or content["format"] != FORMAT:
+            raise ValueError("its own hash or format is another")
+        files: dict[str, list[Any]] = content["files"]
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} has no {SEAL}: writing it was interrupted") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / SEAL} is damaged: {error}") from error
+    for name, (size, digest) in files.items():
+        path = folder / name
+        try:
+            found = path.stat().st_size
+            if found != size:
+                raise CheckpointError(f"{path} is damaged: {found} bytes, sealed with {size}")
+            if _sha256(path) != digest:
+                raise CheckpointError(f"{path} is damaged: its content is not what was sealed")
+        except OSError as error:
+            raise CheckpointError(f"{path} is missing or cannot be read: {error}") from error
+    return content["facts"]
+
+
+def _sealed_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -180,6 +180,42 @@ def test_checkpoint_of_another_trial_is_refused(config: TrialConfig, data: Trial
         Trial(config, data, tmp_path / "points").load(tmp_path)
 
 
+def test_a_moved_study_goes_on_and_other_clips_are_refused(
+    config: TrialConfig, data: TrialData, tmp_path: Path
+) -> None:
+    Trial(config, data, tmp_path / "points").save(tmp_path)
+    moved = tuple(f"/elsewhere/{Path(teacher).name}" for teacher in config.distill.teacher_ckpts)
+    places = replace(config.data, dataset_dir="/elsewhere", cache_dir="/elsewhere/cache", num_workers=3)
+    there = replace(config, data=places, distill=replace(config.distill, teacher_ckpts=moved))
+    Trial(there, data, tmp_path / "points").load(tmp_path)
+    other = replace(config, distill=replace(config.distill, teacher_ckpts=("/elsewhere/teacher-other",)))
+    with pytest.raises(CheckpointError, match=r"distill\.teacher_ckpts: .* there, .*teacher-other"):
+        Trial(other, data, tmp_path / "points").load(tmp_path)
+    fewer = replace(data.train, rows=data.train.rows[1:], labels=data.train.labels[1:], devices=data.train.devices[1:])
+    with pytest.raises(CheckpointError, match="on other clips"):
+        Trial(config, replace(data, train=fewer), tmp_path / "points").load(tmp_path)
+
+
+def test_another_trials_state_can_be_taken_over_with_own_rates(
+    config: TrialConfig, data: TrialData, tmp_path: Path
+) -> None:
+    donor = Trial(config, data, tmp_path / "donor")
+    next(run_trial(donor))
+    donor.save(tmp_path)
+    own = replace(config, train=replace(config.train, lr=1e-4, weight_decay=0.5))
+    trial = Trial(own, data, tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"train\.lr: 0\.005 there, 0\.0001 here; train\.weight_decay"):
+        trial.load(tmp_path)
+    trial.load(tmp_path, adopt=("train.lr", "train.weight_decay"))
+    key = "classifier.0.weight"
+    assert torch.equal(trial.model.state_dict()[key], donor.model.state_dict()[key])
+    assert trial.optimizer is not None
+    assert trial.optimizer.param_groups[0]["weight_decay"] == 0.5
+    next(run_trial(trial))
+    assert trial.optimizer is None  # its dense stage is over
+    assert not torch.equal(trial.model.state_dict()[key], donor.model.state_dict()[key])
+
+
 def test_impossible_pruning_is_refused_before_training(config: TrialConfig, data: TrialData, tmp_path: Path) -> None:
     impossible = replace(config, prune=replace(config.prune, ratios=(0.97,)))
     with pytest.raises(PruningError, match="would empty a layer"):

@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import kd_loss, similarity_loss
+from trainables.identity import clips_hash, differences
 from trainables.loop import Epoch, EpochResult, Listener, Loss, TrainingDiverged, WeightAverage, predict, train_epoch
 from trainables.metrics import Metrics, measure
 from trainables.online import load_online
@@ -62,6 +63,7 @@ class Trial:
         look: bool = False,
     ):
         self.config, self.data, self.folder = config, data, folder
+        self.clips_hash = clips_hash(data)
         self.from_base, self.widths, self.look = base is not None, widths, look
         if config.distill.taught and data.train.teacher is None and data.online is None:
             raise ValueError(
@@ -135,6 +137,7 @@ class Trial:
         checkpoint.save_student(folder / "student", self.model, describe_use(self.config))
         state = {
             "config": json.dumps(self.config.flat()),
+            "clips": self.clips_hash,
             "position": [self.stage, self.epoch, self.epochs],
             "from_base": self.from_base,
             "widths": json.dumps(asdict(self.widths)) if self.widths else None,
@@ -148,13 +151,18 @@ class Trial:
             checkpoint.save_student(folder / "average", self.network, describe_use(self.config))
         torch.save(state, folder / "trial.pt")
 
-    def load(self, folder: Path) -> None:
-        """Go on where `save` was called; CheckpointError for another architecture or a damaged file."""
+    def load(self, folder: Path, adopt: Collection[str] = ()) -> None:
+        """Go on where `save` was called; CheckpointError for another architecture or a damaged file, for other clips,
+        and for another configuration: directories may differ (a study may have moved), and the keys of `adopt`, by
+        which a trial takes over the state of another and goes on with its own values."""
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
-        differing = _differences(json.loads(state["config"]), self.config.flat())
+        differing = differences(json.loads(state["config"]), self.config.flat(), adopt)
         if differing:
-            raise CheckpointError(f"{folder} belongs to another configuration: {differing}")
+            told = "; ".join(f"{k}: {values}" for k, values in differing.items())
+            raise CheckpointError(f"{folder} belongs to another configuration: {told}")
+        if state.get("clips", self.clips_hash) != self.clips_hash:
+            raise CheckpointError(f"{folder} was trained or validated on other clips than those given here")
         self.model = student
         self._place()
         self.stage, self.epoch, self.epochs = state["position"]
@@ -166,6 +174,8 @@ class Trial:
         if state["optimizer"] is not None:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["weight_decay"] = self.config.train.weight_decay  # the state's own is another's after `adopt`
         self.average = None
         if state.get("averaged"):
             network, _ = checkpoint.load_student(folder / "average", expected=self.config.student)
@@ -257,7 +267,7 @@ def _validate(trial: Trial, deployed: Student) -> Metrics:
 
 
 def _pruned(trial: Trial) -> Student:
-    """The network after this stage's prune step. Its draws come from (training_seed, stage), as those of an epoch do."""
+    """The network after this stage's prune step. Its draws come from (seed, stage), as those of an epoch do."""
     c, p, stage = trial.config, trial.config.prune, trial.stage
     seed = int(np.random.SeedSequence([c.training_seed, stage]).generate_state(1)[0])
     gradients = None
@@ -368,8 +378,3 @@ def data_key(config: TrialConfig) -> str:
     ensemble = [flat[f"distill.{name}"] for name in ("teacher_ckpts", "ensemble", "teacher_weights", "mode")]
     parts["teachers"] = ensemble if config.distill.taught else None
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
-    return "; ".join(f"{k}: {old.get(k)} there, {new.get(k)} here" for k in new if old.get(k) != new.get(k))

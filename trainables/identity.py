@@ -1,0 +1,54 @@
+"""What decides whether two trainings are the same: their configurations, their clips, the code.
+
+differences(old.flat(), new.flat())      "" where a training begun with `old` can go on with `new`
+clips_hash(data)                         of the clips of both parts, whatever folder they lie in
+code_hash()                              of the files that a training's figures depend on
+"""
+
+import hashlib
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trainables.clips import TrialData
+from trainables.config import TrialConfig
+
+# where things lie; what lies there is told apart by `clips_hash`
+PLACES = ("data.dataset_dir", "data.split_dir", "data.cache_dir", "data.num_workers")
+# paths whose last name says what they hold, as a moved study keeps it
+NAMED = ("distill.teacher_ckpts", "teacher.model.pretrained", "augment.dir_dir", "teacher.augment.dir_dir")
+SHAPING = ("ascmodels", "data", "trainables")  # packages whose code shapes a training
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], adopt: Collection[str] = ()) -> dict[str, str]:
+    """The flat configurations' keys that differ in what shapes a training, each with both values in words.
+
+    Keys of `adopt` may differ, and so may the directories in which things lie.
+    """
+    old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
+    keys = [k for k in new if k not in PLACES and k not in adopt and _named(k, old.get(k)) != _named(k, new[k])]
+    return {k: f"{old.get(k)} there, {new[k]} here" for k in keys}
+
+
+def _named(key: str, value: Any) -> Any:
+    if key not in NAMED or not value:
+        return value
+    return [Path(v).name for v in value] if isinstance(value, list) else Path(value).name
+
+
+def clips_hash(data: TrialData) -> str:
+    """Of the content, division, labels and devices of the clips that a trial learns from and is validated on."""
+    digest = hashlib.sha256(data.train.cache.key.encode())
+    for clips in (data.train, data.validation):
+        digest.update(f"{clips.rows.tolist()} {clips.labels.tolist()} {clips.devices.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Of every Python file of the packages that shape a training, as it was when this process first asked."""
+    root, digest = Path(__file__).parent.parent, hashlib.sha256()
+    for path in sorted(p for package in SHAPING for p in (root / package).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
