@@ -99,7 +99,7 @@ def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: part
     below, above = parts.errors_percent(study, chosen)
     if above.any():
         pale = "rgba(213,94,0,0.45)"
-        bars = {"array": above, "arrayminus": below, "color": pale, "thickness": 1.2, "width": 3}
+        bars = {"array": above.tolist(), "arrayminus": below.tolist(), "color": pale, "thickness": 1.2, "width": 3}
         tick = {"symbol": "line-ns", "size": 12, "line": {"color": pale, "width": 1.4}}
         name = parts.errors_label(study)
         figure.add_scatter(x=x, y=y, error_y=bars, mode="markers", marker=tick, name=name, hoverinfo="skip")

@@ -2,7 +2,6 @@
 
 from io import BytesIO
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from analysis import figure_parts as parts

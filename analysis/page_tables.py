@@ -16,7 +16,6 @@ def front_section(study: Study) -> str:
         "val %": ("val_macro_avg_acc", summary.percent),
         "val 95 %": ("val_macro_avg_acc_low", None),
         "test %": ("test_macro_avg_acc", summary.percent),
-        "test seeds": ("test_n_seeds", lambda n: summary.DASH if summary.absent(n) else f"{n:.0f}"),
         "test 95 %": ("test_macro_avg_acc_low", None),
         "M MACs": ("macs", summary.millions),
         "k params": ("params", summary.thousands),
@@ -49,8 +48,9 @@ def front_section(study: Study) -> str:
         cells += f'<td class="text" colspan="{rest}">{_text(found[0])}</td>'
         foot = f'<tfoot><tr class="baseline">{cells}</tr></tfoot>'
     table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{foot}"
+    title = "The front: means over seeds" if study.replicated else "The front"
     return (
-        f'<h2>The front{" (means over seeds)" if study.replicated else ""}</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
+        f'<h2>{title}</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
         '<p class="note">Click a header to sort. Step 0 is the dense network; sparsity is the share of its '
         "parameters that pruning removed. front.csv holds the same rows with every column and checkpoint"
         + (", points.csv those of each seed.</p>" if study.replicated else ".</p>")

@@ -37,8 +37,8 @@ def replicated(raw: pd.DataFrame) -> bool:
     """Whether any configuration has two complete replicates."""
     if "config_id" not in raw:
         return False
-    complete = raw[raw["status"] == "complete"].drop_duplicates(["config_id", "replicate"])
-    return bool(complete["config_id"].duplicated().any())
+    trials = _rows(raw, raw["status"] == "complete").drop_duplicates(["config_id", "replicate"])
+    return bool(trials["config_id"].duplicated().any())
 
 
 def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
@@ -49,9 +49,9 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
     first of its trials, with `n_seeds` 0.
     """
     complete = (raw["status"] == "complete").to_numpy(bool)
-    known = raw["config_id"].isin(raw["config_id"][complete])
+    known = raw["config_id"].isin(list(raw["config_id"][complete]))
     first = raw["replicate"] == raw.groupby("config_id")["replicate"].transform("min")
-    chosen = raw[complete | (~known & first)]
+    chosen = _rows(raw, complete | (~known & first))
     keys = ["config_id", "step"]
     made = chosen.sort_values("replicate", kind="stable").drop_duplicates(keys).sort_index().set_index(keys)
     groups = chosen.groupby(keys)
@@ -62,19 +62,14 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
         whole = column in _WHOLE and bool(np.isfinite(values.to_numpy(float)).all())
         made[column] = values.round().astype("int64") if whole else values
     made["feasible"] = groups["feasible"].all().reindex(made.index)
-    seeds = groups.size().reindex(made.index)
-    spread = _spread(groups, ACCURACY).reindex(made.index)
-    at = made.columns.get_loc(ACCURACY)
-    assert isinstance(at, int)  # columns are distinct
-    made.insert(at + 1, "n_seeds", seeds.where(made["status"] == "complete", 0))
-    for offset, column in enumerate(spread, start=2):
-        made.insert(at + offset, column, spread[column])
+    made["n_seeds"] = groups.size().reindex(made.index).where(made["status"] == "complete", 0)
+    made = made.join(_spread(groups, ACCURACY))
     made = made.reset_index()
-    made["trial_id"] = made.pop("config_id")
-    order = [c for c in raw.columns if c in made and c != "trial_id"]
+    made["trial_id"] = made["config_id"]
+    order = [c for c in raw.columns if c not in ("trial_id", "config_id", "replicate")]
     added = [c for c in made.columns if c not in raw.columns]
     at = order.index(ACCURACY) + 1
-    return made[["trial_id", *order[:at], *added, *order[at:]]].drop(columns="replicate")
+    return pd.DataFrame(made, columns=["trial_id", *order[:at], *added, *order[at:]])
 
 
 def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
@@ -91,8 +86,12 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:
-    """The rows of `raw` that the point (`trial`, `step`) of `mean_points` stands for; of an unreplicated study its own."""
-    return raw[(raw["config_id"] == trial) & (raw["step"] == step) & (raw["status"] == "complete")]
+    """The complete networks in `raw` that a point of the study stands for; its own where there are no replicates."""
+    return _rows(raw, (raw["config_id"] == trial) & (raw["step"] == step) & (raw["status"] == "complete"))
+
+
+def _rows(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
+    return frame.take(np.flatnonzero(mask))
 
 
 def _strict_means(groups, columns: list[str]) -> pd.DataFrame:

@@ -225,9 +225,9 @@ def _check_points(study: Study, file: Path) -> None:
         raise ResultsError(f"{file}: objective(s) {', '.join(absent)} of study.json are not columns here")
     _check_shares(study.raw, file)
     one = study.raw.drop_duplicates("trial_id")
-    if len(twice := one[one.duplicated(["config_id", "replicate"])]):
-        config, replicate = twice[["config_id", "replicate"]].iloc[0]
-        raise ResultsError(f"{file}: replicate {replicate} of configuration {config} is more than one trial")
+    for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):
+        name = f"replicate {trial['replicate']} of configuration {trial['config_id']}"
+        raise ResultsError(f"{file}: {name} is more than one trial")
     limits = {column: study.limit(key) for key, column in (("macs", "macs"), ("bytes", study.bytes_column))}
     for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"

@@ -4,6 +4,7 @@ A fact that the study does not hold is left out; nothing is filled in.
 """
 
 import math
+from collections import Counter
 
 import numpy as np
 
@@ -130,9 +131,9 @@ def _chosen_on(study: Study) -> str:
 
 def _seeds(study: Study) -> str:
     """How many configurations have how many complete seeds."""
-    seeds = study.points.drop_duplicates("trial_id")["n_seeds"]
-    counts = seeds[seeds > 0].value_counts().sort_index(ascending=False)
-    shown = ", ".join(f"{_plural(int(number), 'configuration')} with {n}" for n, number in counts.items())
+    seeds = study.points.drop_duplicates("trial_id")["n_seeds"].tolist()
+    counts = sorted(Counter(n for n in seeds if n).items(), reverse=True)
+    shown = ", ".join(f"{n} for {_plural(number, 'configuration')}" for n, number in counts)
     return f"{shown}; the front is drawn from means over two seeds or more"
 
 
@@ -144,12 +145,11 @@ def _noise_of_means(study: Study) -> list[str]:
         "not told apart."
     ]
     if len(best):
-        few = int(best["n_seeds"].min())
-        widest = float((best["val_macro_avg_acc_high"] - best["val_macro_avg_acc_low"]).max())
-        spread = math.sqrt(float((best["val_macro_avg_acc_std"] ** 2).mean()))
+        low, high, sd = (best[f"val_macro_avg_acc_{end}"].to_numpy(float) for end in ("low", "high", "std"))
         said.append(
-            f"On the front {few} seeds stand behind a point at least; the pooled standard deviation of single trainings "
-            f"is {percent(spread)} points, the widest interval {percent(widest)} points."
+            f"On the front {min(best['n_seeds'].tolist())} seeds at least stand behind a point; the pooled standard "
+            f"deviation of single trainings is {percent(np.sqrt((sd**2).mean()))} points, the widest interval "
+            f"{percent((high - low).max())} points."
         )
     said.append(
         "All seeds share the validation clips: the intervals say nothing of other recordings. The points of the front "
@@ -190,10 +190,11 @@ def _partly_complete(study: Study) -> int:
     """
     if not study.replicated or study.manifest.get("status") != "complete":
         return 0
-    known = study.raw.groupby("config_id")["replicate"].max() + 1
-    asked = known.clip(lower=study.manifest.get("seeds_per_config") or 1)
-    seeds = study.points.drop_duplicates("trial_id").set_index("trial_id")["n_seeds"]
-    return int(((seeds >= 2) & (seeds < asked.reindex(seeds.index))).sum())
+    asked = dict.fromkeys(study.raw["config_id"], study.manifest.get("seeds_per_config") or 1)
+    for config, replicate in zip(study.raw["config_id"], study.raw["replicate"], strict=True):
+        asked[config] = max(asked[config], replicate + 1)
+    seeds = dict(zip(study.points["trial_id"], study.points["n_seeds"], strict=True))
+    return sum(2 <= n < asked[config] for config, n in seeds.items())
 
 
 def _plural(number: int, noun: str) -> str:

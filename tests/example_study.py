@@ -1,6 +1,6 @@
 """Write a study folder with invented results, as `tune/` writes it: for the tests of `analysis/`.
 
-python tests/example_study.py FOLDER
+python tests/example_study.py FOLDER [SEEDS]
 """
 
 import csv
@@ -113,6 +113,30 @@ def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
     return made
 
 
+def replicated_rows(seeds: int = 3, configurations: int = 18, seed: int = 0) -> list[dict[str, Any]]:
+    """Every complete configuration trained with `seeds` seeds, but for two: one has a single seed and the best
+    accuracy of all, one lost its second seed to early stopping."""
+    rng = np.random.default_rng(seed)
+    table = rows(seed, configurations)
+    complete = list(dict.fromkeys(r["trial_id"] for r in table if r["status"] == "complete"))
+    lucky, partial = complete[1], complete[2]
+    made = []
+    for row in table:
+        name = row["trial_id"]
+        n = seeds if name in complete and name != lucky else 1
+        for replicate in range(n):
+            one = row | {"trial_id": name + (f"r{replicate}" if replicate else "")}
+            one |= {"config_id": name, "replicate": replicate, "checkpoint": f"{row['checkpoint']}/{replicate}"}
+            for column in [c for c in row if "_acc" in c and np.isfinite(row[c])]:
+                one[column] = round(float(np.clip(row[column] + rng.normal(0, 0.015), 0, 1)), 4)
+            if name == lucky:
+                one["val_macro_avg_acc"] = 0.95
+            if name == partial and replicate == 1:
+                one["status"] = "stopped early"
+            made.append(one)
+    return made
+
+
 def write_table(file: Path, table: list[dict[str, Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
@@ -128,4 +152,4 @@ def write_study(folder: Path, table: list[dict[str, Any]] | None = None, **chang
 
 
 if __name__ == "__main__":
-    print(write_study(Path(sys.argv[1])))
+    print(write_study(Path(sys.argv[1]), replicated_rows(int(sys.argv[2])) if len(sys.argv) > 2 else None))

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import itertools
 import json
 import re
 import runpy
@@ -12,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from example_study import manifest, rows, write_study, write_table
+from example_study import manifest, replicated_rows, rows, write_study, write_table
 from rich.console import Console
+from scipy import stats
 
 from analysis import figure_html, figure_parts, front, report, report_page, sentences, summary
 from analysis.results import ResultsError, Study, load_study
@@ -180,6 +182,120 @@ def test_hypervolume_of_a_study():
     assert front.hypervolume(Study(Path("nowhere"), manifest(limits=None), points, None)) is None
 
 
+def complete_by_point(table):
+    """(configuration, step) -> the rows of its complete seeds."""
+    found = {}
+    for row in table:
+        if row["status"] == "complete":
+            found.setdefault((row["config_id"], row["step"]), []).append(row)
+    return found
+
+
+def test_points_of_a_replicated_study_are_means_over_complete_seeds(tmp_path):
+    """Against numpy and scipy, row by row; class-wise accuracies too."""
+    table = replicated_rows(seeds=3)
+    study = load_study(write_study(tmp_path, table))
+    assert study.replicated and len(study.raw) == len(table)
+    expected = complete_by_point(table)
+    points = {(p["trial_id"], p["step"]): p for p in study.points.to_dict("records")}
+    assert set(points) == {(row["config_id"], row["step"]) for row in table}
+    assert {n: sum(p["n_seeds"] == n for p in points.values()) for n in (0, 1, 2, 3)} == {0: 6, 1: 2, 2: 3, 3: 22}
+    for key, seeds in expected.items():
+        point, values = points[key], [row["val_macro_avg_acc"] for row in seeds]
+        assert point["n_seeds"] == len(seeds)
+        for column in ("val_macro_avg_acc", "val_acc/tram", "val_device_acc/s2", "macs", "sparsity"):
+            assert point[column] == pytest.approx(np.mean([row[column] for row in seeds]))
+        assert point["checkpoint"] == seeds[0]["checkpoint"]
+        ends = [point["val_macro_avg_acc_low"], point["val_macro_avg_acc_high"]]
+        if len(seeds) == 1:
+            assert np.isnan([*ends, point["val_macro_avg_acc_std"]]).all()
+            continue
+        assert point["val_macro_avg_acc_std"] == pytest.approx(np.std(values, ddof=1))
+        interval = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert ends == pytest.approx(np.clip(interval, 0, 1))
+
+
+def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
+    """The configuration with one seed has by far the best accuracy, and is no candidate."""
+    table = replicated_rows(seeds=3)
+    study = load_study(write_study(tmp_path, table, trials=None, seeds_per_config=3))
+    means = [
+        seeds[0] | {"trial_id": config, "val_macro_avg_acc": np.mean([s["val_macro_avg_acc"] for s in seeds])}
+        for (config, _), seeds in complete_by_point(table).items()
+        if len(seeds) >= 2
+    ]
+    expected = brute_force_front(means)
+    best = front.pareto_points(study)
+    assert list(zip(best["trial_id"], best["step"], strict=True)) == expected
+    lucky = {row["trial_id"] for row in table if row["val_macro_avg_acc"] == 0.95}
+    assert len(lucky) == 1 and not lucky & {trial for trial, _ in expected}
+    assert set(study.points["trial_id"][summary.roles(study) == "single"]) == lucky
+    warned = " ".join(sentences.warnings(study))
+    assert "1 point with one seed would lie on the front" in warned
+    assert "2 configurations" not in warned and "1 configuration of those with two seeds or more had seeds" in warned
+    page, terminal = own_text(report_page.page(study)), Console(width=160, file=io.StringIO(), record=True)
+    terminal.print(report.front_table(study))
+    low, high = (summary.percent(best[f"val_macro_avg_acc_{end}"].iloc[0]) for end in ("low", "high"))
+    assert table_rows(page) == expected
+    for shown in (page, terminal.export_text()):
+        assert f"{low}{summary.DASH}{high}" in shown and "seeds" in shown
+    drawn = traces(study)
+    bars = drawn["95 % interval over seeds"]["error_y"]
+    assert bars["array"] == pytest.approx(100 * (best["val_macro_avg_acc_high"] - best["val_macro_avg_acc"]))
+    assert bars["arrayminus"] == pytest.approx(100 * (best["val_macro_avg_acc"] - best["val_macro_avg_acc_low"]))
+    assert len(drawn["each seed"]["x"]) == best["n_seeds"].sum()
+    assert "mean of 3 seeds, sd" in drawn["front"]["text"][0]
+    written = pd.read_csv(io.BytesIO(report.front_csv(study)))
+    assert written["n_seeds"].tolist() == best["n_seeds"].tolist()
+    assert report.write_report(study.path)["png"].stat().st_size > 20_000
+
+
+def test_two_seeds_leave_the_axis_readable_and_intervals_within_0_and_1(tmp_path):
+    table = [row for row in replicated_rows(seeds=2) if row["status"] == "complete"]
+    for row, apart in zip(table, itertools.cycle((0.04, 0.2))):
+        row["val_macro_avg_acc"] = 0.5 + apart * row["replicate"]
+    study = load_study(write_study(tmp_path, table))
+    means = study.points[study.points["n_seeds"] == 2]
+    assert means["val_macro_avg_acc_low"].min() == 0 and means["val_macro_avg_acc_high"].max() == 1
+    points = figure_parts.measured(study)
+    low, high = figure_parts.y_range(study, points)
+    assert 100 * points["val_macro_avg_acc"].max() < high < 75 and 38 <= low < 50
+
+
+def test_single_seeds_and_old_files_are_no_means(tmp_path):
+    old = load_study(write_study(tmp_path / "old", rows()))
+    one = load_study(write_study(tmp_path / "one", replicated_rows(seeds=1)))
+    for study in (old, one):
+        assert not study.replicated and study.points is study.raw and "n_seeds" not in study.points
+        assert "single run" in sentences.noise(study)[0] and "--confirm" in sentences.noise(study)[-1]
+    assert old.raw["config_id"].tolist() == old.raw["trial_id"].tolist() and set(old.raw["replicate"]) == {0}
+
+
+def test_test_figures_of_seeds_are_averaged(tmp_path):
+    table = replicated_rows(seeds=3)
+    folder = write_study(tmp_path, table)
+    trial, step = load_study(folder).points.query("n_seeds == 3")[["trial_id", "step"]].iloc[0]
+    values = [0.41, 0.43, 0.48]
+    names = [trial, f"{trial}r1", f"{trial}r2"]
+    measured = [
+        {"trial_id": n, "step": step, "test_macro_avg_acc": v, "test_acc/seen": v + 0.1}
+        for n, v in zip(names, values, strict=True)
+    ]
+    write_table(folder / "test.csv", measured)
+    study = load_study(folder)
+    assert study.test is not None and len(study.test) == 1
+    found = study.test.iloc[0]
+    assert (found["trial_id"], found["step"], found["test_n_seeds"]) == (trial, step, 3)
+    assert found["test_macro_avg_acc"] == pytest.approx(np.mean(values))
+    assert found["test_acc/seen"] == pytest.approx(np.mean(values) + 0.1)
+    interval = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert [found["test_macro_avg_acc_low"], found["test_macro_avg_acc_high"]] == pytest.approx(interval)
+    page = own_text(report_page.page(study))
+    assert "Means over seeds, at least 3 a point" in page and "44.0" in page
+    write_table(folder / "test.csv", measured[:1])  # a study that was tested before it got its replicates
+    assert load_study(folder).test.iloc[0][["test_macro_avg_acc", "test_n_seeds"]].tolist() == [0.41, 1]
+
+
 def test_standard_error_and_short_texts():
     assert summary.standard_error(0.5, 100) == pytest.approx(0.05)
     assert np.isnan(summary.standard_error(0.5, None))
@@ -248,6 +364,19 @@ def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, capsys, file, da
     assert report.main([str(broken.parent)]) == 2
     assert re.search(f"{re.escape(str(broken))}.*{message}", capsys.readouterr().err)
     assert sorted(path.name for path in broken.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trial_id": "twin"}, "replicate 0 of configuration 00000 is more than one trial"),
+        ({"replicate": "first", "trial_id": "x"}, "column replicate: whole numbers are expected"),
+    ],
+)
+def test_replicates_must_be_told_apart(tmp_path, change, message):
+    table = replicated_rows(seeds=2)
+    with pytest.raises(ResultsError, match=message):
+        load_study(write_study(tmp_path, [*table, table[0] | change]))
 
 
 def test_test_rows_must_be_known(tmp_path):

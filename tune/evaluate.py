@@ -2,8 +2,9 @@
 
     python tune/evaluate.py runs/<study>
 
-Each front point's deployed network (loaded from its checkpoint) is measured on `test.csv`'s clips; the figures go to
-`<study>/test.csv` and into the report. A point that has been measured is not measured again.
+Each front point's deployed network (loaded from its checkpoint) is measured on the test split's clips; in a study with
+replicates, the network of every complete seed. `<study>/test.csv` has a row for each network; front.csv, table and
+report show the mean over seeds, its deviation and interval. What has been measured is not measured again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
+from analysis.replicates import networks
 from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError
@@ -47,12 +49,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
-    """Measure the front's points and the baseline on test; write test.csv and the report, print the table."""
+    """Measure the front's networks and the baseline on test; write test.csv and the report, print the table."""
     config = TrialConfig.from_flat(manifest["config"])
     study = load_study(folder)
-    rows: list[dict[str, Any]] = [] if study.test is None else study.test.to_dict("records")
+    rows: list[dict[str, Any]] = [] if study.raw_test is None else study.raw_test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
-    chosen = [p for p in pareto_points(study).to_dict("records") if (p["trial_id"], p["step"]) not in done]
+    front = pareto_points(study)
+    ids = zip(front["trial_id"].tolist(), front["step"].tolist(), strict=True)
+    wanted = [row for trial, step in ids for row in networks(study.raw, trial, step).to_dict("records")]
+    chosen = [network for network in wanted if (network["trial_id"], network["step"]) not in done]
     if not chosen:
         if not rows:
             raise StudyError(f"{folder.name} has no point on its front: there is nothing to measure on the test split")
@@ -60,8 +65,11 @@ def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
         print_front(study)
         return
     test = open_test_clips(config, config.frontend.sample_rate)
-    console.print(f"test split: {len(test.rows)} clips, opened for {len(chosen)} point(s)", highlight=False)
-    rows += [test_row(folder, point, test) for point in chosen]
+    console.print(
+        f"test split: {len(test.rows)} clips, opened for {len(chosen)} network(s) of {len(front)} point(s)",
+        highlight=False,
+    )
+    rows += [test_row(folder, network, test) for network in chosen]
     write_rows(folder / "test.csv", rows)
     train = load_clips(config, config.frontend.sample_rate).train
     manifest["baseline"]["test_macro_avg_acc"] = baseline_accuracy(train, test, config.frontend)
@@ -71,12 +79,12 @@ def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
 
 
-def test_row(folder: Path, point: dict[str, Any], test: Clips) -> dict[str, Any]:
-    """One point's test figures, from its checkpoint."""
-    metrics = Deployed(folder / point["checkpoint"], "auto", (point["macs"], point["params"])).measure(test)
+def test_row(folder: Path, network: dict[Any, Any], test: Clips) -> dict[str, Any]:
+    """One network's test figures, from its checkpoint."""
+    metrics = Deployed(folder / network["checkpoint"], "auto", (network["macs"], network["params"])).measure(test)
     row: dict[str, Any] = {
-        "trial_id": point["trial_id"],
-        "step": point["step"],
+        "trial_id": network["trial_id"],
+        "step": network["step"],
         "test_macro_avg_acc": metrics.macro_avg_acc,
         "test_loss": metrics.loss,
     }
