@@ -7,7 +7,9 @@ and adaptive residual normalisation 2 per channel, activations, pooling, means a
 graph: fused, pruned, 1 s, batch 1, float32.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torchinfo
@@ -90,6 +92,32 @@ def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, 
 def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:
     """(MACs, parameters) of a student as deployed: its RepConv branches fused, input [1, 1, n_mels, frames]."""
     return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
+
+
+def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Fraction]:
+    """MACs for each parameter of each layer, for one input of `input_size`: of a convolution, the positions of its
+    output. Kernels, strides and the input decide it, the number of channels does not."""
+    expected = get_torch_size(model, input_size)
+    names = {module: name for name, module in model.named_modules()}
+    with torch.no_grad():
+        summary = torchinfo.summary(model, input_data=torch.zeros(input_size), verbose=0)
+    layers = [(info.macs, info.module) for info in summary.summary_list if _own_parameters(info.module)]
+    rates = {names[module]: Fraction(macs, _own_parameters(module)) for macs, module in layers}
+    found = size_at(model, rates)
+    if found != expected:
+        raise UncountableError(f"{type(model).__name__}: {found} MACs and parameters layer by layer, not {expected}")
+    return rates
+
+
+def size_at(model: nn.Module, rates: Mapping[str, Fraction]) -> tuple[int, int]:
+    """What `get_torch_size` gives, without running `model`: of a network with other channels, but the kernels and
+    strides of the one that `layer_rates` saw."""
+    own = {name: n for name, module in model.named_modules() if (n := _own_parameters(module))}
+    return int(sum(n * rates[name] for name, n in own.items())), sum(own.values())
+
+
+def _own_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
 
 
 def _check_layers(model: nn.Module) -> None:

@@ -82,18 +82,53 @@ def prune(
     check_ratio(ratio, "pruning ratio")
     groups = _rank(student, criterion, seed, gradients)
     if scope == "local":
-        smallest = min((g.size for g in groups), default=0)
-        if smallest and int(smallest * (1 - ratio)) < 1:
-            raise PruningError(
-                f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
-                "use a smaller ratio, fewer steps or a wider network"
-            )
-        counts = _counts(groups, ratio, scope, round_to, [g.size - 1 for g in groups])
+        counts = _local_counts(groups, ratio, round_to)
     else:
         counts = _counts(groups, ratio, scope, round_to, _limits(groups, max_ratio), strict=True)
     if not any(counts):
         raise PruningError(f"pruning ratio {ratio} removes no channel from widths {student.widths}; use a larger ratio")
     return _cut(student, groups, counts)
+
+
+@dataclass(frozen=True)
+class Ties:
+    """Which channels of a network go together: each group's entries of `Widths` as (name, index, how much the entry
+    falls when the group loses one channel)."""
+
+    groups: tuple[tuple[tuple[str, int, int], ...], ...]
+
+    def narrowed(self, widths: Widths, ratio: float, round_to: int) -> Widths:
+        """What `prune` with scope `local` makes of `widths`, by arithmetic alone; its errors are the same."""
+        check_ratio(ratio, "pruning ratio")
+        left = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
+        free = [g for g in self.groups if min(left[name][i] for name, i, _ in g) > NARROWEST]
+        sizes = [left[name][i] // fall for (name, i, fall), *_ in free]
+        counts = _local_counts([_Group("", "", 1, torch.zeros(size)) for size in sizes], ratio, round_to)
+        if not any(counts):
+            raise PruningError(f"pruning ratio {ratio} removes no channel from widths {widths}; use a larger ratio")
+        for group, count in zip(free, counts, strict=True):
+            for name, i, fall in group:
+                left[name][i] -= fall * count
+        return Widths(**left)  # type: ignore[arg-type]
+
+
+def ties(student: Student) -> Ties:
+    """The ties of `student`'s channels, found by cutting: group number g loses a channel in the cuts that g + 1 has a
+    bit for, and each width tells by the cuts that changed it whose it is."""
+    groups = _rank(student, "l1", 0, None)
+    owners: dict[tuple[str, int], int] = {}
+    falls: dict[tuple[str, int], int] = {}
+    for bit in range(len(groups).bit_length()):
+        cut = _cut(student, groups, [(g + 1) >> bit & 1 for g in range(len(groups))]).widths
+        for name in ("stem", "expand", "out"):
+            for i, (before, after) in enumerate(zip(getattr(student.widths, name), getattr(cut, name), strict=True)):
+                if before != after:
+                    owners[name, i] = owners.get((name, i), 0) | 1 << bit
+                    falls[name, i] = before - after
+    members = [
+        [(*entry, falls[entry]) for entry, owner in owners.items() if owner == g + 1] for g in range(len(groups))
+    ]
+    return Ties(tuple(map(tuple, members)))
 
 
 def prune_below(
@@ -230,6 +265,17 @@ def _rank(student: Student, criterion: str, seed: int, gradients: Gradients | No
             "train first, or use another criterion"
         )
     return groups
+
+
+def _local_counts(groups: Sequence[_Group], ratio: float, round_to: int) -> tuple[int, ...]:
+    """How many channels leave each group when every layer loses the same share."""
+    smallest = min((g.size for g in groups), default=0)
+    if smallest and int(smallest * (1 - ratio)) < 1:
+        raise PruningError(
+            f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
+            "use a smaller ratio, fewer steps or a wider network"
+        )
+    return _counts(groups, ratio, "local", round_to, [g.size - 1 for g in groups])
 
 
 def _limits(groups: Sequence[_Group], max_ratio: float) -> list[int]:

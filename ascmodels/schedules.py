@@ -14,19 +14,23 @@ For a target, s = 1 - target / dense size, counted in MACs or bytes instead of c
 """
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import lru_cache
 
 import torch
 
-from ascmodels.nessi import get_deployed_size, size_bytes
+from ascmodels.nessi import get_deployed_size, layer_rates, size_at, size_bytes
 from ascmodels.pruning import (
     CRITERIA,
     DATA_CRITERIA,
     Gradients,
     PruningError,
+    Ties,
     check_ratio,
     prune,
     prune_below,
     smallest_step,
+    ties,
 )
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 
@@ -177,24 +181,43 @@ def schedule_sizes(
     precision: str = "fp16",
     widths: Widths | None = None,
 ) -> list[tuple[int, int]]:
-    """(MACs, params) as deployed of the first network (dense, or of `widths`) and after each prune step, untrained.
+    """(MACs, params) as deployed of the first network (dense, or of `widths`) and after each prune step, untrained;
+    see `schedule_networks`."""
+    return [
+        (macs, params) for macs, params, _ in schedule_networks(config, prune_config, n_mels, frames, precision, widths)
+    ]
 
-    Local pruning makes the widths independent of the weights, so these are the trained trial's own figures. Global and
+
+def schedule_networks(
+    config: StudentConfig,
+    prune_config: PruneConfig,
+    n_mels: int,
+    frames: int,
+    precision: str = "fp16",
+    widths: Widths | None = None,
+) -> list[tuple[int, int, Widths]]:
+    """MACs, params and widths of the first network (dense, or of `widths`) and after each prune step, untrained.
+
+    Local pruning makes the widths independent of the weights, so these are the trained trial's own. Global and
     isomorphic pruning do not (`PruneConfig.exact`): there they are an *estimate*, of a network with fresh weights.
     PruningError for a schedule that cannot be met; for a target it names what can be reached.
     """
+    if prune_config.exact and prune_config.goal is None:  # widths follow from the ratios: nothing is cut
+        stages = [widths or _deployed(config).widths]
+        for ratio in prune_config.step_ratios:
+            stages.append(_ties(config, stages[0]).narrowed(stages[-1], ratio, prune_config.round_to))
+        return [(*_deployed_size(config, w, n_mels, frames), w) for w in stages]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student = build_student(config, widths=widths)
-    sizes = [get_deployed_size(student, n_mels, frames)]
+    networks = [student]
+    dense = get_deployed_size(student, n_mels, frames)
     goal, by_weights = prune_config.goal, replace(prune_config, criterion="l1")
     if goal is not None:
-        prune_config.targets(_figure(goal[0], sizes[0], precision))  # refuses one that is no smaller
-    network = student
+        prune_config.targets(_figure(goal[0], dense, precision))  # refuses one that is no smaller
     try:
         for step in range(1, prune_config.rounds + 1):
-            network = take_step(network, by_weights, step, sizes[0], n_mels, frames, precision)
-            sizes.append(get_deployed_size(network, n_mels, frames))
+            networks.append(take_step(networks[-1], by_weights, step, dense, n_mels, frames, precision))
     except PruningError as error:
         if goal is None:
             raise
@@ -202,7 +225,28 @@ def schedule_sizes(
             student = smallest_step(student, prune_config.round_to, prune_config.max_ratio)
         least = _figure(goal[0], get_deployed_size(student, n_mels, frames), precision)
         raise PruningError(f"{error}; {prune_config.rounds} such step(s) reach {least:,.0f} at least") from error
-    return sizes
+    return [(*get_deployed_size(network, n_mels, frames), network.widths) for network in networks]
+
+
+@lru_cache(maxsize=4096)
+def _deployed_size(config: StudentConfig, widths: Widths, n_mels: int, frames: int) -> tuple[int, int]:
+    return size_at(_deployed(config, widths), _rates(config, n_mels, frames))
+
+
+@lru_cache(maxsize=512)
+def _rates(config: StudentConfig, n_mels: int, frames: int) -> dict[str, Fraction]:
+    return layer_rates(_deployed(config), (1, 1, n_mels, frames))
+
+
+def _deployed(config: StudentConfig, widths: Widths | None = None) -> Student:
+    with torch.random.fork_rng(devices=[]):
+        return build_student(config, widths=widths, fused=True)
+
+
+@lru_cache(maxsize=512)
+def _ties(config: StudentConfig, widths: Widths) -> Ties:
+    with torch.random.fork_rng(devices=[]):
+        return ties(build_student(config, widths=widths))
 
 
 def _figure(name: str, size: tuple[int, int], precision: str) -> float:

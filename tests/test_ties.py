@@ -1,0 +1,41 @@
+"""Sizes by arithmetic (`Ties`) against networks that are really cut and measured."""
+
+import random
+
+import pytest
+
+from ascmodels.nessi import get_deployed_size
+from ascmodels.pruning import PruningError, prune
+from ascmodels.schedules import PruneConfig, schedule_networks
+from ascmodels.students import StudentConfig, build_student
+
+CONFIGS = [
+    StudentConfig(base_channels=8),
+    StudentConfig(base_channels=16, branches=("3x3", "1x1", "identity")),
+    StudentConfig(base_channels=24, channels_multiplier=1.4, expansion_rate=3.0, grn=True),
+    StudentConfig(family="tf_sepnet", base_channels=40),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["cp", "rep", "grn", "tf"])
+@pytest.mark.parametrize("round_to", [1, 2])
+@pytest.mark.slow
+def test_arithmetic_gives_the_widths_and_sizes_of_the_cut_network(config: StudentConfig, round_to: int) -> None:
+    rng = random.Random(f"{config}{round_to}")
+    ratios = tuple(rng.uniform(0.1, 0.5) for _ in range(3))
+    network, expected = build_student(config), []
+    expected.append((*get_deployed_size(network, 64, 20), network.widths))
+    for ratio in ratios:
+        network = prune(network, ratio, "l2", round_to)
+        expected.append((*get_deployed_size(network, 64, 20), network.widths))
+    assert schedule_networks(config, PruneConfig(ratios=ratios, round_to=round_to), 64, 20) == expected
+
+
+def test_errors_are_those_of_the_cut() -> None:
+    config = StudentConfig(base_channels=8)
+    for ratios, words in (((0.9,), "would empty a layer"), ((1e-20,), "removes no channel")):
+        with pytest.raises(PruningError, match=words) as told:
+            prune(build_student(config), ratios[0])
+        with pytest.raises(PruningError, match=words) as by_arithmetic:
+            schedule_networks(config, PruneConfig(ratios=ratios), 64, 20)
+        assert str(by_arithmetic.value) == str(told.value)
