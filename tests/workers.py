@@ -1,5 +1,6 @@
 """What the tests run in fresh processes (`conftest.fresh_processes`); results go to files."""
 
+import json
 import os
 import signal
 import time
@@ -7,8 +8,14 @@ from pathlib import Path
 
 import torch
 
+import trainables.trial
 from ascmodels.checkpoint import load_student
 from data import cache
+from trainables.config import TrialConfig
+from trainables.loop import EpochResult
+from trainables.parents import run_shared
+from trainables.train_config import set_up_process
+from trainables.trial import Trial, load_trial_data
 
 
 def build_cache(root: Path, names: list[str], folder: Path, waiting: Path, parties: int, result: Path) -> None:
@@ -44,3 +51,33 @@ def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
     student, _ = load_student(checkpoint)
     with torch.no_grad():
         torch.save(student(torch.load(inputs, weights_only=True)), result)
+
+
+def train_shared(config: TrialConfig, folder: Path, name: str, dies: bool) -> None:
+    """One of three trials that share a parent: `name`.trained lists the epochs that it begins, `name`.json its
+    validation losses. The one that dies holds the parent in its second epoch until the others are there."""
+    set_up_process(1)
+    train_epoch = trainables.trial.train_epoch
+    data = load_trial_data(config)
+
+    def wait_for(*files: str) -> None:
+        while not all((folder / file).exists() for file in files):
+            time.sleep(0.01)
+
+    def train(*arguments) -> EpochResult:
+        with (folder / f"{name}.trained").open("a") as told:
+            told.write(f"{arguments[3].where}\n")
+        if dies and "epoch 2" in arguments[3].where:
+            (folder / "holding").touch()
+            wait_for("one.ready", "two.ready")
+            time.sleep(0.3)  # for them to find the parent held
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train_epoch(*arguments)
+
+    trainables.trial.train_epoch = train
+    trial = Trial(config, data, folder / name)
+    if not dies:
+        wait_for("holding")
+        (folder / f"{name}.ready").touch()
+    losses = [record.val_loss for record in run_shared(trial, folder / "parents")]
+    (folder / f"{name}.json").write_text(json.dumps(losses))

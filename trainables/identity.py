@@ -6,7 +6,6 @@ code_hash()                              of the files that a training's figures 
 """
 
 import hashlib
-from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,11 @@ NAMED = ("distill.teacher_ckpts", "teacher.model.pretrained", "augment.dir_dir",
 SHAPING = ("ascmodels", "data", "trainables")  # packages whose code shapes a training
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], adopt: Collection[str] = ()) -> dict[str, str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """The flat configurations' keys that differ in what shapes a training, each with both values in words.
-
-    Keys of `adopt` may differ, and so may the directories in which things lie.
-    """
+    The directories in which things lie may differ."""
     old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
-    keys = [k for k in new if k not in PLACES and k not in adopt and _named(k, old.get(k)) != _named(k, new[k])]
+    keys = [k for k in new if k not in PLACES and _named(k, old.get(k)) != _named(k, new[k])]
     return {k: f"{old.get(k)} there, {new[k]} here" for k in keys}
 
 

@@ -84,18 +84,12 @@ class Trial:
         if data.online:
             with_features = config.distill.feature_weight > 0
             self.teachers = data.online.listener(config.augment, self.device, config.train.amp, with_features)
-        self.stage = self.epoch = self.epochs = 0
-        self.points: list[Point] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.training_seed)
-            self.model = build_student(config.student, len(tau.SCENES), widths)
+        self.adopted = False  # goes on from the state of another configuration's trial
+        self.begin_again()
         if base:
             checkpoint.check_same_architecture(base.config, config.student, "the base")
             self.model = base.rebuilt()
-        self.val_acc_pruned: float | None = None  # of this stage's network before retraining
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.average: WeightAverage | None = None  # of this stage, with train.ema_decay
-        self._place()
+            self._place()
 
     @property
     def network(self) -> Student:
@@ -116,6 +110,19 @@ class Trial:
             return self.config.prune.epochs
         return 0 if self.from_base else self.config.train.epochs
 
+    def begin_again(self) -> None:
+        """As a new trial: nothing trained, the initial weights."""
+        self.stage = self.epoch = self.epochs = 0
+        self.points: list[Point] = []
+        self.val_acc_pruned: float | None = None  # of this stage's network before retraining
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.average: WeightAverage | None = None  # of this stage, with train.ema_decay
+        self.in_parent = False  # the weights of this epoch are not here but in a dense parent (trainables/parents.py)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.training_seed)
+            self.model = build_student(self.config.student, len(tau.SCENES), self.widths)
+        self._place()
+
     def start_stage(self) -> None:
         """Prune (except before the dense stage) and begin with a fresh optimiser."""
         if not self.stage:
@@ -132,12 +139,22 @@ class Trial:
         self.sizes[self.stage] = measured  # was an estimate where the weights decide
         self.optimizer = self._new_optimizer()
 
+    def end_stage(self, point: Point, deployed: Student) -> None:
+        """Keep the stage's point with its network as shipped, and stand before the next stage."""
+        extra = describe_use(self.config) | {"point": point_dict(point)}
+        checkpoint.save_student(self.folder / point.checkpoint, deployed, extra)
+        self.points.append(point)
+        self.model, self.average = self.network, None
+        self.stage, self.epoch, self.optimizer, self.val_acc_pruned = point.step + 1, 0, None, None
+
     def save(self, folder: Path) -> None:
         """The whole state: the network with its architecture, the optimiser, the position, the points."""
         checkpoint.save_student(folder / "student", self.model, describe_use(self.config))
         state = {
             "config": json.dumps(self.config.flat()),
             "clips": self.clips_hash,
+            "adopted": self.adopted,
+            "in_parent": self.in_parent,
             "position": [self.stage, self.epoch, self.epochs],
             "from_base": self.from_base,
             "widths": json.dumps(asdict(self.widths)) if self.widths else None,
@@ -157,10 +174,12 @@ class Trial:
         which a trial takes over the state of another and goes on with its own values."""
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
-        differing = differences(json.loads(state["config"]), self.config.flat(), adopt)
-        if differing:
-            told = "; ".join(f"{k}: {values}" for k, values in differing.items())
-            raise CheckpointError(f"{folder} belongs to another configuration: {told}")
+        differing = differences(json.loads(state["config"]), self.config.flat())
+        refused = "; ".join(f"{k}: {values}" for k, values in differing.items() if k not in adopt)
+        if refused:
+            raise CheckpointError(f"{folder} belongs to another configuration: {refused}")
+        if differing and state.get("in_parent"):
+            raise CheckpointError(f"{folder} has no weights to take over: they are in the dense parent of its trial")
         if state.get("clips", self.clips_hash) != self.clips_hash:
             raise CheckpointError(f"{folder} was trained or validated on other clips than those given here")
         self.model = student
@@ -168,9 +187,11 @@ class Trial:
         self.stage, self.epoch, self.epochs = state["position"]
         # `get`: a study that an older version began has states without these
         self.from_base, self.val_acc_pruned = state.get("from_base", False), state.get("val_acc_pruned")
+        self.in_parent, self.adopted = state.get("in_parent", False), state.get("adopted", False) or bool(differing)
         self.widths = Widths(**json.loads(state["widths"])) if state.get("widths") else None
         self.sizes = [(macs, params) for macs, params in state.get("sizes", self.sizes)]
         self.points = [Point(**p) for p in json.loads(state["points"])]
+        self.optimizer = None
         if state["optimizer"] is not None:
             self.optimizer = self._new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
@@ -201,6 +222,10 @@ class Trial:
 def run_trial(trial: Trial) -> Iterator[Record]:
     """Train, measure, prune, retrain, measure ...: one record after each epoch, a point at the end of each stage."""
     c = trial.config
+    if trial.in_parent:  # which is not at hand: its epochs are trained again, and not told again
+        told = trial.epochs
+        trial.begin_again()
+        next(record for record in run_trial(trial) if record.epochs == told)
     while trial.stage < trial.n_stages:
         if trial.epoch == 0:
             trial.start_stage()
@@ -238,11 +263,7 @@ def run_trial(trial: Trial) -> Iterator[Record]:
                 confusion=metrics.confusion,
                 val_acc_pruned=trial.val_acc_pruned,
             )
-            extra = describe_use(c) | {"point": point_dict(point)}
-            checkpoint.save_student(trial.folder / point.checkpoint, deployed, extra)
-            trial.points.append(point)
-            trial.model, trial.average = trial.network, None
-            trial.stage, trial.epoch, trial.optimizer, trial.val_acc_pruned = stage + 1, 0, None, None
+            trial.end_stage(point, deployed)
         yield Record(
             stage=stage,
             epoch=epoch,
