@@ -7,6 +7,7 @@ with a NaN or an infinity is never on a front, has rank -1 and adds no hypervolu
     pareto_mask(values, ("max", "min"))                         # [True, True, False]
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,8 +44,15 @@ def nondominated_rank(values: npt.ArrayLike, directions: Sequence[str]) -> npt.N
     if not finite.any():
         return ranks
     distinct, inverse = np.unique(costs[finite], axis=0, return_inverse=True)  # sorted lexicographically
-    fronts: list[list[int]] = []
     rank_of = np.empty(len(distinct), dtype=np.int64)
+    if costs.shape[1] <= 2:  # a front's last row has its least second cost, so that one number stands for the front
+        least: list[float] = []
+        for row, cost in enumerate(distinct[:, -1].tolist()):
+            rank_of[row] = front = bisect_right(least, cost)
+            least[front : front + 1] = [cost]
+        ranks[finite] = rank_of[inverse.reshape(-1)]
+        return ranks
+    fronts: list[list[int]] = []
     for row, cost in enumerate(distinct):
         low, high = 0, len(fronts)
         while low < high:

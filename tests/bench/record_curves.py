@@ -1,0 +1,94 @@
+"""Records the learning curves of a whole grid of trials once, for tests/bench/search_quality.py to replay.
+
+    python -m data.synthetic DATA --train 1200 --test 10
+    TAU24_PATH=DATA python tests/bench/record_curves.py --storage FOLDER       (about 25 minutes on one core)
+
+192 trials: 48 dense networks (width, expansion, learning rate, weight of the hard label), each with four prune
+schedules. A dense network is trained once, and a schedule's first step once for all that begin with it. What is real:
+training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial.py`); what is small:
+the clips (synthetic), the front-end and the number of epochs.
+
+FOLDER/curves.csv gets the rows of a dense network when its last schedule is done, so a killed recording goes on;
+tests/bench/data/curves.csv.gz is written at the end. `prune` holds the ratios so far: a trial's curve is made of the
+rows of each beginning of its ratios.
+"""
+
+import argparse
+import gzip
+import itertools
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from trainables.clips import TrialData
+from trainables.config import TrialConfig, compose
+from trainables.runs import prepare
+from trainables.trial import Trial, run_trial
+
+TABLE = Path(__file__).parent / "data" / "curves.csv.gz"
+GRID: dict[str, tuple[Any, ...]] = {
+    "student.base_channels": (8, 16, 24, 32),
+    "student.expansion_rate": (1.5, 3.0),
+    "train.lr": (0.002, 0.006, 0.02),
+    "distill.kd_alpha": (0.3, 1.0),
+}
+SCHEDULES = ((0.25, 0.25), (0.5, 0.5))  # each step ends a trial of the grid, too
+SMALL = (
+    *("student=cp_mobile", "teacher=cnn_small", "teacher.train.min_steps=400", "train.device=cpu"),
+    *("frontend.sample_rate=8000", "frontend.n_fft=512", "frontend.win_length=512", "frontend.hop_length=400"),
+    *("frontend.n_mels=64", "augment.freq_mask=8", "train.epochs=10", "train.min_steps=0", "train.batch_size=32"),
+    *("prune.epochs=2", "prune.lr=2.5e-3", "data.validation_share=0.3"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--storage", type=Path, required=True, help="caches, and the rows so far")
+    folder = p.parse_args(argv).storage.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "curves.csv"
+    grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    seen: dict[bool, tuple[TrialConfig, TrialData]] = {}  # with a teacher and without
+    for number, values in enumerate(grid):
+        if part.is_file() and (pd.read_csv(part)[list(GRID)] == pd.Series(values)).all(axis=1).any():
+            continue
+        config = compose([*SMALL, f"data.cache_dir='{folder / 'cache'}'", *(f"{k}={v}" for k, v in values.items())])
+        taught = config.distill.taught
+        if taught not in seen:
+            seen[taught] = prepare(config, Console())
+        teachers, data = seen[taught][0].distill.teacher_ckpts, seen[taught][1]
+        config = replace(config, distill=replace(config.distill, teacher_ckpts=teachers))
+        started = time.process_time()
+        rows = record(config, data, folder / "trial")
+        pd.DataFrame([values | row for row in rows]).to_csv(part, mode="a", header=not part.is_file(), index=False)
+        print(f"{number + 1} of {len(grid)}: {values} {time.process_time() - started:.0f} s", flush=True)
+    TABLE.parent.mkdir(exist_ok=True)
+    TABLE.write_bytes(gzip.compress(part.read_bytes(), mtime=0))
+    print(f"{TABLE}: {TABLE.stat().st_size} bytes")
+    return 0
+
+
+def record(config: TrialConfig, data: TrialData, folder: Path) -> list[dict[str, Any]]:
+    """The rows of one dense network and of all that is pruned from it."""
+    dense = Trial(config, data, folder)
+    rows = [_row("", r) for r in run_trial(dense)]
+    for ratios in SCHEDULES:
+        pruned = TrialConfig.from_flat(config.flat() | {"prune.ratios": list(ratios)})
+        for r in run_trial(Trial(pruned, data, folder, base=dense.model)):
+            if r.stage:
+                rows.append(_row("/".join(map(str, ratios[: r.stage])), r))
+    return rows
+
+
+def _row(prune: str, r: Any) -> dict[str, Any]:
+    accuracy = round(r.val_macro_avg_acc, 4)
+    return {"prune": prune, "stage": r.stage, "epoch": r.epoch, "acc": accuracy, "macs": r.macs, "params": r.params}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
