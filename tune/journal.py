@@ -5,10 +5,13 @@
 Events (`event` names the kind, `time` is in UTC):
 
     run      a driver began                        {command}
-    reject   a sample that is not trained          {number, params, reason, example, excess}
-    trial    a trial that is to be trained         {trial, number, params, values, config_id, replicate}
+    known    a point of another study              {params, point}
+    reject   a sample that is not trained          {params, reason, example, excess}
+    trial    a trial that is to be trained         {trial, params, values, config_id, replicate, excess, attributes}
+    retry    a crashed trial is tried again        {trial}
     restore  a trial that goes on                  {trial, epochs, repeated}     epochs trained so far, and lost ones
     result   an epoch, or a trial's end            {trial, ...a Record's fields, done, finished, failure?, point?}
+    exhausted    the space has no more configurations to draw
     end      a trial that crashed for good, or that a scheduler ended    {trial, status, failure}
 
 A resume reads them all again: searcher, rungs and tables come back from here, and nothing is kept elsewhere. The
@@ -37,7 +40,6 @@ class TrialLog:
     name: str  # t0003; t0003r1 is its first replicate
     config_id: str  # name of the configuration's first trial
     replicate: int  # 0, 1, ...: which of the configuration's seeds
-    number: int  # of its Optuna trial
     params: dict[str, Any]  # as Optuna drew them
     values: dict[str, Any]  # what they mean: configuration keys
     status: str = "running"
@@ -62,24 +64,29 @@ class StudyLog:
     rejected: Counter[str] = field(default_factory=Counter)  # reason -> samples
     examples: dict[str, str] = field(default_factory=dict)  # reason -> one of them
     runs: int = 0  # drivers so far
+    exhausted: bool = False  # so many samples in a row were rejected that the search ended
 
     def apply(self, event: dict[str, Any]) -> None:
         """Take one event in."""
         kind = event["event"]
         if kind == "run":
-            self.runs += 1
+            self.runs, self.exhausted = self.runs + 1, False
+        elif kind == "exhausted":
+            self.exhausted = True
         elif kind == "reject":
             self.rejected[event["reason"]] += 1
             self.examples.setdefault(event["reason"], event["example"])
         elif kind == "trial":
-            names = ("config_id", "replicate", "number", "params", "values")
+            names = ("config_id", "replicate", "params", "values")
             self.trials[event["trial"]] = TrialLog(event["trial"], **{k: event[k] for k in names})
-        elif kind in ("restore", "result", "end"):
+        elif kind in ("retry", "restore", "result", "end"):
             getattr(self, f"_{kind}")(self.trials[event["trial"]], event)
 
     def _restore(self, trial: TrialLog, event: dict[str, Any]) -> None:
         trial.restores += 1
         trial.repeated += event["repeated"]
+
+    def _retry(self, trial: TrialLog, event: dict[str, Any]) -> None:
         trial.status, trial.failure, trial.crashed = "running", None, False
 
     def _result(self, trial: TrialLog, event: dict[str, Any]) -> None:
@@ -144,31 +151,43 @@ def fold(events: Iterable[dict[str, Any]]) -> StudyLog:
     return log
 
 
-class Journal:
-    """Appends events to a file of its own and keeps `log` true to them. For the one driver that holds the study."""
+class Events:
+    """A study's events in memory, for a search without a folder; `Journal` writes them down too."""
+
+    def __init__(self, earlier: Iterable[dict[str, Any]] = ()):
+        self.earlier = list(earlier)  # of drivers before this one
+        self.log = fold(self.earlier)
+
+    def add(self, event: str, **values: Any) -> dict[str, Any]:
+        """Take an event in, after it was written down."""
+        entry = {"event": event, "time": now(), **values}
+        self._write(entry)
+        self.log.apply(entry)
+        return entry
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        """In memory there is nothing to write."""
+
+
+class Journal(Events):
+    """Appends events to a file of its own. For the one driver that holds the study."""
 
     def __init__(self, study: Path):
-        self.study = study
-        self.events = list(read_events(study))  # of earlier drivers
-        self.log = fold(self.events)
+        super().__init__(read_events(study))
         (study / FOLDER).mkdir(parents=True, exist_ok=True)
         self.path = study / FOLDER / f"{len(segments(study)):03d}.jsonl"
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
 
-    def add(self, event: str, **values: Any) -> dict[str, Any]:
-        """Write an event down, then take it in. OSError where it cannot be written; the file is then as before."""
-        entry = {"event": event, "time": now(), **values}
+    def _write(self, entry: dict[str, Any]) -> None:
+        """OSError where the line cannot be written; the file is then as it was."""
         line = (json.dumps(entry) + "\n").encode()
-        before = os.fstat(self._handle).st_size
-        written = 0
+        before, written = os.fstat(self._handle).st_size, 0
         try:
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError:
             os.ftruncate(self._handle, before)  # a full disk may have taken half a line
             raise
-        self.log.apply(entry)
-        return entry
 
     def close(self) -> None:
         os.close(self._handle)

@@ -1,125 +1,280 @@
 """The searcher: Ray's OptunaSearch, told what a configuration costs before anything is trained.
 
 Every sampled configuration is built and measured (dense and after each prune step) first. One that fits the limits at
-no stage never reaches an actor: it is told to Optuna as violating its constraint, and counted.
+no stage, or whose networks were trained in the same way before, never reaches an actor: it is told to Optuna, with
+its excess over the limits as a violated constraint, and counted.
+
+Each draw has a sampler of its own, seeded by (seed, number of the draw): with the journal's history told again, a
+resumed study draws what it would have drawn. A trial with R prune steps has on its way trained the configurations with
+1 to R - 1 of them, so these are told as well.
 """
 
 import json
-import pickle
-from collections import Counter
-from functools import lru_cache
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from ascmodels.checkpoint import replace_text
-from ascmodels.nessi import Limits, size_bytes
-from ascmodels.schedules import PruneConfig, schedule_sizes
-from ascmodels.students import StudentConfig
+from analysis.front import nondominated_rank
 from search_spaces import Space
-from trainables.config import TrialConfig
+from tune.history import replay, shortened
+from tune.journal import Events, TrialLog
 
 OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
-MAX_REJECTIONS = 200  # in a row, before the space is declared without a feasible point
-SEARCHER = "searcher.json"  # in the study's folder: what was rejected and why, and whether the space is used up
-_CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
+MAX_REJECTIONS = 200  # in a row, before the space is declared used up or without a feasible point
+CAPACITY = 1000  # Optuna's history is cut to half when it is as long: a draw's time grows with it, and must not
+CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    # one joint density instead of one for each parameter: the trials are sorted once a draw, not once a parameter
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
 
 
-def read_searcher(study_dir: Path) -> dict[str, Any]:
-    """`rejected`: reason -> number of sampled configurations that never reached an actor; `examples`: one message for
-    each reason; `exhausted`: whether MAX_REJECTIONS in a row ended the sampling."""
-    path = study_dir / SEARCHER
-    return json.loads(path.read_text()) if path.is_file() else {"rejected": {}, "examples": {}, "exhausted": False}
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate says of a configuration."""
+
+    key: str  # equal for configurations that train the same networks in the same way
+    excess: float  # relative, over the limits, of the cheapest stage; above 0: not to be trained
+    reason: str = ""
+    example: str = ""
 
 
-@lru_cache(maxsize=4096)
-def stage_sizes(
-    student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int, precision: str = "fp16"
-) -> tuple[tuple[int, int], ...]:
-    """(MACs, params) of every stage, an estimate unless `prune.exact`; remembered, since samplers come back to the
-    same architectures."""
-    return tuple(schedule_sizes(student, prune, n_mels, frames, precision))
+Gate = Callable[[dict[str, Any]], Verdict]
 
 
-def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
-    """The least relative excess over the limits of any stage; <= 0 when one stage fits."""
-    return min(
-        max(macs / limits.macs, size_bytes(params, limits.precision) / limits.bytes) - 1 for macs, params in sizes
-    )
+@dataclass
+class _Configuration:
+    """A drawn configuration while its replicates are being trained."""
+
+    number: int
+    params: dict[str, Any]
+    open: set[str]  # names of its trials that have not ended
+    points: list[list[dict[str, Any]]] = field(default_factory=list)  # of each complete one
+    partial: list[list[dict[str, Any]]] = field(default_factory=list)  # of each that was stopped early
+    failed: int = 0
 
 
 class FeasibleOptunaSearch(OptunaSearch):
-    """Multi-objective TPE over a `Space`; `base` is the flat configuration that samples are laid over."""
+    """Multi-objective search over `space`, behind `gate`; `fixed` is the configuration that samples are laid over.
 
-    def __init__(self, space: Space, base: dict[str, Any], study_dir: str, seed: int):
-        sampler = optuna.samplers.TPESampler(seed=seed)
+    With `events` of an earlier driver, their history is told to Optuna first, and trials that have not ended are
+    suggested before new ones. `replicates` trials are made of each configuration.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        fixed: dict[str, Any],
+        gate: Gate,
+        *,
+        sampler: str = "tpe",
+        seed: int = 0,
+        events: Events | None = None,
+        replicates: int = 1,
+    ):
         super().__init__(
-            space=space.sample,  # kept by the base class as "define by run"; `suggest` below draws from it
+            space=space.sample,  # type: ignore[arg-type] - defined by running
             metric=list(OBJECTIVES),
             mode=list(OBJECTIVES.values()),
-            sampler=sampler,
+            sampler=SAMPLERS[sampler](seed),
         )
-        self._search_space, self._base, self._study_dir = space, base, study_dir
+        self._draws, self._fixed, self._gate = space, fixed, gate
+        self._sampler_name, self._own_seed, self._replicates = sampler, seed, replicates
+        self._events = events or Events()
         self._seen: set[str] = set()
-        self._accepted = 0
-        self.rejected: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}
+        self._configurations: dict[str, _Configuration] = {}
+        self._names: dict[str, str] = {}  # Ray's trial id -> ours
+        self._n_configurations = self._n_draws = 0
+        self._queue: deque[TrialLog] = deque()
+        self._tell_history()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next feasible configuration, or FINISHED when MAX_REJECTIONS in a row were none."""
-        before = self.rejected.total()
-        for _ in range(MAX_REJECTIONS):
-            asked = self._study.ask()
-            values = self._search_space.sample(asked)
-            reason, example = self._reject(asked, values)
-            if not reason:
-                self._ot_trials[trial_id] = asked
-                self._accepted += 1
-                if self.rejected.total() > before:
-                    self._write(exhausted=False)
-                name = f"t{self._accepted - 1:04d}"
-                return self._base | values | {"trial": name, "study_dir": self._study_dir}
-            self.rejected[reason] += 1
-            self._examples.setdefault(reason, example)
-            self._study.tell(asked, state=TrialState.PRUNED)
-        self._write(exhausted=True)
-        return Searcher.FINISHED
-
-    def _write(self, exhausted: bool) -> None:
-        told = {"rejected": self.rejected, "examples": self._examples, "exhausted": exhausted}
-        replace_text(Path(self._study_dir) / SEARCHER, json.dumps(told, indent=1))
-
-    def _reject(self, asked: optuna.Trial, values: dict[str, Any]) -> tuple[str, str]:
-        """Why a configuration must not be trained, and in which words; empty when it may."""
-        key = json.dumps(values, sort_keys=True)
-        if key in self._seen:
-            return "sampled before", key
-        self._seen.add(key)
-        try:
-            config = TrialConfig.from_flat(self._base | values)
-            shape = config.frontend.n_mels, config.frontend.frames
-            sizes = stage_sizes(config.student, config.prune, *shape, config.limits.precision)
-        except ValueError as error:  # of the configuration's own checks, or a prune step that cannot be taken
-            asked.set_constraint(_CONSTRAINT, 1.0)
-            return "cannot be built or pruned", f"{key}: {error}"
-        excess = violation(sizes, config.limits)
-        asked.set_constraint(_CONSTRAINT, excess)
-        return ("over the limits at every stage", f"{key}: {sizes}") if excess > 0 else ("", "")
+        """The configuration of the next trial, or FINISHED when MAX_REJECTIONS in a row were none."""
+        if not self._queue and not self._draw():
+            return Searcher.FINISHED
+        trial = self._queue.popleft()
+        self._names[trial_id] = trial.name
+        extra = {"trial": trial.name, "replicate": trial.replicate} if trial.replicate else {"trial": trial.name}
+        return self._fixed | trial.values | extra
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """A finished trial's last point becomes its values; an early-stopped one is `pruned`, a failed one `fail`."""
-        if trial_id in self._completed_trials or trial_id not in self._ot_trials:
+        """Take a trial's end in; its configuration is told to Optuna when the last of its replicates has ended."""
+        name = self._names.pop(trial_id, None)
+        if name is None:
             return
-        if not error and result and result.get("finished"):
-            super().on_trial_complete(trial_id, result, error)
+        failed = error or not result or bool(result.get("failure"))
+        status = "failed" if failed else "complete" if result and result.get("finished") else "stopped early"
+        self._end(name, status, (result or {}).get("points") or ([result] if result and not failed else []))
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Optuna takes no intermediate values of several objectives."""
+
+    @property
+    def pending(self) -> list[TrialLog]:
+        """Trials that are suggested before anything new is drawn."""
+        return list(self._queue)
+
+    def tell_known(self, known: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> int:
+        """Take (parameters, point) pairs of earlier studies in; how many were new."""
+        told = 0
+        for params, point in known:
+            values, _ = replay(self._draws, params)
+            key = self._gate(values).key
+            if key not in self._seen:
+                told += 1
+                self._events.add("known", params=params, point={name: point[name] for name in OBJECTIVES})
+                self._tell_known(params, point, key)
+        return told
+
+    def _draw(self) -> bool:
+        """Queue the next feasible configuration; False when there is none."""
+        for _ in range(MAX_REJECTIONS):
+            self._keep_short()
+            seed = int(np.random.SeedSequence([self._own_seed, self._n_draws]).generate_state(1)[0])
+            self._study.sampler = SAMPLERS[self._sampler_name](seed)
+            self._n_draws += 1
+            asked = self._study.ask()
+            values = self._draws.sample(asked)
+            verdict = self._gate(values)
+            asked.set_constraint(CONSTRAINT, verdict.excess)
+            if verdict.key in self._seen:
+                verdict = Verdict(verdict.key, verdict.excess, "trained before", json.dumps(values))
+            if not verdict.reason:
+                self._seen.add(verdict.key)
+                self._add_configuration(asked, values, verdict.excess)
+                return True
+            told = {"reason": verdict.reason, "example": verdict.example, "excess": verdict.excess}
+            self._events.add("reject", params=asked.params, **told)
+            self._study.tell(asked, state=TrialState.PRUNED)
+        self._events.add("exhausted", rejections=MAX_REJECTIONS)
+        return False
+
+    def _add_configuration(self, asked: optuna.Trial, values: dict[str, Any], excess: float) -> None:
+        first = f"t{self._n_configurations:04d}"
+        shared = {"config_id": first, "params": asked.params, "values": values}
+        attributes = {"attributes": self._study.get_trials(deepcopy=False)[asked.number].system_attrs}
+        for replicate in range(self._replicates):
+            name = f"{first}r{replicate}" if replicate else first
+            self._events.add("trial", trial=name, replicate=replicate, excess=excess, **attributes, **shared)
+            self._queue.append(self._events.log.trials[name])
+        self._open(first, asked.number, [t.name for t in self._queue][-self._replicates :])
+
+    def _open(self, config_id: str, number: int, names: list[str]) -> None:
+        params = self._events.log.trials[config_id].params
+        self._n_configurations += 1
+        self._configurations[config_id] = _Configuration(number, params, set(names))
+
+    def _end(self, name: str, status: str, points: list[dict[str, Any]]) -> None:
+        config_id = name.partition("r")[0]
+        configuration = self._configurations.get(config_id)
+        if configuration is None or name not in configuration.open:  # of a configuration that was told before
             return
-        failed = error or not result or "failure" in result
-        self._study.tell(self._ot_trials[trial_id], state=TrialState.FAIL if failed else TrialState.PRUNED)
-        self._completed_trials.add(trial_id)
+        configuration.open.remove(name)
+        if status == "failed":
+            configuration.failed += 1
+        else:
+            (configuration.points if status == "complete" else configuration.partial).append(points)
+        if not configuration.open:
+            del self._configurations[config_id]
+            self._tell(configuration)
+
+    def _tell(self, ended: _Configuration) -> None:
+        """Means over the complete replicates; stopped ones alone are `pruned`, failed ones alone `fail`."""
+        if ended.points:
+            last = [points[-1] for points in ended.points]
+            self._study.tell(ended.number, [fmean(p[name] for p in last) for name in OBJECTIVES])
+        else:
+            self._study.tell(ended.number, state=TrialState.PRUNED if ended.partial else TrialState.FAIL)
+        trained = ended.points or ended.partial
+        for step in range(1, max(map(len, trained), default=0) - (1 if ended.points else 0)):
+            at_step = [points[step] for points in trained if len(points) > step]
+            params = shortened(self._draws, ended.params, step)
+            if params is None or any(p.get("step") != step for p in at_step):
+                continue
+            key = self._gate(replay(self._draws, params)[0]).key
+            if key not in self._seen:
+                self._tell_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES}, key)
+
+    def _tell_known(self, params: dict[str, Any], point: dict[str, Any], key: str) -> None:
+        """A configuration that was trained elsewhere."""
+        values, distributions = replay(self._draws, params)
+        self._seen.add(key)
+        figures = [float(point[name]) for name in OBJECTIVES]
+        excess = self._gate(values).excess
+        self._study.add_trial(
+            create_trial(values=figures, params=params, distributions=distributions, constraints={CONSTRAINT: excess})
+        )
+
+    def _tell_history(self) -> None:
+        """What earlier drivers drew and trained, in the order in which they did."""
+        replicas: dict[str, list[str]] = {}
+        for event in self._events.earlier:
+            if event["event"] == "trial":
+                replicas.setdefault(event["config_id"], []).append(event["trial"])
+        points: dict[str, list[dict[str, Any]]] = {}
+        for event in self._events.earlier:
+            kind, name = event["event"], event.get("trial", "")
+            if kind == "reject" or (kind == "trial" and event["trial"] == event["config_id"]):
+                state = TrialState.PRUNED if kind == "reject" else TrialState.RUNNING
+                values, distributions = replay(self._draws, event["params"])
+                self._keep_short()
+                self._n_draws += 1
+                self._study.add_trial(
+                    create_trial(
+                        state=state,
+                        params=event["params"],
+                        distributions=distributions,
+                        constraints={CONSTRAINT: event["excess"]},
+                        system_attrs=event.get("attributes"),
+                    )
+                )
+                if kind == "trial":
+                    self._seen.add(self._gate(values).key)
+                    self._open(name, len(self._study.get_trials(deepcopy=False)) - 1, replicas[name])
+            elif kind == "known":
+                values, _ = replay(self._draws, event["params"])
+                self._tell_known(event["params"], event["point"], self._gate(values).key)
+            elif kind == "result":
+                known = points.setdefault(name, [])
+                if event.get("point") and all(p["step"] != event["point"]["step"] for p in known):
+                    known.append(event["point"])
+                if event["done"]:
+                    status = "failed" if event.get("failure") else "complete" if event["finished"] else "stopped early"
+                    self._end(name, status, known or [event])
+            elif kind == "end" and (event["status"] != "failed" or self._events.log.trials[name].crashed):
+                self._end(name, event["status"], points.get(name, []))
+        self._queue.extend(t for t in self._events.log.trials.values() if not t.ended)
+
+    def _keep_short(self) -> None:
+        """Cut a history of CAPACITY trials to half: what runs, then the best and the latest, as many of each."""
+        trials = self._study.get_trials(deepcopy=False)
+        if len(trials) < CAPACITY:
+            return
+        running = [t for t in trials if not t.state.is_finished()]
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        ranks = nondominated_rank([t.values for t in complete], list(OBJECTIVES.values()))
+        best = [t for _, t in sorted(zip(ranks, complete, strict=True), key=lambda pair: (pair[0], -pair[1].number))]
+        kept: dict[int, FrozenTrial] = {t.number: t for t in [*running, *best[: CAPACITY // 4]]}
+        for trial in reversed(trials):
+            if len(kept) >= CAPACITY // 2:
+                break
+            kept.setdefault(trial.number, trial)
+        self._setup_study(self.mode)
+        numbers = {old: new for new, old in enumerate(sorted(kept))}
+        self._study.add_trials(kept[old] for old in numbers)
+        for configuration in self._configurations.values():
+            configuration.number = numbers[configuration.number]
 
     @property
     def _study(self) -> optuna.Study:
@@ -127,9 +282,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         return self._ot_study
 
     def save(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "wb") as handle:  # noqa: PTH123 - Ray passes a string and swaps the file in
-            pickle.dump(self.__dict__, handle)
+        """Nothing: the journal holds what a resume needs. Ray calls this for its snapshots."""
 
     def restore(self, checkpoint_path: str) -> None:
-        with open(checkpoint_path, "rb") as handle:  # noqa: PTH123
-            self.__dict__.update(pickle.load(handle))
+        raise NotImplementedError("a study resumes from its journal: build the searcher with its events")
