@@ -55,17 +55,17 @@ def alone(config: TrialConfig, data: TrialData, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(scope="module")
-def filled(
-    config: TrialConfig, data: TrialData, alone, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[str]]:
-    """The parents' folder after a first trial, which is checked, has trained there; and what it trained."""
+def filled(config: TrialConfig, data: TrialData, alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parents' folder where a trial of other prune steps has trained."""
     parents = tmp_path_factory.mktemp("parents")
+    other = replace(config, prune=replace(config.prune, ratios=(0.1, 0.5)))
     with pytest.MonkeyPatch.context() as patch:
         trained = count_epochs(patch)
-        trial = Trial(config, data, tmp_path_factory.mktemp("first"))
-        assert timeless(run_shared(trial, parents)) == alone[1]
-    assert_same(trial, alone[0])
-    return parents, trained
+        driver = run_shared(Trial(other, data, tmp_path_factory.mktemp("first")), parents)
+        records = timeless(next(driver) for _ in range(DENSE))
+    assert records == alone[1][:DENSE]
+    assert trained == dense(1, 2, 3)
+    return parents
 
 
 @pytest.fixture
@@ -101,17 +101,29 @@ LAST = ["stage 1, epoch 1"]
 
 
 @pytest.mark.slow
-def test_the_first_trial_trains_and_the_second_takes_over(
-    config: TrialConfig, data: TrialData, alone, filled, trained: list[str], tmp_path: Path
+def test_the_first_trial_trains_as_if_alone(
+    config: TrialConfig, data: TrialData, alone, trained: list[str], tmp_path: Path
 ) -> None:
-    assert filled[1] == [*dense(1, 2, 3), *LAST]
+    trial = Trial(config, data, tmp_path / "first")
+    assert timeless(run_shared(trial, tmp_path / "parents")) == alone[1]
+    assert_same(trial, alone[0])
+    assert trained == [*dense(1, 2, 3), *LAST]
+
+
+@pytest.mark.slow
+def test_another_takes_over_and_goes_on_with_its_own_pruning_and_limits(
+    config: TrialConfig, data: TrialData, alone, filled: Path, trained: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "second" / "step1").mkdir(parents=True)  # of a trial of this name
     second = Trial(config, data, tmp_path / "second")
-    assert timeless(run_shared(second, filled[0])) == alone[1]
+    driver = run_shared(second, filled)
+    assert timeless(next(driver) for _ in range(DENSE)) == alone[1][:DENSE]
+    assert not (second.folder / "step1").exists()
+    assert timeless(driver) == alone[1][DENSE:]
     assert_same(second, alone[0])
     assert trained == LAST
-    unpruned = replace(config, prune=PruneConfig(), limits=Limits(macs=1000))  # and its own limits
-    third = Trial(unpruned, data, tmp_path / "third")
-    *_, last = run_shared(third, filled[0])
+    third = Trial(replace(config, prune=PruneConfig(), limits=Limits(macs=1000)), data, tmp_path / "third")
+    *_, last = run_shared(third, filled)
     assert (last.finished, last.point) == (True, third.points[0])
     assert third.points[0] == replace(alone[0].points[0], feasible=False)
     assert json.loads((third.folder / "step0" / "student.json").read_text())["extra"]["point"]["feasible"] is False
@@ -120,33 +132,32 @@ def test_the_first_trial_trains_and_the_second_takes_over(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stop_after", "found", "again"),
+    ("found", "again"),
     [
-        (2, "whole", []),  # its own state is not needed
-        (2, "behind", dense(3)),  # goes on alone from its own state
-        (2, "newest damaged", dense(3)),
-        (3, "gone", []),  # it has its dense network already
+        ("whole", []),  # its own state is not needed
+        ("behind", dense(3)),  # goes on alone from its own state
+        ("newest damaged", dense(3)),
     ],
 )
 def test_a_restored_trainer_goes_on(
-    config: TrialConfig, data: TrialData, alone, filled, trained: list[str], tmp_path: Path, stop_after, found, again
+    config: TrialConfig, data: TrialData, alone, filled, trained: list[str], tmp_path: Path, found: str, again
 ) -> None:
     first = Trial(config, data, tmp_path / "points")
-    for _, record in zip(range(stop_after), run_shared(first, tmp_path / "own"), strict=False):
-        assert record.stage == 0
+    driver = run_shared(first, tmp_path / "own")
+    assert timeless(next(driver) for _ in range(2)) == alone[1][:2]
     assert not first.in_parent
     first.save(tmp_path)
     parents = tmp_path / "found"
     if found == "behind":
         next(run_shared(Trial(config, data, tmp_path / "other"), parents))
-    elif found != "gone":
-        shutil.copytree(filled[0], parents)
+    else:
+        shutil.copytree(filled, parents)
     if found == "newest damaged":
         flip(next(parents.glob("*/state-0003/trial.pt")))
     trained.clear()
     second = Trial(config, data, tmp_path / "points")
     second.load(tmp_path)
-    assert timeless(run_shared(second, parents)) == alone[1][stop_after:]
+    assert timeless(run_shared(second, parents)) == alone[1][2:]
     assert_same(second, alone[0])
     assert trained == [*again, *LAST]
 
@@ -164,7 +175,7 @@ def test_a_restored_trainer_goes_on(
 def test_a_restored_taker_goes_on(
     config: TrialConfig, data: TrialData, alone, filled, trained: list[str], tmp_path: Path, found: str, again
 ) -> None:
-    parents = shutil.copytree(filled[0], tmp_path / "parents")
+    parents = shutil.copytree(filled, tmp_path / "parents")
     (folder,) = parents.iterdir()
     assert sorted(p.name for p in folder.glob("state-*")) == ["state-0002", "state-0003"]
     first = Trial(config, data, tmp_path / "points")
@@ -264,7 +275,7 @@ def test_a_state_that_was_adopted_is_never_shared(
     assert trained == dense(1, 2)
     assert not (tmp_path / "parents").exists()
     taker = Trial(config, data, tmp_path / "taker")
-    next(run_shared(taker, filled[0]))
+    next(run_shared(taker, filled))
     taker.save(tmp_path)
     with pytest.raises(CheckpointError, match="no weights to take over"):
         Trial(own, data, tmp_path / "own").load(tmp_path, adopt=("train.lr",))

@@ -5,17 +5,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-import trainables.trial
 from ascmodels.checkpoint import load_student
 from data import cache
-from trainables.config import TrialConfig
-from trainables.loop import EpochResult
-from trainables.parents import run_shared
-from trainables.train_config import set_up_process
-from trainables.trial import Trial, load_trial_data
+
+if TYPE_CHECKING:
+    from trainables.config import TrialConfig
+    from trainables.loop import EpochResult
 
 
 def build_cache(root: Path, names: list[str], folder: Path, waiting: Path, parties: int, result: Path) -> None:
@@ -53,18 +52,22 @@ def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
         torch.save(student(torch.load(inputs, weights_only=True)), result)
 
 
-def train_shared(config: TrialConfig, folder: Path, name: str, dies: bool) -> None:
+def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> None:
     """One of three trials that share a parent: `name`.trained lists the epochs that it begins, `name`.json its
     validation losses. The one that dies holds the parent in its second epoch until the others are there."""
+    import trainables.trial  # here, as it takes seconds that the other workers need not spend
+    from trainables.parents import run_shared
+    from trainables.train_config import set_up_process
+
     set_up_process(1)
     train_epoch = trainables.trial.train_epoch
-    data = load_trial_data(config)
+    data = trainables.trial.load_trial_data(config)
 
     def wait_for(*files: str) -> None:
         while not all((folder / file).exists() for file in files):
             time.sleep(0.01)
 
-    def train(*arguments) -> EpochResult:
+    def train(*arguments) -> "EpochResult":
         with (folder / f"{name}.trained").open("a") as told:
             told.write(f"{arguments[3].where}\n")
         if dies and "epoch 2" in arguments[3].where:
@@ -75,7 +78,7 @@ def train_shared(config: TrialConfig, folder: Path, name: str, dies: bool) -> No
         return train_epoch(*arguments)
 
     trainables.trial.train_epoch = train
-    trial = Trial(config, data, folder / name)
+    trial = trainables.trial.Trial(config, data, folder / name)
     if not dies:
         wait_for("holding")
         (folder / f"{name}.ready").touch()
