@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -40,7 +41,11 @@ def figures(study: Study) -> dict[str, Any]:
             "pareto": figure_html.interactive(study, figure_parts.macs_axis(study)),
             "bytes": figure_html.interactive(study, figure_parts.bytes_axis(study)),
         }
-    return {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
+    made = {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
+    for figure in made.values():
+        for trace in figure["data"]:
+            trace["uid"] = re.sub(r"\W", "", trace["name"])  # by which a live page keeps what the legend hides
+    return made
 
 
 def main(study: Study) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from example_study import rows, write_study, write_table
+from test_live import running_study, serving
+from test_status import Driver
 
 from analysis import front, report
 from analysis.results import load_study
@@ -65,8 +67,8 @@ def page(browser, study):
 
 
 def wait(browser, script, *arguments):
-    """The script's first truthy answer, within ten seconds."""
-    deadline = time.monotonic() + 10
+    """The script's first truthy answer, within half a minute: tests may share a small machine."""
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if answer := browser.execute_script(script, *arguments):
             return answer
@@ -170,13 +172,20 @@ def test_the_table_is_the_front_and_sorts(page, study):
     assert page.execute_script(read) == expected
 
 
-def test_a_click_on_the_legend_hides_and_shows_a_group(page):
-    entry = page.execute_script(
+def click_legend(browser, name):
+    x, y = browser.execute_script(
         "const item = [...document.querySelectorAll('#pareto .legend .traces')]"
-        ".find(e => e.textContent.trim() === 'dominated').querySelector('.legendtoggle');"
+        ".find(e => e.textContent.trim() === arguments[0]).querySelector('.legendtoggle');"
         "item.scrollIntoView({block: 'center'});"
-        "const box = item.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]"
+        "const box = item.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]",
+        name,
     )
+    for kind in ("mousePressed", "mouseReleased"):
+        place = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place})
+
+
+def test_a_click_on_the_legend_hides_and_shows_a_group(page):
     shown = (
         "const plot = document.getElementById('pareto');"
         "const trace = plot._fullData.find(t => t.name === 'dominated');"
@@ -185,9 +194,7 @@ def test_a_click_on_the_legend_hides_and_shows_a_group(page):
     )
     assert page.execute_script(shown, True)
     for state in (False, True):
-        for kind in ("mousePressed", "mouseReleased"):
-            place = {"x": entry[0], "y": entry[1], "button": "left", "clickCount": 1}
-            page.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": kind, **place})
+        click_legend(page, "dominated")
         wait(page, shown, state)
         time.sleep(0.5)  # two clicks in less are a double click, which isolates the group
 
@@ -213,3 +220,56 @@ def test_an_empty_study_opens_quietly(browser, tmp_path):
     browser.get((folder / "report.html").as_uri())
     assert "No feasible point yet" in browser.find_element("css selector", ".lead").text
     assert browser.get_log("browser") == []
+
+
+def test_a_live_page_shows_new_points_without_a_click_and_keeps_the_readers_place(tmp_path, browser):
+    folder = running_study(tmp_path / "study")
+    read = "return [...document.querySelectorAll('#front tbody tr')].map(r => [r.dataset.trial, +r.dataset.step])"
+    told = "return document.getElementById('strip').textContent.includes(arguments[0])"
+    browser.get_log("browser")
+    with serving(folder) as port:
+        browser.get(f"http://127.0.0.1:{port}/")
+        wait(browser, "return document.querySelectorAll('#pareto .point').length")
+        best = front.pareto_points(load_study(folder))
+        assert browser.execute_script(read) == best[["trial_id", "step"]].to_numpy().tolist()
+        click_legend(browser, "front")
+        wait(browser, "return document.getElementById('pareto')._fullData.some(t => t.visible === 'legendonly')")
+        browser.execute_script(
+            "window.kept = true;"  # lost if the page were loaded again
+            "[...document.querySelectorAll('#front th button')].find(b => b.textContent === 'val %').click();"
+            "window.scrollTo(0, 700)"
+        )
+        write_table(folder / "points.csv", rows())
+        grown = front.pareto_points(load_study(folder))
+        assert len(grown) > len(best)
+        expected = grown.sort_values("val_macro_avg_acc")[["trial_id", "step"]].to_numpy().tolist()
+        wait(
+            browser,
+            f"{read.replace('return', 'return JSON.stringify(')}) === arguments[0]",
+            json.dumps(expected, separators=(",", ":")),
+        )
+        hidden = "document.getElementById('pareto')._fullData.filter(t => t.visible === 'legendonly').map(t => t.name)"
+        assert browser.execute_script(f"return [window.kept, window.scrollY, {hidden}]") == [True, 700, ["front"]]
+        click_legend(browser, "front")
+        wait(browser, f"return {hidden}.length === 0")
+        assert len(browser.execute_script(MARKERS, "front")) == len(grown)
+        wait(browser, told, "t0000 dense, epoch 3")
+        Driver(folder).result("t0000", 5)
+        wait(browser, told, "t0000 dense, epoch 5")
+        (folder / "points.csv").write_text("damaged")
+        wait(browser, told, "the study cannot be read")
+        write_table(folder / "points.csv", rows())
+        wait(browser, told, "t0000 dense, epoch 5")
+        log = [entry["message"] for entry in browser.get_log("browser")]
+        assert [message for message in log if "503" not in message] == []
+    wait(browser, told, "the server does not answer")
+
+
+def test_a_live_page_of_a_study_without_points_fills_itself(tmp_path, browser):
+    folder = running_study(tmp_path / "study")
+    (folder / "points.csv").unlink()
+    with serving(folder) as port:
+        browser.get(f"http://127.0.0.1:{port}/")
+        assert "No feasible point yet" in browser.find_element("css selector", ".lead").text
+        write_table(folder / "points.csv", rows())
+        wait(browser, "return document.querySelectorAll('#pareto .point, #front tbody tr').length > 10")

@@ -138,8 +138,9 @@ def _running(trial: TrialLog, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def sentences(status: dict[str, Any]) -> list[str]:
-    """What `study_status` says, in lines for a terminal or a page; the front is not among them."""
+def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
+    """What `study_status` says, in lines for a terminal or a page, so many positions of running trials at most; the
+    front is not among them."""
     trials = dict(status["trials"])
     asked, ended = trials.pop("asked"), trials.pop("ended")
     detail = ", ".join(f"{n} {name}" for name, n in trials.items() if n and name != "running")
@@ -147,7 +148,8 @@ def sentences(status: dict[str, Any]) -> list[str]:
     lines = [f"{status['name']}: {_state(status)}" + (f"; started {_count(times, 'time')}" if times > 1 else "")]
     lines.append(f"trials: {ended} of {asked} ended" + (f" ({detail})" if detail else ""))
     lines[-1] += (f", {n} {'running' if status['driver'] else 'to go on'}" if n else "") + _left(status)
-    lines += [f"  {_position(trial)}" for trial in status["running"]]
+    lines += [f"  {_position(trial)}" for trial in status["running"][:positions]]
+    lines += [f"  and {n - positions} more"] if n > positions else []
     if status["space_used_up"]:
         lines.append("the space is used up: no further configuration can be drawn")
     if status["rejected"]:

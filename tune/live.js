@@ -1,0 +1,43 @@
+// Keeps the live page up to date (served by tune/live.py): asks for the strip, and for the report when it changed.
+// What the reader did stays: scroll, zoom, hidden groups, the order of the table.
+const column = document.querySelector("main"), strip = document.getElementById("strip");
+let version = strip.dataset.version, told = "";
+
+async function ask(what) {
+  const answer = await fetch(what, {cache: "no-store"});
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+function update(made) {
+  highlight(null);
+  const sorted = document.querySelector("#front th[aria-sort]");
+  const order = sorted && [sorted.textContent, sorted.getAttribute("aria-sort") === "ascending"];
+  const moved = [...document.querySelectorAll(".scroll")].map(box => box.scrollLeft);
+  const fresh = document.createElement("div");
+  fresh.innerHTML = made.main;
+  for (const plot of plots) fresh.querySelector(`#${plot.id}`)?.replaceWith(plot);
+  column.replaceChildren(strip, ...fresh.childNodes);
+  draw(made.figures);
+  bind();
+  const head = order && [...document.querySelectorAll("#front th")].find(th => th.textContent === order[0]);
+  if (head) sortBy(head, order[1]);
+  document.querySelectorAll(".scroll").forEach((box, i) => { box.scrollLeft = moved[i] || 0; });
+}
+
+async function follow() {
+  try {
+    const now = await ask("version");
+    if (told !== now.strip) strip.innerHTML = told = now.strip;
+    if (now.version !== version) {
+      if (typeof Plotly === "undefined") return location.reload();  // a page without plots: there may be some now
+      update(await ask("report.json"));
+      version = now.version;
+    }
+  } catch (error) {
+    told = error instanceof TypeError ? "the server does not answer: what is shown may be old" : error.message;
+    strip.replaceChildren(Object.assign(document.createElement("p"), {className: "warning", textContent: told}));
+  }
+  setTimeout(follow, 2000);
+}
+setTimeout(follow, 2000);

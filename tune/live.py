@@ -1,0 +1,174 @@
+"""A live page of a study: its report as it stands now, with what runs, and its front while it grows.
+
+    python tune/live.py runs/<study> [--port 8800] [--host 127.0.0.1]
+
+/             the page; it follows the study without losing the reader's place (script: live.js)
+/status.json  what tune/status.py --json says
+/points.csv   the study's points as they are
+
+Reads the study's files only; a driver need not run. On a machine far away, forward the port: ssh -L 8800:127.0.0.1:8800
+"""
+
+import argparse
+import html
+import ipaddress
+import json
+import sys
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.markup import escape
+
+from analysis import report_page
+from analysis.results import ResultsError, Study, load_study
+from tune.status import Follower, open_study_folder, sentences, study_status
+
+SCRIPT = Path(__file__).with_name("live.js")
+FILES = ("study.json", "points.csv", "test.csv")
+RUNNING_SHOWN = 8
+
+
+class Watched:
+    """A study that is read again when its files have changed."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._follower = Follower(folder)
+        self._lock = threading.Lock()  # requests come in threads
+        self._version = ""
+        self._study: Study | None = None
+
+    def read(self) -> tuple[str, Study, dict[str, Any]]:
+        """A name for what the files hold now, the study, and its status."""
+        with self._lock:
+            stamps = [path.stat() for name in FILES if (path := self.folder / name).exists()]
+            version = "-".join(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)
+            if self._study is None or version != self._version:
+                self._study, self._version = load_study(self.folder), version
+            self._follower.update()
+            return version, self._study, study_status(self._study, self._follower)
+
+    def page(self) -> str:
+        version, study, status = self.read()
+        above = f'<section id="strip" data-version="{version}">{strip(status)}</section>'
+        return report_page.page(study, above, SCRIPT.read_text())
+
+    def answer(self, path: str) -> tuple[str, str | bytes] | None:
+        """Content type and content of a URL's path; None where there is nothing."""
+        if path == "/":
+            return "text/html", self.page()
+        if path == "/version":
+            version, _, status = self.read()
+            return "application/json", json.dumps({"version": version, "strip": strip(status)})
+        if path == "/report.json":
+            _, study, _ = self.read()
+            made = {"main": report_page.main(study), "figures": report_page.figures(study)}
+            return "application/json", json.dumps(made)
+        if path == "/status.json":
+            return "application/json", json.dumps(self.read()[2])
+        if path == "/points.csv" and (self.folder / "points.csv").exists():
+            return "text/csv", (self.folder / "points.csv").read_bytes()
+        return None
+
+
+def strip(status: dict[str, Any]) -> str:
+    """The lines above the report: progress, running trials, what was rejected or failed."""
+    lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
+    trials = status["trials"]
+    bar = f'<progress max="{trials["asked"]}" value="{trials["ended"]}"></progress>'
+    return f"<p><b>{lines[0]}</b> {bar}</p>" + "".join(f"<p>{line}</p>" for line in lines[1:])
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one study; `server_close` ends it."""
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path, host: str, port: int):
+        self.watched = Watched(folder)
+        super().__init__((host, port), Handler)
+        self.own_machine = ipaddress.ip_address(str(self.server_address[0])).is_loopback
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a reader who closed the page is no error
+            super().handle_error(request, client_address)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """GET only; every other method is answered with 501 by the base class."""
+
+    server: Server
+    timeout = 60  # seconds that a silent connection is kept
+
+    def do_GET(self) -> None:
+        if self.server.own_machine and not _names_this_machine(self.headers.get("Host", "")):
+            # another site's page that has its name point here must not read a study
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "open this page as localhost or 127.0.0.1")
+            return
+        try:
+            found = self.server.watched.answer(urlsplit(self.path).path)
+        except (ResultsError, OSError) as error:
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", f"the study cannot be read: {error}")
+            return
+        if found is None:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", "there are /, /status.json and /points.csv")
+        else:
+            self._send(HTTPStatus.OK, *found)
+
+    def _send(self, status: HTTPStatus, kind: str, content: str | bytes) -> None:
+        body = content.encode() if isinstance(content, str) else content
+        self.send_response(status)
+        self.send_header("Content-Type", f"{kind}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """The terminal stays quiet: a page asks every two seconds."""
+
+
+def _names_this_machine(host: str) -> bool:
+    return urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; runs until Ctrl-C. Exit status 2 where there is no study, or the address cannot be had."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", help="folder of a study")
+    parser.add_argument("--port", type=int, default=8800, help="0 takes a free one (default %(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network (default %(default)s)")
+    options = parser.parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        folder = open_study_folder(options.study)
+        load_study(folder)
+        server = Server(folder, options.host, options.port)
+    except ResultsError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}")
+        return 2
+    except (OSError, OverflowError) as error:
+        address = f"{options.host}:{options.port}"
+        console.print(
+            f"[red]error:[/red] {address} cannot be had ({escape(str(error))}): choose another --port or --host"
+        )
+        return 2
+    host, port = server.server_address[:2]
+    console.print(f"{escape(folder.name)} live at http://{host!s}:{port}   (Ctrl-C ends it)")
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        console.print("the page is closed; the study is not touched")
+    finally:
+        server.server_close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
