@@ -1,21 +1,16 @@
 """The searcher, the scheduler and the Trainables, without a Ray cluster."""
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from optuna.trial import TrialState
-from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from search_spaces import load_space, space_from_dict
 from trainables.config import ConfigError, TrialConfig, compose
 from trainables.ray_trainables import KDTrainable, PruneTrainable
-from tune.schedulers import SuccessiveHalving, crowding_distance, milestones
-from tune.search import MAX_REJECTIONS, OBJECTIVES, FeasibleOptunaSearch, read_searcher, stage_sizes, violation
+from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher, stage_sizes, violation
 
 
 def searcher(folder: Path, overrides: list[str], seed: int = 0, space=None) -> FeasibleOptunaSearch:
@@ -113,70 +108,6 @@ def test_what_optuna_is_told(tmp_path: Path) -> None:
     assert trials["early"].values is None
 
 
-def halving(folder: Path, objectives: dict[str, str] = OBJECTIVES) -> SuccessiveHalving:
-    return SuccessiveHalving(objectives, 2, 7, 2.0, folder)
-
-
-def result(epochs: int, accuracy: float, macs: float = 1e6) -> dict:
-    return {"training_iteration": epochs, "val_macro_avg_acc": accuracy, "macs": macs, "done": False}
-
-
-def test_milestones() -> None:
-    assert milestones(2, 7, 2.0) == [2, 4]
-    assert milestones(37, 149, 2.0) == [37, 74, 148]
-    assert milestones(1, 0, 2.0) == []
-
-
-def test_plain_asha_keeps_the_better_half(tmp_path: Path) -> None:
-    scheduler = halving(tmp_path, {"val_macro_avg_acc": "max"})
-    accuracies = np.random.default_rng(0).permutation(20) / 20
-    for i, accuracy in enumerate(accuracies):
-        kept = scheduler.record(f"t{i}", result(2, accuracy))
-        better = (accuracies[:i] > accuracy).sum()
-        assert kept == (better < max(1, np.ceil((i + 1) / 2)))
-
-
-def test_mo_asha_keeps_a_small_network_that_asha_stops(tmp_path: Path) -> None:
-    plain, multi = halving(tmp_path, {"val_macro_avg_acc": "max"}), halving(tmp_path)
-    for i in range(9):
-        for scheduler in (plain, multi):
-            scheduler.record(f"t{i}", result(2, 0.5 + i / 100, macs=(10 + i) * 1e6))
-    small = result(2, 0.4, macs=1e6)
-    assert not plain.record("small", small)
-    assert multi.record("small", small)
-    assert not multi.record("bad", result(2, 0.3, macs=30e6))
-
-
-def test_only_milestones_count_and_a_rung_keeps_the_first_result(tmp_path: Path) -> None:
-    scheduler = halving(tmp_path)
-    assert scheduler.record("t0", result(3, 0.0))
-    assert scheduler.rungs == {2: {}, 4: {}}
-    scheduler.record("t0", result(4, 0.5))
-    scheduler.record("t0", result(4, 0.1))  # repeated by a resume
-    assert scheduler.rungs[4] == {"t0": (0.5, 1e6)}
-
-
-def test_rungs_are_rebuilt_from_results_on_disk(tmp_path: Path) -> None:
-    """Rungs after a resume equal those of the run that wrote the results."""
-    first, again = halving(tmp_path), halving(tmp_path)
-    rng = np.random.default_rng(1)
-    for i in range(6):
-        lines = [result(epoch, float(rng.random()), float(rng.integers(1, 9)) * 1e6) for epoch in range(1, 6)]
-        for line in lines:
-            first.on_trial_result(None, SimpleNamespace(config={"trial": f"t{i:04d}"}), line)  # type: ignore[arg-type]
-        (tmp_path / f"t{i:04d}").mkdir()
-        (tmp_path / f"t{i:04d}" / "result.json").write_text("\n".join(map(json.dumps, lines)) + '\n{"training_it')
-    again.on_trial_add(None, SimpleNamespace(config={"trial": "t9"}))  # type: ignore[arg-type]
-    assert again.rungs == first.rungs
-    assert all(len(rung) == 6 for rung in again.rungs.values())
-
-
-def test_crowding_distance_closed_form() -> None:
-    values = np.array([[0.0, 4.0], [1.0, 3.0], [3.0, 1.0], [4.0, 0.0], [9.0, 9.0]])
-    distance = crowding_distance(values, np.array([0, 0, 0, 0, 1]))
-    assert distance.tolist() == [np.inf, 3 / 4 + 3 / 4, 3 / 4 + 3 / 4, np.inf, np.inf]
-
-
 @pytest.fixture(scope="module")
 def ray_config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     cache = tmp_path_factory.mktemp("cache")
@@ -267,11 +198,3 @@ def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_pat
 def test_kd_trainable_refuses_to_prune(ray_config: dict) -> None:
     with pytest.raises(ConfigError, match="needs PruneTrainable"):
         KDTrainable(dict(ray_config))
-
-
-def test_stopping_decisions_are_rays(tmp_path: Path) -> None:
-    scheduler = halving(tmp_path, {"val_macro_avg_acc": "max"})
-    trial = [SimpleNamespace(config={"trial": f"t{i}"}) for i in range(2)]
-    scheduler.on_trial_add(None, trial[0])  # type: ignore[arg-type]
-    assert scheduler.on_trial_result(None, trial[0], result(2, 0.5)) == TrialScheduler.CONTINUE  # type: ignore[arg-type]
-    assert scheduler.on_trial_result(None, trial[1], result(2, 0.4)) == TrialScheduler.STOP  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ An unknown key is an error that names the nearest known ones.
 """
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import re
@@ -15,6 +16,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,11 @@ ALIASES = {
     "window_length": "frontend.win_length",
 }
 FIXED = {"n_classes": "10", "in_channels": "1", "orig_sample_rate": "44100"}  # its flags that can have one value here
+# what population based training changes while a trial runs: rates, which fit whatever weights there are
+MUTABLE_KEYS = (
+    *("train.lr", "distill.kd_alpha", "distill.kd_temp"),
+    *("augment.mixstyle_p", "augment.mixstyle_alpha", "augment.mixup_alpha"),
+)
 REPCONV = {"true": "student=rep_mobile", "false": "student=cp_mobile"}  # --repconv
 
 
@@ -106,11 +113,13 @@ class TrialConfig:
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> "TrialConfig":
         """Defaults overridden by dotted names; ConfigError for an unknown name or an unfit value."""
-        known = key_types()
-        tree = _schema()
+        known, default = key_types(), _default_flat()
+        tree = copy.deepcopy(_template())  # made once: a search asks for thousands
         for key, value in values.items():
             if key not in known:
                 raise ConfigError(_unknown(key, list(known)))
+            if type(value) is type(default[key]) and value == default[key]:
+                continue
             try:
                 OmegaConf.update(tree, key, value, merge=False)
             except OmegaConfBaseException as error:
@@ -238,6 +247,16 @@ def _schema() -> DictConfig:
     tree = OmegaConf.structured(TrialConfig)
     unlock(tree)
     return tree
+
+
+@cache
+def _template() -> DictConfig:
+    return _schema()
+
+
+@cache
+def _default_flat() -> dict[str, Any]:
+    return TrialConfig().flat()
 
 
 def _build(tree: Any) -> TrialConfig:

@@ -1,66 +1,149 @@
-"""Early stopping: asynchronous successive halving, on one objective or several.
+"""Early stopping: asynchronous successive halving, on one objective or several; population based training.
+
+    build_scheduler("mo_asha", dense_epochs=8, space=space, events=journal.events)
 
 `asha` ranks a rung by validation accuracy (Li et al. 2020). `mo_asha` ranks it by non-dominated sorting of accuracy
 and MACs, ties broken by crowding distance (Schmucker et al. 2021), so that a small network is measured against small
-ones. Rungs lie in the dense phase only: after a prune step, accuracies of different trials no longer compare.
+ones; it has rungs after each prune step, too. `pbt` is Jaderberg et al. 2017: trials take over weights and rates of
+better ones. What a resume needs of the rungs comes from the study's journal.
 """
 
-import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import ray.tune as rt
+from pyarrow.fs import FileType
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from analysis.front import nondominated_rank
+from search_spaces import Space
+from trainables.config import MUTABLE_KEYS
+from trainables.ray_trainables import RESERVED
 from tune.search import OBJECTIVES
+
+SCHEDULERS = {
+    "mo_asha": "stops what is behind in accuracy for its MACs",
+    "asha": "stops what is behind in accuracy",
+    "fifo": "stops nothing",
+    "pbt": "one network: trials take over the weights and rates of better ones",
+}
+Rung = tuple[str, int]  # ("dense", epoch), or ("step", k): the network retrained after prune step k
+Values = tuple[float, ...]
+
+
+class SchedulerError(ValueError):
+    """A scheduler that cannot search this space."""
+
+
+def build_scheduler(
+    name: str, dense_epochs: int, space: Space, events: Iterable[dict[str, Any]] = ()
+) -> TrialScheduler:
+    """The scheduler called `name`; `events` are those of the study's journal so far."""
+    if name not in SCHEDULERS:
+        raise SchedulerError(f"unknown scheduler {name!r}: choose from {', '.join(SCHEDULERS)}")
+    if name == "fifo":
+        return FIFOScheduler()
+    if name == "pbt":
+        return Population(space, dense_epochs)
+    # from an eighth of the dense epochs, but not before the fourth, to the half: later there is little to save
+    epochs = milestones(max(4, dense_epochs // 8), dense_epochs // 2, 2.0)
+    if name == "asha":  # a pruned network's accuracy alone says little: it was to be less
+        return SuccessiveHalving({"val_macro_avg_acc": "max"}, epochs, events=events)
+    return SuccessiveHalving(OBJECTIVES, epochs, after_steps=True, events=events)
 
 
 class SuccessiveHalving(FIFOScheduler):
     """Stops a trial that is not among the best 1/`factor` of those that reached the same rung.
 
-    `results` is the folder of Ray's trial folders: rungs are rebuilt from the results on disk when a study resumes,
-    since Ray does not bring a scheduler's state back.
+    Rungs lie at `epochs` of the dense phase and, with `after_steps`, after the retraining of each prune step. The
+    first result at a rung counts, also that of a trial that ends there. A trial is not measured against replicates of
+    its own configuration. Decisions follow from the order of the results alone.
     """
 
-    def __init__(self, objectives: dict[str, str], first_rung: int, last_rung: int, factor: float, results: Path):
+    def __init__(
+        self,
+        objectives: dict[str, str],
+        epochs: Sequence[int],
+        factor: float = 2.0,
+        after_steps: bool = False,
+        events: Iterable[dict[str, Any]] = (),
+    ):
         super().__init__()
-        self.objectives, self.factor, self.results = objectives, factor, results
-        self.milestones = milestones(first_rung, last_rung, factor)
-        self.rungs: dict[int, dict[str, tuple[float, ...]]] = {m: {} for m in self.milestones}
-        self._rebuilt = False
-
-    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        if not self._rebuilt:
-            self._rebuilt = True
-            for path in sorted(self.results.glob("*/result.json")):
-                whole, _, _ = path.read_text().rpartition("\n")  # a kill can leave half a line
-                for line in whole.splitlines():
-                    self.record(path.parent.name, json.loads(line))
+        self.objectives, self.epochs, self.factor, self.after_steps = objectives, frozenset(epochs), factor, after_steps
+        self.rungs: dict[Rung, dict[str, Values]] = {("dense", epoch): {} for epoch in epochs}
+        self.stopped: set[str] = set()  # trials that are not to go on
+        self._rebuild(events)
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         keep = self.record(trial.config["trial"], result)
         return TrialScheduler.CONTINUE if keep else TrialScheduler.STOP
 
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self._enter(trial.config["trial"], result)
+
     def record(self, name: str, result: dict[str, Any]) -> bool:
         """Enter a result into the rung it reached, if any; whether the trial may go on."""
-        rung = self.rungs.get(result.get("training_iteration", -1))
-        if rung is None or result.get("done") or result.get("stage", 0) > 0:
-            return True
-        rung.setdefault(name, tuple(float(result[objective]) for objective in self.objectives))
-        return self.position(rung, name) < max(1, int(np.ceil(len(rung) / self.factor)))
+        reached = self._enter(name, result)
+        if reached and not result.get("done") and not self._keeps(self.rungs[reached], name):
+            self.stopped.add(name)
+        return name not in self.stopped
 
-    def position(self, rung: dict[str, tuple[float, ...]], name: str) -> int:
-        """How many of the rung's trials are better than `name`: lower rank, or same rank and less crowded."""
-        values = np.array(list(rung.values()))
+    def _rebuild(self, events: Iterable[dict[str, Any]]) -> None:
+        """Enter the results of earlier drivers. One that was killed between a result and its decision is made up for:
+        the decision of a running trial's last result is taken again, from what the rung held then."""
+        last: dict[str, Rung | None] = {}  # of each trial that has not ended
+        for event in events:
+            if event["event"] == "result":
+                last[event["trial"]] = self._enter(event["trial"], event)
+            if event["event"] == "end" or event.get("done"):
+                last.pop(event["trial"], None)
+        for name, reached in last.items():
+            if reached:
+                rung = list(self.rungs[reached].items())
+                position = next(i for i, (other, _) in enumerate(rung) if other == name)
+                if not self._keeps(dict(rung[: position + 1]), name):
+                    self.stopped.add(name)
+
+    def _enter(self, name: str, result: dict[str, Any]) -> Rung | None:
+        """The rung that a result is the first of its trial to reach."""
+        reached = self._rung_of(result)
+        values = tuple(float(result.get(objective, np.nan)) for objective in self.objectives)
+        if reached is None or result.get("failure") or not np.isfinite(values).all():
+            return None
+        rung = self.rungs.setdefault(reached, {})
+        if name in rung:  # repeated by a resume
+            return None
+        rung[name] = values
+        return reached
+
+    def _rung_of(self, result: dict[str, Any]) -> Rung | None:
+        stage = result.get("stage", 0)
+        if stage == 0:
+            return ("dense", result["epochs"]) if result.get("epochs") in self.epochs else None
+        # a result of Ray's has all points so far, an event of the journal the one that it ends a stage with
+        points: list[Any] = result.get("points") or [result.get("point")]
+        return ("step", stage) if self.after_steps and points[-1] and points[-1]["step"] == stage else None
+
+    def _keeps(self, rung: dict[str, Values], name: str) -> bool:
+        """Whether `name` is among the best 1/factor, by rank, and within a rank by how little crowded it is.
+
+        What no other dominates goes on in any case: with several objectives a rung may hold nothing else, and stopping
+        half of a front costs more than it saves (tests/bench/search_quality.py).
+        """
+        others = [values for other, values in rung.items() if configuration(other) != configuration(name)]
+        values = np.array([*others, rung[name]])  # the trial in question is the last row
         rank = nondominated_rank(values, list(self.objectives.values()))
-        order = np.lexsort((np.arange(len(values)), -crowding_distance(values, rank), rank))
-        return int(np.flatnonzero(order == list(rung).index(name))[0])
+        if rank[-1] == 0:
+            return True
+        crowding = crowding_distance(values[rank == rank[-1]])
+        # of equally crowded ones the first to come goes before
+        better = int((rank < rank[-1]).sum()) + int((crowding[:-1] >= crowding[-1]).sum())
+        return better < np.ceil(len(values) / self.factor)
 
     def debug_string(self) -> str:
-        return " | ".join(f"rung {m}: {len(r)} trials" for m, r in self.rungs.items())
+        return " | ".join(f"{kind} {k}: {len(rung)} trials" for (kind, k), rung in self.rungs.items())
 
 
 def milestones(first: int, last: int, factor: float) -> list[int]:
@@ -72,33 +155,88 @@ def milestones(first: int, last: int, factor: float) -> list[int]:
     return found
 
 
-def crowding_distance(values: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Distance to the neighbours of the same rank, `[N]`; the ends of each objective are infinitely far.
+def configuration(name: str) -> str:
+    """The configuration that a trial, t0003 or its replicate t0003r1, has drawn."""
+    return name.partition("r")[0]
+
+
+def crowding_distance(values: np.ndarray) -> np.ndarray:
+    """Distance to the neighbours, `[N]`, of `values [N, M]` of one rank; the ends of an objective are infinitely far.
 
     Deb et al. 2002 (NSGA-II), section III.B.
     """
     distance = np.zeros(len(values))
-    for r in np.unique(rank):
-        members = np.flatnonzero(rank == r)
-        for column in values[members].T:
-            order = members[np.argsort(column, kind="stable")]
-            ordered = np.sort(column, kind="stable")
-            distance[order[[0, -1]]] = np.inf
-            if len(order) > 2 and ordered[-1] > ordered[0]:
-                distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
+    for column in values.T:
+        order = np.argsort(column, kind="stable")
+        ordered = column[order]
+        distance[order[[0, -1]]] = np.inf
+        if len(order) > 2 and ordered[-1] > ordered[0]:
+            distance[order[1:-1]] += (ordered[2:] - ordered[:-2]) / (ordered[-1] - ordered[0])
     return distance
 
 
-def _halving(objectives: dict[str, str]) -> Callable[..., TrialScheduler]:
-    def build(dense_epochs: int, results: Path) -> TrialScheduler:
-        # from an eighth of the dense epochs, but not before the fourth, to the half: later there is little to save
-        return SuccessiveHalving(objectives, max(4, dense_epochs // 8), dense_epochs // 2, 2.0, results)
+class Population(PopulationBasedTraining):
+    """Population based training of the rates that `space` searches, of one network.
 
-    return build
+    Every eighth of the dense phase a trial of the worst quarter takes over weights and configuration of one of the
+    best quarter, and changes the searched rates. Not after the dense phase: its networks are points of the front.
+    """
+
+    def __init__(self, space: Space, dense_epochs: int):
+        if wrong := sorted(set(space.parameters) - set(MUTABLE_KEYS)):
+            raise SchedulerError(
+                f"--scheduler pbt: trials take over one another's weights, so all must train one network; space "
+                f"{space.name} searches {', '.join(wrong)}. Fix these in its `base` and search only "
+                f"{', '.join(MUTABLE_KEYS)} (space pbt does), or use --scheduler mo_asha"
+            )
+        self._specs, self._dense_epochs = space.parameters, dense_epochs
+        super().__init__(
+            time_attr="training_iteration",
+            metric="val_macro_avg_acc",
+            mode="max",
+            perturbation_interval=max(1, dense_epochs // 8),
+            hyperparam_mutations={key: _domain(spec) for key, spec in space.parameters.items()},
+            custom_explore_fn=self._within_ranges,
+            require_attrs=False,
+            log_config=False,
+        )
+
+    def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
+        # Ray refuses a search algorithm beside PBT, as it would be told of configurations that it has not drawn; ours
+        # draws the first generation, and a space of rates alone leaves it little to mislearn
+        super().on_trial_add(_NoSearch, trial)  # type: ignore[arg-type]
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if result.get("stage", 0) or result.get("epochs", 0) >= self._dense_epochs:
+            return TrialScheduler.CONTINUE
+        return super().on_trial_result(tune_controller, trial, result)
+
+    def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
+        checkpoint: Any = self._trial_state[trial_to_clone].last_checkpoint  # Ray has waited until it is one
+        if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest are kept
+            super()._exploit(tune_controller, trial, trial_to_clone)
+
+    def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        own = {key: trial.config[key] for key in RESERVED if key in trial.config}
+        return config | own, operations
+
+    def _within_ranges(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Ray multiplies by 0.8 or 1.2, whatever the range."""
+        for key, spec in self._specs.items():
+            if "choice" not in spec:
+                low, high = next(iter(spec.values()))
+                config[key] = min(max(config[key], low), high)
+        return config
 
 
-SCHEDULERS: dict[str, Callable[..., TrialScheduler]] = {
-    "mo_asha": _halving(OBJECTIVES),
-    "asha": _halving({k: v for k, v in OBJECTIVES.items() if k == "val_macro_avg_acc"}),
-    "fifo": lambda dense_epochs, results: FIFOScheduler(),
-}
+class _NoSearch:
+    search_alg = None
+
+
+def _domain(spec: Any) -> Any:
+    """A range of a space as Ray writes it."""
+    if "choice" in spec:
+        return list(spec["choice"])
+    kind, (low, high) = next(iter(spec.items()))
+    return {"uniform": rt.uniform, "loguniform": rt.loguniform}[kind](low, high)

@@ -1,9 +1,9 @@
 """Records the learning curves of a whole grid of trials once, for tests/bench/search_quality.py to replay.
 
     python -m data.synthetic DATA --train 1200 --test 10
-    TAU24_PATH=DATA python tests/bench/record_curves.py --storage FOLDER       (about 25 minutes on one core)
+    TAU24_PATH=DATA python tests/bench/record_curves.py --storage FOLDER       (about half an hour on one core)
 
-192 trials: 48 dense networks (width, expansion, learning rate, weight of the hard label), each with four prune
+288 trials: 48 dense networks (width, expansion, learning rate, weight of the hard label), each with six prune
 schedules. A dense network is trained once, and a schedule's first step once for all that begin with it. What is real:
 training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial.py`); what is small:
 the clips (synthetic), the front-end and the number of epochs.
@@ -37,7 +37,7 @@ GRID: dict[str, tuple[Any, ...]] = {
     "train.lr": (0.002, 0.006, 0.02),
     "distill.kd_alpha": (0.3, 1.0),
 }
-SCHEDULES = ((0.25, 0.25), (0.5, 0.5))  # each step ends a trial of the grid, too
+RATIOS = (0.25, 0.5)  # of each of one or two prune steps
 SMALL = (
     *("student=cp_mobile", "teacher=cnn_small", "teacher.train.min_steps=400", "train.device=cpu"),
     *("frontend.sample_rate=8000", "frontend.n_fft=512", "frontend.win_length=512", "frontend.hop_length=400"),
@@ -77,12 +77,22 @@ def record(config: TrialConfig, data: TrialData, folder: Path) -> list[dict[str,
     """The rows of one dense network and of all that is pruned from it."""
     dense = Trial(config, data, folder)
     rows = [_row("", r) for r in run_trial(dense)]
-    for ratios in SCHEDULES:
-        pruned = TrialConfig.from_flat(config.flat() | {"prune.ratios": list(ratios)})
-        for r in run_trial(Trial(pruned, data, folder, base=dense.model)):
-            if r.stage:
-                rows.append(_row("/".join(map(str, ratios[: r.stage])), r))
+    for first in RATIOS:
+        once = _forked(dense, data, [first])
+        rows += [_row(f"{first}", r) for r in run_trial(once)]
+        for second in RATIOS:
+            rows += [_row(f"{first}/{second}", r) for r in run_trial(_forked(once, data, [first, second]))]
     return rows
+
+
+def _forked(ended: Trial, data: TrialData, ratios: list[float]) -> Trial:
+    """A trial that stands where a shorter one has ended, and prunes once more."""
+    config = TrialConfig.from_flat(ended.config.flat() | {"prune.ratios": ratios})
+    trial = Trial(config, data, ended.folder)
+    trial.model, trial.points = ended.model.rebuilt(), list(ended.points)
+    trial.stage, trial.epochs = ended.stage, ended.epochs
+    trial._place()
+    return trial
 
 
 def _row(prune: str, r: Any) -> dict[str, Any]:

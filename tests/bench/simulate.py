@@ -1,0 +1,116 @@
+"""A study without training: workers that take epochs of a `Problem` one after another, in the order a clock gives.
+
+`simulate` is told an `Arm` (a searcher with its scheduler) and says how the hypervolume grew with the epochs trained.
+An epoch takes a time that grows with its MACs, so small networks report sooner, as in a real study.
+"""
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from problems import Epoch, Problem, key_of
+
+
+class Arm(Protocol):
+    """`ask` gives a configuration or None at the end; `told` says whether a trial goes on; `ended` closes it."""
+
+    def ask(self, name: str) -> dict[str, Any] | None: ...
+    def told(self, name: str, result: dict[str, Any]) -> bool: ...
+    def ended(self, name: str, result: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Trace:
+    """What an arm spent and found; hypervolumes are shares of the best there is."""
+
+    epochs: list[float] = field(default_factory=list)  # at each growth of the hypervolume
+    work: list[float] = field(default_factory=list)  # the same, in epochs of a network at the limit
+    hypervolume: list[float] = field(default_factory=list)
+    trials: int = 0
+    stopped: int = 0
+    infeasible: int = 0  # trials that fit the limits at no stage
+    infeasible_epochs: int = 0
+    spent: float = 0.0
+
+    def at(self, epochs: float) -> float:
+        """The hypervolume after so many epochs."""
+        return max([0.0, *(h for e, h in zip(self.epochs, self.hypervolume, strict=True) if e <= epochs)])
+
+    def reaches(self, hypervolume: float, cost: str = "epochs") -> float:
+        """Epochs (or work) until the hypervolume is there; infinite if it never is."""
+        pairs = zip(getattr(self, cost), self.hypervolume, strict=True)
+        return next((e for e, h in pairs if h >= hypervolume), float("inf"))
+
+
+@dataclass
+class _Trial:
+    name: str
+    curve: list[Epoch]
+    feasible: bool
+    dense: str  # equal for configurations with the same dense network
+    done: int = 0
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+
+def simulate(problem: Problem, arm: Arm, budget: int, workers: int = 4, shared: bool = False) -> Trace:
+    """Until `budget` epochs are trained. With `shared`, a dense epoch that another trial has trained costs nothing."""
+    trace, work, numbers = Trace(), 0.0, itertools.count()
+    clock: list[tuple[float, int, _Trial]] = []  # when a trial's next epoch is done
+    found: list[tuple[float, float]] = []
+    trained: dict[str, int] = {}
+
+    def take(now: float) -> None:
+        """Give a free worker its next trial."""
+        name = f"t{trace.trials:04d}"
+        values = arm.ask(name)
+        if values is None:
+            return
+        trace.trials += 1
+        dense = key_of({k: v for k, v in values.items() if not k.startswith("prune.")})
+        trial = _Trial(name, problem.curve(values), problem.feasible(values), dense)
+        trace.infeasible += not trial.feasible
+        go_on(now, trial)
+
+    def replayed(trial: _Trial) -> bool:
+        return shared and trial.curve[trial.done].stage == 0 and trial.done < trained.get(trial.dense, 0)
+
+    def go_on(now: float, trial: _Trial) -> None:
+        seconds = 0.0 if replayed(trial) else 0.2 + trial.curve[trial.done].macs / problem.limit
+        heapq.heappush(clock, (now + seconds, next(numbers), trial))
+
+    for _ in range(workers):
+        take(0.0)
+    while clock and trace.spent < budget:
+        now, _, trial = heapq.heappop(clock)
+        epoch = trial.curve[trial.done]
+        if not replayed(trial):
+            trace.spent += 1
+            trace.infeasible_epochs += not trial.feasible
+            work += epoch.macs / problem.limit
+        trial.done += 1
+        if epoch.stage == 0:
+            trained[trial.dense] = max(trained.get(trial.dense, 0), trial.done)
+        if epoch.ends:
+            trial.points.append({"step": epoch.stage, "val_macro_avg_acc": epoch.acc, "macs": epoch.macs})
+            if epoch.macs <= problem.limit:
+                found.append((epoch.true, epoch.macs))
+                trace.epochs.append(trace.spent)
+                trace.work.append(work)
+                trace.hypervolume.append(problem.hypervolume(found) / problem.best)
+        result = _result(trial, epoch)
+        if not result["done"] and arm.told(trial.name, result):
+            go_on(now, trial)
+            continue
+        trace.stopped += not result["done"]
+        arm.ended(trial.name, result)
+        take(now)
+    return trace
+
+
+def _result(trial: _Trial, epoch: Epoch) -> dict[str, Any]:
+    """As a Trainable reports it."""
+    done = trial.done == len(trial.curve)
+    position = {"stage": epoch.stage, "epoch": epoch.epoch, "epochs": trial.done, "training_iteration": trial.done}
+    figures = {"val_macro_avg_acc": epoch.acc, "macs": epoch.macs, "points": list(trial.points)}
+    return {"trial": trial.name, **position, **figures, "done": done, "finished": done}
