@@ -6,6 +6,8 @@ code_hash()                              of the files that a training's figures 
 """
 
 import hashlib
+import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,11 @@ def clips_hash(data: TrialData) -> str:
 @cache
 def code_hash() -> str:
     """Of every Python file of the packages that shape a training, as it was when this process first asked."""
-    root, digest = Path(__file__).parent.parent, hashlib.sha256()
-    for path in sorted(p for package in SHAPING for p in (root / package).rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(code_files(SHAPING)).encode()).hexdigest()[:16]
+
+
+def code_files(packages: Iterable[str]) -> dict[str, str]:
+    """Path -> hash of every Python file of `packages` (folders, or single files)."""
+    root = Path(__file__).parent.parent
+    paths = [p for name in packages for p in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths)}

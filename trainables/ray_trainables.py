@@ -1,12 +1,23 @@
 """The two Ray Trainables: thin drivers of `trial.run_trial`, one epoch a step.
 
-A Ray config is the flat TrialConfig plus `trial` (its name) and `study_dir`. Actors are reused: `reset_config` starts
-a new trial and keeps nothing of the last one but the read-only clips, where the new one uses the same.
+A Ray config is the flat TrialConfig plus entries that are not the trial's own:
+
+    trial        its name
+    study_dir    the study's folder
+    remote       in its place, the URI of a study in an object store: deployed networks are copied there
+    checkpoints  path or URI of the folder of all drivers' checkpoints
+    parents      folder of shared dense trainings, if any
+    adopt        keys in which a checkpoint may differ (population based training)
+
+A trial goes on from the newest checkpoint that is whole, whichever driver or machine left it. Actors are reused:
+`reset_config` starts a new trial and keeps nothing of the last one but the read-only clips, where the new one uses the
+same.
 """
 
 import gc
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,15 +25,19 @@ from typing import Any
 import ray.tune as rt
 import torch
 
+from ascmodels.checkpoint import CheckpointError, check_seal, load_tensors, seal
 from ascmodels.pruning import PruningError
 from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import TrainingDiverged
+from trainables.parents import run_shared
 from trainables.records import EXPERIMENTS, Record, point_dict
+from trainables.storage import KEPT, Store, TrialCheckpoints
 from trainables.tracking import Tracker
 from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
-RESERVED = ("trial", "study_dir")  # config entries that are not the trial's own
+RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt")
+_LOG = logging.getLogger(__name__)
 
 
 class KDTrainable(rt.Trainable):
@@ -44,22 +59,36 @@ class KDTrainable(rt.Trainable):
         try:
             record = next(self._records, None)
         except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
-            return self._last | {"done": True, "finished": False, "failure": str(error)}
+            return self._failed(str(error))
+        except torch.OutOfMemoryError as error:
+            return self._failed(f"out of GPU memory: {str(error).splitlines()[0]}")
         if record is None:  # restored after its last epoch
             return self._last | {"done": True}
         self._last = self._result(record)
         if self._tracker:
             self._track(record)
-        return self._last
+        if record.point and self._store:
+            name = f"{EXPERIMENTS}/{self._trial.folder.name}/{record.point.checkpoint}"
+            self._store.push(self._trial.folder / record.point.checkpoint, name)
+        restored, self._restored = self._restored, None
+        return self._last if restored is None else self._last | {"restored": restored}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        self._trial.save(Path(checkpoint_dir))
-        torch.save(self._last, Path(checkpoint_dir) / "result.pt")
+        folder = Path(checkpoint_dir)
+        self._trial.save(folder)
+        torch.save(self._last, folder / "result.pt")
+        seal(folder)
+        if self._checkpoints:
+            self._checkpoints.clear(KEPT - 1)  # and this one, when Ray has put it in its place
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        self._trial.load(Path(checkpoint))
-        self._last = torch.load(Path(checkpoint) / "result.pt", weights_only=True)
-        self._records = run_trial(self._trial)
+        """Of Ray's own choice: the newest it knows, or the one that population based training takes over."""
+        try:
+            check_seal(Path(checkpoint))
+            self._load(Path(checkpoint))
+        except CheckpointError as error:
+            _LOG.warning("%s: %s", self._trial.folder.name, error)
+            self._load_newest()
 
     def cleanup(self) -> None:
         self._end()
@@ -72,21 +101,56 @@ class KDTrainable(rt.Trainable):
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
             self._data = (key, load_trial_data(trial_config))
-        study_dir = Path(config.get("study_dir") or tempfile.mkdtemp(prefix="asc-tune-"))
-        name = config.get("trial", "trial")
-        self._trial = Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)
-        self._records: Iterator[Record] = run_trial(self._trial)
+        name, remote = config.get("trial", "trial"), config.get("remote")
+        if remote:
+            study_dir = Path(tempfile.gettempdir()) / "asc-tune" / remote.rpartition("/")[2]
+        else:
+            study_dir = Path(config.get("study_dir") or tempfile.mkdtemp(prefix="asc-tune-"))
+        self._adopt = config.get("adopt") or ()
+        self._parents = Path(config["parents"]) if config.get("parents") else None
+        self._store = Store(remote) if remote else None
+        root = config.get("checkpoints")
+        self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
+        self._restored: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
+        self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
+        self._load_newest()
         self._tracker = Tracker(study_dir, f"{study_dir.name}-{name}", name, study_dir.name, values)
+
+    def _start(self) -> None:
+        self._trial = self._new_trial()
+        records = run_shared(self._trial, self._parents) if self._parents else run_trial(self._trial)
+        self._records: Generator[Record, None, None] = records  # type: ignore[assignment]
+
+    def _load_newest(self) -> None:
+        found = self._checkpoints and self._checkpoints.load_newest(self._load, _LOG.warning)
+        if not found:  # what a damaged one has begun to change
+            self._start()
+
+    def _load(self, folder: Path) -> bool:
+        self._start()
+        self._trial.load(folder, adopt=self._adopt)
+        self._last = load_tensors(folder / "result.pt")
+        self._restored = self._trial.epochs
+        return True
 
     def _end(self) -> None:
         if self._tracker:
             self._tracker.finish()
+            if self._store:
+                for path in self._tracker.files():
+                    self._store.push(path, f"wandb/{path.name}")
         self._tracker = None
-        del self._trial, self._records
+        self._records.close()
+        if self._checkpoints:
+            self._checkpoints.clear(1)
+        del self._trial, self._records, self._new_trial
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    def _failed(self, reason: str) -> dict[str, Any]:
+        return self._last | {"done": True, "finished": False, "failure": reason}
 
     def _result(self, record: Record) -> dict[str, Any]:
         values = {k: v for k, v in asdict(record).items() if k != "point"}

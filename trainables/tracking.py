@@ -57,6 +57,7 @@ class Tracker:
         self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any], project: str = PROJECT
     ):
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", project),
@@ -91,3 +92,7 @@ class Tracker:
     def finish(self) -> None:
         if self._run:
             self._run.finish()
+
+    def files(self) -> list[Path]:
+        """The run's folders on disk, after `finish`; `wandb sync` takes the offline ones."""
+        return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run.id}")) if self._run else []

@@ -9,7 +9,8 @@ Events (`event` names the kind, `time` is in UTC):
     reject   a sample that is not trained          {params, reason, example, excess}
     trial    a trial that is to be trained         {trial, params, values, config_id, replicate, excess, attributes}
     retry    a crashed trial is tried again        {trial}
-    restore  a trial that goes on                  {trial, epochs, repeated}     epochs trained so far, and lost ones
+    restore  a trial goes on from a checkpoint     {trial, epochs}     trained so far, there
+    change   population based training             {trial, values}     the configuration keys that it changed
     result   an epoch, or a trial's end            {trial, ...a Record's fields, done, finished, failure?, point?}
     exhausted    the space has no more configurations to draw
     end      a trial that crashed for good, or that a scheduler ended    {trial, status, failure}
@@ -19,17 +20,22 @@ journal of a killed driver may end in half a line, which is dropped; the next dr
 """
 
 import json
+import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainables.records import now
 
 FOLDER = "journal"
 STATUSES = ("running", "complete", "stopped early", "failed")
+PATIENCE_S = 600.0  # how long a driver waits for a storage that is away
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _BULKY = ("confusion", "widths")  # of a point; on disk in info.json, dropped from memory when a trial has ended
 
 
@@ -46,7 +52,7 @@ class TrialLog:
     failure: str | None = None
     crashed: bool = False  # failed for a reason outside the configuration: a resume tries it again
     epochs: int = 0  # of which a result is known
-    repeated: int = 0  # epochs that resumes trained again
+    repeated: int = 0  # epochs that were trained again after a kill or a crash
     restores: int = 0
     last: dict[str, Any] = field(default_factory=dict)  # the last result
     points: list[dict[str, Any]] = field(default_factory=list)
@@ -79,18 +85,22 @@ class StudyLog:
         elif kind == "trial":
             names = ("config_id", "replicate", "params", "values")
             self.trials[event["trial"]] = TrialLog(event["trial"], **{k: event[k] for k in names})
-        elif kind in ("retry", "restore", "result", "end"):
+        elif kind in ("retry", "restore", "change", "result", "end"):
             getattr(self, f"_{kind}")(self.trials[event["trial"]], event)
 
     def _restore(self, trial: TrialLog, event: dict[str, Any]) -> None:
         trial.restores += 1
-        trial.repeated += event["repeated"]
+
+    def _change(self, trial: TrialLog, event: dict[str, Any]) -> None:
+        trial.values = trial.values | event["values"]
 
     def _retry(self, trial: TrialLog, event: dict[str, Any]) -> None:
         trial.status, trial.failure, trial.crashed = "running", None, False
 
     def _result(self, trial: TrialLog, event: dict[str, Any]) -> None:
-        if event["epochs"] >= trial.epochs:  # else repeated by a resume
+        again = event["epochs"] <= trial.epochs and not event.get("failure")
+        trial.repeated += again
+        if not again:
             trial.epochs = event["epochs"]
             trial.last = {k: v for k, v in event.items() if k not in ("event", "trial", "point")}
         point = event.get("point")
@@ -151,12 +161,34 @@ def fold(events: Iterable[dict[str, Any]]) -> StudyLog:
     return log
 
 
+def patiently(write: Callable[[], _T], tell: Callable[[str], None], patience_s: float = PATIENCE_S) -> _T:
+    """What `write` returns, tried again every second while it raises OSError; the error after `patience_s`."""
+    until, told = time.monotonic() + patience_s, False
+    while True:
+        try:
+            result = write()
+        except OSError as error:
+            if time.monotonic() > until:
+                raise
+            if not told:
+                tell(f"the storage cannot be written ({error}); waiting up to {patience_s / 60:.0f} min for it")
+                told = True
+            time.sleep(1)
+            continue
+        if told:
+            tell("the storage is back")
+        return result
+
+
 class Events:
     """A study's events in memory, for a search without a folder; `Journal` writes them down too."""
 
     def __init__(self, earlier: Iterable[dict[str, Any]] = ()):
         self.earlier = list(earlier)  # of drivers before this one
         self.log = fold(self.earlier)
+
+    def __getstate__(self) -> dict[str, Any]:  # Ray pickles the searcher with its snapshots, of which we use none
+        return {}
 
     def add(self, event: str, **values: Any) -> dict[str, Any]:
         """Take an event in, after it was written down."""
@@ -172,21 +204,28 @@ class Events:
 class Journal(Events):
     """Appends events to a file of its own. For the one driver that holds the study."""
 
-    def __init__(self, study: Path):
+    def __init__(self, study: Path, tell: Callable[[str], None] = _LOG.warning):
         super().__init__(read_events(study))
+        self._tell = tell
         (study / FOLDER).mkdir(parents=True, exist_ok=True)
         self.path = study / FOLDER / f"{len(segments(study)):03d}.jsonl"
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """OSError where the line cannot be written; the file is then as it was."""
         line = (json.dumps(entry) + "\n").encode()
-        before, written = os.fstat(self._handle).st_size, 0
+        patiently(lambda: self._append(line), self._tell)
+
+    def _append(self, line: bytes) -> None:
+        """OSError where the line cannot be written, or the file is not in its place; it is then as it was."""
+        opened = os.fstat(self._handle)
+        if not os.path.samestat(opened, self.path.stat()):
+            raise FileNotFoundError(f"{self.path} is another file than before")
+        written = 0
         try:
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError:
-            os.ftruncate(self._handle, before)  # a full disk may have taken half a line
+            os.ftruncate(self._handle, opened.st_size)  # a full disk may have taken half a line
             raise
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ import torch
 from ascmodels.schedules import schedule_sizes
 from data.features import LogMel
 from data.impulse import impulses_for
-from data.tau import dataset_root, resolved
+from data.tau import resolved
 from search_spaces import Space, SpaceError, load_space
 from trainables.config import (
     ConfigError,
@@ -31,17 +31,29 @@ from trainables.config import (
     keep_epochs,
     key_types,
 )
+from trainables.identity import code_files
 from trainables.records import now
+from trainables.storage import Store
+from tune.mirror import check_store, working_folder
+from tune.resume import CODE, find_study, resumed, study_named
 from tune.schedulers import SCHEDULERS
-from tune.search import OBJECTIVES
-from tune.study import StudyError, read_manifest
+from tune.search import OBJECTIVES, SAMPLERS
+from tune.study import StudyError
 
 # options of a study that a resume keeps; None where the machine decides
 DEFAULTS = {
-    **{"num_samples": 12, "scheduler": "mo_asha", "seed": 0, "max_concurrent": None},
-    **{"cpus_per_trial": 1.0, "gpus_per_trial": None},
+    **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
+    **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
 }
-SHARED = ("data.", "limits.", "teacher.", "seed", "train.device", "train.threads")  # one for all trials of a study
+SHARED = (
+    "data.",
+    "limits.",
+    "teacher.",
+    "seed",
+    "replicate",
+    "train.device",
+    "train.threads",
+)  # one for all trials of a study
 
 
 def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -> tuple[Path, dict[str, Any]]:
@@ -53,7 +65,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
         rest = [options.resume, *rest]
     storage = writable(options.storage)
     overrides = [*flags_to_overrides(rest), *limit_overrides(options.limits)]
-    if options.resume:
+    if options.resume or options.extend or options.confirm:
         folder = find_study(storage, options)
         if folder is not None:
             return folder, resumed(folder, options, overrides)
@@ -75,17 +87,25 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     check_space(space, config)
     name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = storage / name
-    if folder.exists():
+    remote = f"{options.storage.rstrip('/')}/{name}" if "://" in options.storage else None
+    if remote and "study.json" in Store(remote).names("") and not options.dry_run:
+        raise StudyError(f"{remote} exists already: continue it with --resume --name {name}, or choose another name")
+    warm = [str(study_named(storage, text)) for text in options.warm_start or ()]
+    if folder.exists() and not options.dry_run:
         raise StudyError(f"{folder} exists already: continue a study with --resume, or choose another --name")
     manifest = {
         "name": name,
         "folder": str(folder),
+        "remote": remote,
         "space": space.as_dict(),
         "config": config.flat(),
         "overrides": overrides,
         "limits": asdict(config.limits),
         "objectives": OBJECTIVES,
         **chosen,
+        "confirmations": 0,
+        "warm_start": warm,
+        "code": code_files(CODE),
         "status": "new",
         "created": now(),
         "finished": None,
@@ -98,30 +118,6 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
         ),
     }
     return folder, manifest
-
-
-def resumed(folder: Path, options: argparse.Namespace, overrides: list[str]) -> dict[str, Any]:
-    """The manifest of the study to resume; an error when what was typed, or where things lie, differs from it."""
-    manifest = read_manifest(folder)
-    changed = [f"--{k.replace('_', '-')}" for k in DEFAULTS if getattr(options, k) not in (None, manifest[k])]
-    changed += overrides if overrides and overrides != manifest["overrides"] else []
-    if changed:
-        raise ConfigError(
-            f"--resume continues {folder.name} as it was started ({manifest['command']}); drop {' '.join(changed)}, "
-            "or choose another --name"
-        )
-    given = os.environ.get("TAU24_PATH")
-    used = manifest["config"]["data.dataset_dir"]
-    if given and not any(o.startswith("data.dataset_dir=") for o in manifest["overrides"]):
-        there = str(dataset_root(given))
-        if there != used:
-            raise StudyError(f"study {folder.name} searched {used}, but TAU24_PATH is {there}: choose another --name")
-    if manifest["folder"] != str(folder) and manifest["status"] != "complete":
-        raise StudyError(
-            f"study {folder.name} was started in {manifest['folder']} and its snapshots name that place: move it back "
-            "to go on"
-        )
-    return manifest
 
 
 def place(config: TrialConfig, chosen: dict[str, Any], address: str | None) -> tuple[TrialConfig, float]:
@@ -166,28 +162,6 @@ def check_space(space: Space, config: TrialConfig) -> None:
             raise SpaceError(f"space {space.name}: {corner} cannot be built: {error}") from error
 
 
-def find_study(storage: Path, options: argparse.Namespace) -> Path | None:
-    """The study to resume: the named one, else the newest unfinished one (of the space, where one is named)."""
-    wanted = load_space(options.space).as_dict() if options.space else None
-    if options.name:
-        folder = storage / options.name
-        if not (folder / "study.json").exists():
-            if wanted:
-                return None  # `--resume` with a new name starts it
-            raise StudyError(f"no study {options.name} in {storage} to resume")
-        if wanted and read_manifest(folder)["space"] != wanted:
-            raise SpaceError(f"study {options.name} searches another space than {options.space}: choose another --name")
-        return folder
-    found = []
-    for path in storage.glob("*/study.json"):
-        manifest = read_manifest(path.parent)
-        if manifest["status"] != "complete" and wanted in (None, manifest["space"]):
-            found.append((manifest["created"], path.parent))
-    if not found and not wanted:
-        raise StudyError(f"no unfinished study in {storage} to resume")
-    return max(found)[1] if found else None
-
-
 def limit_overrides(text: str | None) -> list[str]:
     """`macs=30e6,bytes=128000,precision=fp16` (any of them) as overrides of `limits`."""
     overrides = []
@@ -204,10 +178,11 @@ def limit_overrides(text: str | None) -> list[str]:
 
 
 def writable(text: str) -> Path:
-    """The storage folder, made where it is missing; StudyError when nothing can be written there."""
+    """The folder that studies are worked on in, made where it is missing: the storage itself, or for an object store
+    a folder beside. StudyError when nothing can be written there."""
     if "://" in text:
-        raise StudyError(f"--storage {text}: only folders for now (local or shared), no object stores")
-    storage = Path(text).expanduser().resolve()
+        check_store(text)
+    storage = working_folder(text) if "://" in text else Path(text).expanduser().resolve()
     probe = storage / f".probe-{os.getpid()}"
     try:
         storage.mkdir(parents=True, exist_ok=True)
@@ -249,14 +224,33 @@ def parser(description: str) -> argparse.ArgumentParser:
     p = command_parser(description)
     p.add_argument("--space", help="kd, rep, families, prune, kd_prune, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
-    p.add_argument("--resume", nargs="?", const="auto", metavar="auto", help="continue a study; start it if new")
+    p.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="auto",
+        help="continue a study; start it if new (with --space and --name), say so if it is complete",
+    )
+    p.add_argument("--allow-changes", action="store_true", help="resume although code or space have changed")
+    p.add_argument("--extend", type=positive(int), metavar="N", help="add N configurations to a complete study")
+    p.add_argument(
+        "--confirm", type=positive(int), metavar="K", help="train the front's configurations with K more seeds"
+    )
+    p.add_argument(
+        "--warm-start", nargs="+", metavar="STUDY", help="tell the sampler what these earlier studies measured"
+    )
+    p.add_argument(
+        "--dry-run", action="store_true", help="sizes, feasible share and hours of the study; trains nothing"
+    )
     p.add_argument("--num-samples", type=positive(int), help=f"trials (default {DEFAULTS['num_samples']})")
+    p.add_argument("--seeds-per-config", type=positive(int), help="train each configuration so often (default 1)")
     p.add_argument("--max-concurrent", type=positive(int), help="trials at a time (default: what the resources allow)")
     p.add_argument("--cpus-per-trial", type=positive(float), help=f"default {DEFAULTS['cpus_per_trial']:g}")
     p.add_argument("--gpus-per-trial", type=share_of_gpus, help="default 0.25 where there is a GPU, else 0 (CPU)")
     p.add_argument("--limits", help="macs=30e6,bytes=128000,precision=fp16 (the default); any of them")
     p.add_argument("--scheduler", choices=list(SCHEDULERS), help=f"early stopping (default {DEFAULTS['scheduler']})")
+    p.add_argument("--sampler", choices=list(SAMPLERS), help=f"of configurations (default {DEFAULTS['sampler']})")
     p.add_argument("--seed", type=int, help=f"of everything (default {DEFAULTS['seed']})")
-    p.add_argument("--storage", default="runs", help="folder of the studies (default runs)")
-    p.add_argument("--address", help="of a running Ray cluster (auto, host:port, ray://...); default: this machine")
+    p.add_argument("--storage", default="runs", help="folder or s3://bucket/path of the studies (default runs)")
+    p.add_argument("--address", help="of a running Ray cluster (auto, host:port); default: this machine")
     return p

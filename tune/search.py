@@ -10,6 +10,7 @@ resumed study draws what it would have drawn. A trial with R prune steps has on 
 """
 
 import json
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -33,11 +34,17 @@ CAPACITY = 1000  # Optuna's history is cut to half when it is as long: a draw's 
 CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     # one joint density instead of one for each parameter: the trials are sorted once a draw, not once a parameter
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+    "tpe": lambda seed: _tpe(seed),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
+
+
+def _tpe(seed: int) -> optuna.samplers.TPESampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,8 @@ class FeasibleOptunaSearch(OptunaSearch):
     def _add_configuration(self, asked: optuna.Trial, values: dict[str, Any], excess: float) -> None:
         first = f"t{self._n_configurations:04d}"
         shared = {"config_id": first, "params": asked.params, "values": values}
-        attributes = {"attributes": self._study.get_trials(deepcopy=False)[asked.number].system_attrs}
+        drawn = self._study.get_trials(deepcopy=False)[asked.number].system_attrs  # of NSGA-II: its generation
+        attributes = {"attributes": {k: v for k, v in drawn.items() if not k.startswith("constraints:")}}
         for replicate in range(self._replicates):
             name = f"{first}r{replicate}" if replicate else first
             self._events.add("trial", trial=name, replicate=replicate, excess=excess, **attributes, **shared)
@@ -220,7 +228,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         """What earlier drivers drew and trained, in the order in which they did."""
         replicas: dict[str, list[str]] = {}
         for event in self._events.earlier:
-            if event["event"] == "trial":
+            if event["event"] == "trial" and not event.get("confirms"):
                 replicas.setdefault(event["config_id"], []).append(event["trial"])
         points: dict[str, list[dict[str, Any]]] = {}
         for event in self._events.earlier:

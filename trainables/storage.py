@@ -1,0 +1,101 @@
+"""A study's folder wherever it lies: on a local or shared disk, or in an object store (`s3://bucket/path`).
+
+pyarrow reads and writes both, as Ray does. Credentials and an own endpoint come from the environment alone
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...): written into a path they would
+end up in Ray's files.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pyarrow import fs
+
+from ascmodels.checkpoint import CheckpointError, check_seal
+
+KEPT = 4  # newest checkpoints of a trial: a damaged one falls back to the one before
+_T = TypeVar("_T")
+
+
+class Store:
+    """Files below `uri`, by names relative to it."""
+
+    def __init__(self, uri: str):
+        self.uri = uri.rstrip("/")
+        self.files, self.path = fs.FileSystem.from_uri(self.uri if "://" in uri else str(Path(uri).resolve()))
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where it is one."""
+        return Path(self.path) if isinstance(self.files, fs.LocalFileSystem) else None
+
+    def push(self, local: Path, name: str) -> None:
+        """Copy a file or a folder to `name`."""
+        target = f"{self.path}/{name}"
+        self.files.create_dir(target if local.is_dir() else target.rpartition("/")[0])
+        fs.copy_files(str(local), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
+
+    def pull(self, name: str, local: Path) -> None:
+        """Copy the file or folder `name` here."""
+        is_folder = self.files.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory
+        (local if is_folder else local.parent).mkdir(parents=True, exist_ok=True)
+        fs.copy_files(
+            f"{self.path}/{name}", str(local), source_filesystem=self.files, destination_filesystem=fs.LocalFileSystem()
+        )
+
+    def names(self, name: str) -> list[str]:
+        """What lies directly in the folder `name`, sorted; nothing where there is no such folder."""
+        found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def sizes(self, name: str) -> dict[str, int]:
+        """Name -> bytes of the files directly in the folder `name`."""
+        found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
+        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+
+    def delete(self, name: str) -> None:
+        """Remove the folder `name` and all in it."""
+        self.files.delete_dir(f"{self.path}/{name}")
+
+
+class TrialCheckpoints:
+    """A trial's checkpoints, of every driver that has run it: `<store>/<run>/<trial>/checkpoint_*`."""
+
+    def __init__(self, uri: str, trial: str):
+        self.store, self.trial = Store(uri), trial
+
+    def newest_first(self) -> list[str]:
+        found = []
+        for run in reversed(self.store.names("")):
+            folder = f"{run}/{self.trial}"
+            found += [f"{folder}/{n}" for n in reversed(self.store.names(folder)) if n.startswith("checkpoint_")]
+        return found
+
+    def load_newest(self, load: Callable[[Path], _T], tell: Callable[[str], None]) -> _T | None:
+        """What `load` makes of the newest checkpoint that is whole; None when there is none. `tell` hears of each one
+        that is passed over."""
+        for name in self.newest_first():
+            try:
+                with self._opened(name) as folder:
+                    check_seal(folder)
+                    return load(folder)
+            except CheckpointError as error:
+                tell(f"{self.trial}: {name} is passed over: {error}")
+        return None
+
+    def clear(self, keep: int) -> None:
+        """Remove all but the `keep` newest."""
+        for name in self.newest_first()[keep:]:
+            self.store.delete(name)
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[Path]:
+        """The checkpoint's folder, here: as it lies, or a copy for as long as it is needed."""
+        if self.store.local:
+            yield self.store.local / name
+            return
+        with tempfile.TemporaryDirectory(prefix="asc-tune-") as copy:
+            self.store.pull(name, Path(copy))
+            yield Path(copy)

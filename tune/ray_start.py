@@ -1,0 +1,49 @@
+"""Connect to a Ray cluster, or start Ray on this machine, and give signals back their meaning."""
+
+import logging
+import os
+import signal
+import socket
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from tune.options import check_resource
+from tune.study import StudyError
+
+
+def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -> None:
+    """Connect to, or start, Ray; StudyError when it cannot give a trial its resources."""
+    os.environ.setdefault(
+        "TUNE_GLOBAL_CHECKPOINT_S", "1000000000"
+    )  # the journal is our snapshot; Ray's grow with trials
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # ours are named in RunConfig
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first metric
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines tell the progress
+    if (address or "").startswith("ray://"):
+        raise StudyError(
+            f"--address {address}: Ray's client runs the search on the cluster, where the study's folder is not; "
+            "submit the command with `ray job submit`, or run it on a machine of the cluster with --address auto"
+        )
+    try:
+        host, _, port = (address or "").rpartition(":")
+        if host:  # asked first: Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        own = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        context = ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StudyError(f"--address {address}: no Ray cluster answers there ({error})") from error
+    take_sigterm_for_ctrl_c()
+    total = ray.cluster_resources()
+    for name in ("cpu", "gpu"):
+        check_resource(name, manifest[f"{name}s_per_trial"], total.get(name.upper(), 0), "the cluster")
+    told = f"http://{context.dashboard_url} (its token: ray get-auth-token)" if context.dashboard_url else "not running"
+    console.print(f"dashboard: {told}", highlight=False)
+
+
+def take_sigterm_for_ctrl_c() -> None:
+    """Ray ends a search in order at SIGINT only, and `ray.init` takes SIGTERM for a crash: so this is said again
+    after it."""
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
