@@ -34,14 +34,13 @@ class Driver:
     def trial(self, name: str) -> None:
         drawn = self.study.ask()
         values = SPACE.sample(drawn)
-        told = {"number": drawn.number, "params": drawn.params, "values": values, "excess": -0.5}
+        told = {"params": drawn.params, "values": values, "excess": -0.5}
         self.journal.add("trial", trial=name, config_id=name, replicate=0, **told)
 
     def reject(self, reason: str, example: str) -> None:
         drawn = self.study.ask()
         SPACE.sample(drawn)
-        told = {"number": drawn.number, "params": drawn.params, "excess": 0.4}
-        self.journal.add("reject", reason=reason, example=example, **told)
+        self.journal.add("reject", reason=reason, example=example, params=drawn.params, excess=0.4)
 
     def result(self, trial: str, epochs: int, stage: int = 0, **more: Any) -> None:
         told = {"stage": stage, "epoch": epochs, "epochs": epochs, "val_macro_avg_acc": 0.4 + epochs / 100}
@@ -68,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
     first.result("t0003", 5)
     first.journal.close()
     second = Driver(folder)
-    second.journal.add("restore", trial="t0003", epochs=4, repeated=1)
+    second.journal.add("restore", trial="t0003", epochs=4)
     second.result("t0003", 5)
     second.result("t0003", 6)
     second.reject(TOO_LARGE, "50 M MACs")
@@ -203,7 +202,7 @@ def test_optuna_opens_the_export(folder, tmp_path, capsys):
 
 
 def test_status_and_live_need_no_ray():
-    def reached(module: str) -> set[str]:
+    def reached(module: str) -> frozenset[str]:
         names = imports(module)
         return names.union(*(reached(name) for name in names if name in sources()))
 

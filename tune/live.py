@@ -78,10 +78,11 @@ class Watched:
 
 def strip(status: dict[str, Any]) -> str:
     """The lines above the report: progress, running trials, what was rejected or failed."""
-    lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
+    first, *lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
     trials = status["trials"]
     bar = f'<progress max="{trials["asked"]}" value="{trials["ended"]}"></progress>'
-    return f"<p><b>{lines[0]}</b> {bar}</p>" + "".join(f"<p>{line}</p>" for line in lines[1:])
+    told = "".join(f"<p{' class=detail' if line.startswith(' ') else ''}>{line.strip()}</p>" for line in lines)
+    return f"<p><b>{first}</b> {bar}</p>{told}"
 
 
 class Server(ThreadingHTTPServer):

@@ -26,6 +26,7 @@ from analysis.results import ResultsError, Study, load_study
 from analysis.summary import percent, trial_counts
 from tune.journal import StudyLog, TrialLog, segments
 from tune.optuna_export import export_optuna
+from tune.study import n_trials
 
 
 class Follower:
@@ -94,7 +95,7 @@ def study_status(study: Study, follower: Follower) -> dict[str, Any]:
     if not log.trials:  # a study of an older version, or one that has just begun
         counts = trial_counts(study)[0]
         ended = sum(n for status, n in counts.items() if status != "running")
-    asked = max(manifest.get("num_samples") or 0, len(log.trials))
+    asked = max(n_trials(manifest) if "num_samples" in manifest else 0, len(log.trials))
     here = ended - follower.ended_before
     finished = asked <= ended or log.exhausted
     eta = (now - follower.began) / here * (asked - ended) if driven and here > 0 and not finished else None
