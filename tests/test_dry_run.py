@@ -1,0 +1,134 @@
+"""What `--dry-run` tells: feasible shares, sizes, times of real steps, and the hours that follow from them."""
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from ascmodels.nessi import Limits
+from search_spaces import Space, load_space, space_from_dict
+from trainables.config import TrialConfig, compose
+from trainables.step_time import StepTime, random_training
+from tune.dry_run import draw, dry_run, nothing_fits
+from tune.estimate import Rungs, duration, makespan, trial_hours, until_stopped, wilson
+
+SMALL = ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.batch_size=8"]
+MANIFEST = {"seed": 0, "num_samples": 5, "scheduler": "mo_asha", "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+WIDTHS = space_from_dict({"name": "widths", "parameters": {"student.base_channels": {"choice": [8, 24]}}})
+
+
+def small(space: Space, tiny_tau: Path, tmp_path: Path, *more: str) -> TrialConfig:
+    config = compose([*space.base, *SMALL, *more])
+    return replace(config, data=replace(config.data, dataset_dir=str(tiny_tau), cache_dir=str(tmp_path / "cache")))
+
+
+def test_wilson_interval() -> None:
+    assert wilson(0, 10) == pytest.approx((0.0, 0.27754), abs=1e-5)
+    assert wilson(5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-5)
+    low, high = wilson(200, 200)
+    assert (low, high) == pytest.approx((0.98116, 1.0), abs=1e-5)
+
+
+def test_the_share_of_a_space_of_which_half_fits() -> None:
+    """Two widths, each drawn with probability 1/2; the limit lies between them."""
+    base = compose(["student=cp_mobile", *SMALL])
+    macs = {c.student.base_channels: n[0][0] for c, n in draw(WIDTHS, base.flat(), 0, 8).feasible}
+    assert macs[8] < macs[24]
+    between = replace(base, limits=Limits(macs=(macs[8] + macs[24]) / 2))
+    draws = draw(WIDTHS, between.flat(), 1, 40)
+    assert draws.total == 40
+    assert {c.student.base_channels for c, _ in draws.feasible} == {8}
+    assert draws.rejected == {"over the limits at every stage": 40 - len(draws.feasible)}
+    low, high = wilson(len(draws.feasible), 40)
+    assert low < 0.5 < high
+    assert '"student.base_channels": 24' in draws.examples["over the limits at every stage"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(macs=1000), "the fewest MACs are"),
+        (Limits(bytes=10), "the fewest bytes are"),
+    ],
+)
+def test_a_space_without_a_feasible_point_says_which_limit(limits: Limits, words: str) -> None:
+    base = replace(compose(["student=cp_mobile", *SMALL]), limits=limits)
+    told = nothing_fits(draw(WIDTHS, base.flat(), 0, 5), limits)
+    assert words in told
+    assert told.count("the limit is") == 1
+
+
+def test_configurations_that_cannot_be_built_are_counted() -> None:
+    space = space_from_dict({"name": "s", "parameters": {"distill.kd_alpha": {"choice": [0.5, 2.0]}}})
+    draws = draw(space, compose(["student=cp_mobile", *SMALL]).flat(), 0, 20)
+    assert 0 < draws.rejected["cannot be built or pruned"] < 20
+    assert draws.total == 20
+    assert "expected a weight in [0, 1]" in draws.examples["cannot be built or pruned"]
+
+
+@pytest.mark.slow
+def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_path: Path) -> None:
+    space = load_space("kd_prune")
+    config = small(space, tiny_tau, tmp_path, "train.epochs=8", "train.min_steps=0", "prune.epochs=2")
+    told = StringIO()
+    found = dry_run(space, config, MANIFEST, Console(file=told, width=200), n_draws=10)
+    text = told.getvalue()
+    for words in ("of 10 random draws fit", "distinct networks", "measured on", "mo_asha, at best"):
+        assert words in text
+    assert "estimate for a trial on 30 clips, validated on 20, 8 dense epochs" in text
+    assert found["feasible"] + sum(found["rejected"].values()) == found["draws"]
+    assert all(times.step_s > 0 and times.validation_s > 0 for _, times in found["steps"])
+    whole, early = zip(*found["study_hours"].values(), strict=True)
+    assert list(whole) == sorted(whole, reverse=True)
+    assert all(e <= w for w, e in zip(whole, early, strict=True))
+    assert min(found["trial_hours"]) <= whole[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_measured_step_trains_as_a_trial_does(tmp_path: Path) -> None:
+    """The network changes with a step and does not with a validation; the batch is the configuration's."""
+    config = compose(["student=cp_mobile", "student.base_channels=8", *SMALL])
+    with random_training(config) as training:
+        before = [p.detach().clone() for p in training._model.parameters()]
+        assert training.validate() == 64
+        assert all(bool((a == b).all()) for a, b in zip(before, training._model.parameters(), strict=True))
+        assert training.step() == 8
+        assert any(bool((a != b).any()) for a, b in zip(before, training._model.parameters(), strict=True))
+        folder = training.train.cache.folder
+    assert not folder.exists()
+
+
+def test_hours_of_a_trial() -> None:
+    config = compose(["train.epochs=10", "train.batch_size=4", "prune.ratios=[0.5]", "prune.epochs=2"])
+    steps = [(100, StepTime(1.0, 0.01, 9, 4)), (300, StepTime(3.0, 0.03, 9, 4))]
+    # 20 clips: 5 steps; at 200 MACs 2 s a step and 0.02 s a clip; below the smallest measured one as that
+    assert trial_hours(config, [200, 50], (20, 100), steps) == pytest.approx(
+        [10 * (5 * 2 + 100 * 0.02) / 3600, 2 * (5 * 1 + 100 * 0.01) / 3600]
+    )
+
+
+def test_makespan_is_that_of_a_queue() -> None:
+    assert makespan([3, 1, 1, 1], 1) == 6
+    assert makespan([3, 1, 1, 1], 2) == 3
+    assert makespan([1, 1, 1, 3], 2) == 4  # the long one is taken last
+    assert makespan([2, 2], 8) == 2
+
+
+def test_early_stopping_by_lot_has_the_mean_that_halving_has() -> None:
+    space = load_space("kd_prune")
+    rungs = Rungs("mo_asha", 16, space)
+    assert rungs.epochs == [4, 8]
+    stages = [16.0, 2.0, 2.0]  # an epoch an hour
+    assert rungs.hours(stages) == [4, 8, 18]  # the end of the last stage saves nothing
+    expected = 4 / 2 + 8 / 4 + 18 / 8 + 20 / 8
+    rng = np.random.default_rng(0)
+    assert np.mean([until_stopped(stages, rungs, rng) for _ in range(20_000)]) == pytest.approx(expected, rel=0.02)
+    assert not Rungs("fifo", 16, space)
+    assert until_stopped(stages, Rungs("fifo", 16, space), rng) == 20
+
+
+def test_durations_have_a_fitting_unit() -> None:
+    assert [duration(h) for h in (1234.5, 0.5, 0.01)] == ["1,234.5 h", "30.0 min", "36.0 s"]

@@ -1,0 +1,133 @@
+"""How long one training step takes on this machine: the real loop on random clips, before there are any data.
+
+    with random_training(config) as training:
+        training.step()                         front-end, augmentation, forward, backward, optimiser
+    measure(config).step_s                      the median of several, after a warm-up
+
+For `tune/run.py --dry-run` and tests/bench/gpu_share.py. A teacher's cached logits are random, too; what online
+teachers would add is not measured.
+"""
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ascmodels.students import build_student
+from data import tau
+from data.cache import WaveformCache
+from data.features import LogMel
+from data.impulse import impulses_for
+from trainables.config import TrialConfig
+from trainables.distill import kd_loss
+from trainables.loop import Clips, Epoch, predict, train_epoch
+from trainables.train_config import set_up_process, training_device
+from trainables.trial import deploy, placed
+
+CPU_BATCH = 64  # a larger batch takes seconds on a CPU: its time is scaled from this one
+VALIDATED = 64  # clips, one batch of `loop.predict`
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Medians, in seconds."""
+
+    step_s: float  # of one step of the optimiser
+    validation_s: float  # of one clip, deployed form
+    measured: int  # steps that were timed
+    batch_size: int  # of the timed steps; step_s is scaled where the configuration's is larger
+
+
+class RandomTraining:
+    """A student that is trained on noise, a step at a time."""
+
+    def __init__(self, config: TrialConfig, cache: WaveformCache, batch_size: int):
+        set_up_process(config.train.threads)
+        self.device = training_device(config.train)
+        self.config = replace(config, train=replace(config.train, batch_size=batch_size))
+        n = batch_size * config.train.accumulate
+        self.train, self.validation = _clips(cache, n), _clips(cache, VALIDATED)
+        self._front_end = LogMel(config.frontend).to(self.device)
+        self._impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
+        self._model = placed(build_student(config.student, len(tau.SCENES)), self.device)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), weight_decay=config.train.weight_decay)
+        self._rng = np.random.default_rng(0)
+
+    def step(self) -> int:
+        """Train on one batch (`train.accumulate` of them); how many clips it had."""
+        c = self.config
+        epoch = Epoch(
+            self._front_end,
+            c.augment,
+            c.train,
+            lambda logits, labels, teacher: kd_loss(logits, labels, teacher, c.distill.kd_alpha, c.distill.kd_temp),
+            lambda step: 1e-4,
+            self._rng,
+            impulses=self._impulses,
+        )
+        train_epoch(self._model, self._optimizer, self.train, epoch)
+        return len(self.train.rows)
+
+    def validate(self) -> int:
+        """Predict as a trial does at the end of an epoch; how many clips."""
+        predict(deploy(self._model, self.config.limits.precision), self.validation, self._front_end)
+        return len(self.validation.rows)
+
+
+@contextmanager
+def random_training(config: TrialConfig, batch_size: int | None = None) -> Iterator[RandomTraining]:
+    """A training with `batch_size` (default: the configuration's); its clips are removed at the end."""
+    batch_size = batch_size or config.train.batch_size
+    with tempfile.TemporaryDirectory(prefix="asc-tune-") as folder:
+        n = max(batch_size * config.train.accumulate, VALIDATED)
+        yield RandomTraining(config, _noise(Path(folder), n, config.frontend.sample_rate), batch_size)
+
+
+def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTime:
+    """Time steps after two of warm-up, until `most` are timed or `budget_s` is spent; one at least."""
+    cpu = training_device(config.train).type == "cpu"
+    batch_size = min(config.train.batch_size, CPU_BATCH) if cpu else config.train.batch_size
+    with random_training(config, batch_size) as training:
+        steps = _timed(training.step, budget_s, most)
+        validations = _timed(training.validate, budget_s / 4, most)
+    scale = config.train.batch_size / batch_size
+    return StepTime(
+        statistics.median(steps) * scale, statistics.median(validations) / VALIDATED, len(steps), batch_size
+    )
+
+
+def _timed(work, budget_s: float, most: int) -> list[float]:
+    """Seconds of each call. What runs on a GPU ends with a figure read back, so that a call waits for it."""
+    until, found = time.perf_counter() + budget_s, []
+    for call in range(2 + most):
+        started = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - started)
+        if found[-1] + started > until and call:  # of a slow step the second has to do
+            break
+    return found[2:] or found[1:]
+
+
+def _clips(cache: WaveformCache, n: int) -> Clips:
+    """`n` clips whose labels, devices and teacher logits mean nothing."""
+    scenes = len(tau.SCENES)
+    teacher = torch.randn(n, scenes, generator=torch.Generator().manual_seed(0))
+    return Clips(cache, np.arange(n), np.arange(n) % scenes, np.full(n, "a"), teacher)
+
+
+def _noise(folder: Path, n: int, sample_rate: int) -> WaveformCache:
+    """A waveform cache of `n` clips of 1 s."""
+    samples = np.random.default_rng(0).integers(-20_000, 20_000, (n, sample_rate), dtype=np.int16)
+    np.save(folder / "waveforms.npy", samples)
+    np.save(folder / "scales.npy", np.full(n, 1 / 32767, np.float32))
+    names = [f"{i}.wav" for i in range(n)]
+    manifest = {"sample_rate": sample_rate, "filenames": names, "skipped": {}, "key": "noise"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return WaveformCache(folder)

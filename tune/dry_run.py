@@ -1,0 +1,210 @@
+"""What a study would cost, before it: `python tune/run.py --space kd_prune --dry-run`. Nothing is trained or kept.
+
+The space is sampled at random and each draw goes through the search's gate: how many fit the limits, why the others do
+not, how large the networks are. The smallest, the median and the largest network that fit then train a few steps on
+noise, and the hours of the study follow from them.
+"""
+
+import os
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ascmodels.nessi import Limits, size_bytes
+from search_spaces import Space
+from trainables.clips import read_parts, with_enough_epochs
+from trainables.config import ConfigError, TrialConfig
+from trainables.step_time import StepTime, measure
+from trainables.train_config import training_device
+from tune.estimate import Rungs, duration, makespan, trial_hours, until_stopped, wilson
+from tune.gate import NetworkGate, stages
+
+DRAWS = 200
+SAMPLING_S = 30.0
+WORKERS = (1, 2, 4, 8)  # GPUs, or trials at a time on CPUs
+
+Networks = tuple[tuple[int, int, Any], ...]  # MACs, params and widths of each stage
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random samples of a space, judged."""
+
+    feasible: list[tuple[TrialConfig, Networks]]
+    over: list[Networks]  # of those that could be built, but fit at no stage
+    rejected: Counter[str]  # reason -> draws
+    examples: dict[str, str]  # reason -> one of them
+
+    @property
+    def total(self) -> int:
+        return len(self.feasible) + self.rejected.total()
+
+
+def dry_run(
+    space: Space, config: TrialConfig, manifest: dict[str, Any], console: Console, n_draws: int = DRAWS
+) -> dict[str, Any]:
+    """Tell all of it on `console`; the figures, for whoever calls: `feasible` is 0 where no draw fits the limits."""
+    _, parts = read_parts(config)
+    clips = len(parts.train), len(parts.validation)
+    config = with_enough_epochs(config, clips[0])
+    draws = draw(space, config.flat(), manifest["seed"], n_draws)
+    n_fit, (low, high) = len(draws.feasible), wilson(len(draws.feasible), draws.total)
+    _say(
+        console,
+        f"space {space.name}: {n_fit} of {draws.total} random draws fit the limits at one stage at least: "
+        f"{n_fit / draws.total:.0%} (95 % interval {low:.0%} to {high:.0%})",
+    )
+    for reason, count in draws.rejected.most_common():
+        _say(console, f"  {count} {reason}, for example {draws.examples[reason]}")
+    found = {"draws": draws.total, "feasible": n_fit, "interval": (low, high), "rejected": dict(draws.rejected)}
+    if not draws.feasible:
+        _say(console, nothing_fits(draws, config.limits))
+        return found
+    found["networks"] = len({networks for _, networks in draws.feasible})
+    _say(console, f"{found['networks']} of them are distinct networks as deployed")
+    console.print(size_table(draws.feasible, config.limits.precision))
+    try:
+        gpu = training_device(config.train).type == "cuda"
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _say(console, machine(config, gpu))
+    found["steps"] = steps = measure_some(draws.feasible)
+    console.print(step_table(steps, config))
+    hours = [trial_hours(c, [macs for macs, *_ in n], clips, steps) for c, n in draws.feasible]
+    each = [sum(h) for h in hours]
+    _say(
+        console,
+        f"estimate for a trial on {clips[0]} clips, validated on {clips[1]}, {config.train.epochs} dense epochs and "
+        f"{config.prune.epochs} after each prune step: {duration(min(each))} to {duration(max(each))}, mean "
+        f"{duration(statistics.mean(each))}",
+    )
+    found["trial_hours"] = each
+    rungs = Rungs(manifest["scheduler"], config.train.epochs, space)
+    found["study_hours"] = tell_study(manifest, hours, rungs, gpu, console)
+    return found
+
+
+def draw(space: Space, base: dict[str, Any], seed: int, n: int = DRAWS, seconds: float = SAMPLING_S) -> Draws:
+    """`n` random samples laid over `base`, or as many as `seconds` allow; one at least."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    gate = NetworkGate(base)
+    draws, until = Draws([], [], Counter(), {}), time.monotonic() + seconds
+    while draws.total < n and (draws.total == 0 or time.monotonic() < until):
+        values = space.sample(study.ask())
+        verdict = gate(values)
+        if verdict.reason:
+            draws.rejected[verdict.reason] += 1
+            draws.examples.setdefault(verdict.reason, verdict.example)
+        try:
+            config = TrialConfig.from_flat(base | values)
+            networks = stages(config.student, config.prune, *_shape(config))
+        except ValueError:
+            continue  # its reason is counted above
+        if verdict.reason:
+            draws.over.append(networks)
+        else:
+            draws.feasible.append((config, networks))
+    return draws
+
+
+def _shape(config: TrialConfig) -> tuple[int, int, str]:
+    return config.frontend.n_mels, config.frontend.frames, config.limits.precision
+
+
+def nothing_fits(draws: Draws, limits: Limits) -> str:
+    """Which limit is in the way, when no draw fits."""
+    if not draws.over:
+        return "no draw can be built or pruned: correct the space's ranges"
+    macs = min(m for networks in draws.over for m, *_ in networks)
+    nbytes = min(size_bytes(p, limits.precision) for networks in draws.over for _, p, _ in networks)
+    missed = [
+        f"the fewest {name} are {least:,.0f}, the limit is {limit:,.0f}"
+        for name, least, limit in (("MACs", macs, limits.macs), ("bytes", nbytes, limits.bytes))
+        if least > limit
+    ]
+    missed = missed or ["each limit alone is met by some draw, both by none"]
+    return f"no draw fits: {'; '.join(missed)}. Widen the limits or narrow the space"
+
+
+def size_table(feasible: Sequence[tuple[TrialConfig, Networks]], precision: str) -> Table:
+    """Minimum, median and maximum of both sizes, dense and pruned."""
+    table = Table("of those that fit", "networks", "MACs: min", "median", "max", "bytes: min", "median", "max")
+    parts = {"dense": [n[0] for _, n in feasible], "pruned": [x for _, n in feasible for x in n[1:]]}
+    for name, networks in parts.items():
+        if networks:
+            columns = [m for m, *_ in networks], [size_bytes(p, precision) for _, p, _ in networks]
+            figures = [f"{f(c):,.0f}" for c in columns for f in (min, statistics.median, max)]
+            table.add_row(name, str(len(networks)), *figures)
+    return table
+
+
+def measure_some(feasible: Sequence[tuple[TrialConfig, Networks]]) -> list[tuple[int, StepTime]]:
+    """(MACs of the dense network, its times) of the smallest, the median and the largest, by MACs."""
+    ordered = sorted(feasible, key=lambda pair: pair[1][0][0])
+    chosen = {networks[0][0]: c for c, networks in (ordered[0], ordered[len(ordered) // 2], ordered[-1])}
+    return [(macs, measure(c)) for macs, c in chosen.items()]
+
+
+def machine(config: TrialConfig, gpu: bool) -> str:
+    """What the times are those of."""
+    if gpu:
+        told = f"measured on {torch.cuda.get_device_name()}"
+    else:
+        told = (
+            f"measured on this machine's CPU, {config.train.threads} thread(s) a trial; no GPU is used here, and a "
+            "CPU's time does not tell a GPU's"
+        )
+    return told + ("; what online teachers add is not in it" if config.distill.mode == "online" else "")
+
+
+def step_table(steps: Sequence[tuple[int, StepTime]], config: TrialConfig) -> Table:
+    table = Table("one training step", "MACs", f"ms, batch {config.train.batch_size}", "ms, clip validated", "timed")
+    names = ("smallest", "median", "largest") if len(steps) == 3 else ("smallest", "largest")
+    for (macs, times), name in zip(steps, names, strict=False):
+        timed = f"{times.measured} of {times.batch_size} clips"
+        table.add_row(name, f"{macs:,}", f"{times.step_s * 1e3:,.1f}", f"{times.validation_s * 1e3:,.2f}", timed)
+    return table
+
+
+def tell_study(
+    manifest: dict[str, Any], hours: Sequence[list[float]], rungs: Rungs, gpu: bool, console: Console
+) -> dict[int, tuple[float, float]]:
+    """The study's hours on so many workers, without early stopping and with it: draws of the space, queued up."""
+    n = manifest["num_samples"]
+    rng = np.random.default_rng(manifest["seed"])
+    picked = [hours[i] for i in rng.integers(len(hours), size=n)]
+    whole, stopped = [sum(h) for h in picked], [until_stopped(h, rungs, rng) for h in picked]
+    found = {k: (makespan(whole, k), makespan(stopped, k)) for k in WORKERS}
+    early = [f"{manifest['scheduler']}, at best"] if rungs else []
+    table = Table(f"estimate for {n} trials on", "none stopped early", *early)
+    for k, figures in found.items():
+        name = f"{k} GPU(s)" if gpu else f"{k} x {manifest['cpus_per_trial']:g} CPU core(s)"
+        table.add_row(name, *[duration(f) for f in figures[: 1 + len(early)]])
+    console.print(table)
+    if rungs:
+        where = f"epochs {', '.join(map(str, rungs.epochs))}" + (", after each prune step" if rungs.after_steps else "")
+        _say(
+            console,
+            f"at best: {rungs.kept:.0%} of the trials pass each rung ({where}). Rungs do not wait and let early trials "
+            "pass, so the study lies between the columns",
+        )
+    if gpu:
+        shared = "trials that share a GPU are counted as if they took turns"
+    else:
+        shared = f"this machine has {os.cpu_count()} core(s), and trials beside each other may slow each other down"
+    _say(console, f"{shared}; decoding the clips, the teacher and its logits come on top, once")
+    return found
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(escape(text), highlight=False, soft_wrap=True)
