@@ -21,7 +21,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
     `customdata` of a marker is [trial, step]. The last trace is empty: the page fills it with the trial
     under the pointer.
     """
-    points = parts.measured(study)
+    points, sampled = parts.measured(study), study.prefixed("config/")
     figure = go.Figure()
     x, y = (_none_for_nan(values) for values in parts.trajectories(points, axis))
     thin = {"color": parts.TRAJECTORY, "width": 1.2, "simplify": False}
@@ -42,7 +42,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
             name=look.label,
             marker={"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge},
             customdata=[[point["trial_id"], point["step"]] for point in records],
-            text=[hover_text(study, point) for point in records],
+            text=[hover_text(study, point, sampled) for point in records],
             hovertemplate="%{text}<extra></extra>",
             hoverlabel={"bgcolor": "white", "bordercolor": look.color, "align": "left"},
         )
@@ -53,8 +53,9 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
     return figure
 
 
-def hover_text(study: Study, point: dict[Any, Any]) -> str:
-    """All that is known of one point (a row of `parts.measured`), in the HTML that plotly's labels take."""
+def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
+    """All that is known of one point (a row of `parts.measured`), in the HTML that plotly's labels take; `sampled`
+    names the columns of its configuration."""
     label = parts.ROLES[point["role"]].label
     lines = [
         f"<b>trial {html.escape(point['trial_id'])}, step {point['step']}</b> ({label})",
@@ -74,7 +75,7 @@ def hover_text(study: Study, point: dict[Any, Any]) -> str:
         f"{point['status']}{epochs}",
         "",
     ]
-    for column in study.prefixed("config/"):
+    for column in sampled:
         name, value = column.removeprefix("config/"), summary.value_text(point[column])
         lines.append(f"{html.escape(name)} = {html.escape(value)}")
     return "<br>".join(lines)

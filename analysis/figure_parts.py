@@ -101,14 +101,13 @@ def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]
 
 def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
     """x and y of every trial with more than one point, in step order; NaN parts the trials."""
-    xs: list[float] = []
-    ys: list[float] = []
-    for _, trial in points.sort_values(by="step", kind="stable").groupby("trial_id", sort=True):
-        if len(trial) > 1:
-            x, y = coordinates(trial, axis)
-            xs += [*x, math.nan]
-            ys += [*y, math.nan]
-    return xs, ys
+    ordered = points.sort_values(by=["trial_id", "step"], kind="stable")
+    ordered = take(ordered, ordered["trial_id"].duplicated(keep=False))
+    x, y = map(np.array, coordinates(ordered, axis))
+    trials = ordered["trial_id"].to_numpy(object)
+    ends = np.flatnonzero(trials[1:] != trials[:-1]) + 1
+    gaps = [*ends, len(ordered)] if len(ordered) else []  # a NaN after each trial
+    return np.insert(x, gaps, math.nan).tolist(), np.insert(y, gaps, math.nan).tolist()
 
 
 def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:

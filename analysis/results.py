@@ -52,7 +52,7 @@ class Study:
     raw: pd.DataFrame
     raw_test: pd.DataFrame | None
 
-    @property
+    @cached_property
     def replicated(self) -> bool:
         """Whether its points are means over seeds."""
         return replicates.replicated(self.raw)
