@@ -48,11 +48,12 @@ def measured(folder: Path) -> dict[str, float]:
         return {row["trial_id"]: float(row["test_macro_avg_acc"]) for row in csv.DictReader(handle)}
 
 
-def test_every_seed_of_the_front_is_measured_once(config, tmp_path, capsys):
-    """First with one seed a configuration, then with the replicates that were trained later."""
+def test_every_seed_of_the_front_is_measured_once(config, tmp_path, monkeypatch, capsys):
+    """First with one seed a configuration, as an object store; then with the replicates that were trained later."""
+    monkeypatch.chdir(tmp_path)
     first = {name: NETWORKS[name] for name in ("t0000", "t0001")}
     folder = write_networks(tmp_path / "study", config, first)
-    assert main([str(folder)]) == 0
+    assert main([f"file://{folder}"]) == 0
     assert list(measured(folder)) == ["t0001"]  # the better of two equally large networks
     before = measured(folder)["t0001"]
 

@@ -18,6 +18,7 @@ from test_status import Driver
 from analysis.front import pareto_points
 from analysis.results import load_study
 from tune.live import Server, main
+from tune.reading import open_place
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,7 +36,7 @@ def running_study(folder: Path) -> Path:
 @contextmanager
 def serving(folder: Path) -> Iterator[int]:
     """The port of a server that ends with the block."""
-    server = Server(folder, "127.0.0.1", 0)
+    server = Server(open_place(str(folder)), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

@@ -14,10 +14,12 @@ from test_architecture import imports, sources
 
 from analysis.front import pareto_points
 from analysis.results import load_study
-from data.files import locked
 from search_spaces import load_space
 from tune.journal import Journal
-from tune.status import Follower, is_driven, main
+from tune.mirror import Mirror
+from tune.reading import Follower, is_held, lock_of, open_place
+from tune.status import main
+from tune.study import StudyError, lock
 
 TOO_LARGE = "over the limits at every stage"
 SPACE = load_space("kd_prune")
@@ -85,7 +87,7 @@ def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_everything_that_the_journal_knows_is_told(folder, capsys):
-    with locked(folder.with_name(".study.lock"), wait=False):
+    with lock(folder):
         found = told(folder, capsys)
     assert found["driver"] and found["drivers"] == 2
     counts = {"asked": 7, "ended": 4, "complete": 1, "stopped early": 1, "failed": 2, "running": 2}
@@ -110,7 +112,7 @@ def test_everything_that_the_journal_knows_is_told(folder, capsys):
 
 
 def test_sentences_and_table(folder, capsys):
-    with locked(folder.with_name(".study.lock"), wait=False):
+    with lock(folder):
         assert main([str(folder)]) == 0
     said = capsys.readouterr().out
     for words in (
@@ -130,14 +132,14 @@ def test_sentences_and_table(folder, capsys):
 
 
 def test_the_question_whether_a_driver_runs_disturbs_none(folder):
-    place = folder.with_name(".study.lock")
-    assert not is_driven(folder) and not place.exists()
-    with locked(place, wait=False):
-        assert is_driven(folder)
-        with pytest.raises(BlockingIOError), locked(place, wait=False):
+    place = lock_of(folder)
+    assert not is_held(place) and not place.exists()
+    with lock(folder):  # the driver's own
+        assert is_held(place) and open_place(str(folder)).driven()
+        with pytest.raises(StudyError), lock(folder):
             pass  # the driver still holds it
-    assert not is_driven(folder)
-    with locked(place, wait=False):
+    assert not is_held(place)
+    with lock(folder):
         pass  # and the next one gets it
 
 
@@ -157,6 +159,27 @@ def test_a_journal_is_read_on_from_where_the_last_reading_ended(folder):
     fresh = Follower(folder)
     fresh.update()
     assert fresh.log == follower.log
+
+
+def test_a_study_in_an_object_store_is_read_from_a_copy(folder, tmp_path, monkeypatch, capsys):
+    """A folder as pyarrow's object store; the driver that mirrors into it gives signs of life."""
+    monkeypatch.chdir(tmp_path)
+    uri = f"file://{tmp_path}/bucket/study"
+    assert main([uri]) == 2 and "no study there" in capsys.readouterr().err
+    mirror = Mirror(folder, uri)
+    mirror.push()
+    assert main([uri, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["driver"] and found["folder"] == uri and found["trials"]["ended"] == 4 and found["front"]
+    place = open_place(uri)
+    follower = Follower(place.folder)
+    follower.update()
+    Driver(folder).result("t0004", 10, stage=1, epoch=2)
+    mirror.push(last=True)
+    place.refresh()
+    follower.update()
+    assert follower.log.trials["t0004"].epochs == 10 and not place.driven()
+    assert place.folder.is_relative_to(tmp_path / "runs") and (place.folder / "points.csv").is_file()
 
 
 def test_before_the_first_point_and_after_the_last_trial(folder, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """Open the test split, once, for the points of a study's front.
 
-    python tune/evaluate.py runs/<study>
+    python tune/evaluate.py runs/<study>                      or s3://bucket/path/<study>
 
 Each front point's deployed network (loaded from its checkpoint) is measured on the test split's clips; in a study with
 replicates, the network of every complete seed. `<study>/test.csv` has a row for each network; front.csv, table and
@@ -27,25 +27,45 @@ from trainables.config import TrialConfig
 from trainables.evaluation import Deployed, open_test_clips
 from trainables.loop import Clips
 from trainables.records import now, write_rows
+from tune.mirror import Mirror, working_folder
+from tune.resume import bring
 from tune.study import StudyError, lock, read_manifest, write_manifest
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command; exit status 0, or 2 on bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="folder of a finished study")
-    folder = parser.parse_args(argv).study.resolve()
+    parser.add_argument("study", help="folder of a finished study, or its place in an object store")
+    text = parser.parse_args(argv).study
     console = Console()
     try:
+        folder, mirror = local_folder(text)
         manifest = read_manifest(folder)
         if manifest["status"] != "complete":
             raise StudyError(f"{folder.name} is {manifest['status']}: finish the search before opening the test split")
         with lock(folder):
+            if mirror:
+                mirror.pull_networks()
             evaluate(folder, manifest, console)
+            if mirror:
+                mirror.push(last=True)
     except (CheckpointError, ResultsError, StudyError, DatasetError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     return 0
+
+
+def local_folder(text: str) -> tuple[Path, Mirror | None]:
+    """The study's folder; of one in an object store the driver's working folder, brought up to date."""
+    if "://" not in text:
+        return Path(text).resolve(), None
+    storage, _, name = text.rstrip("/").rpartition("/")
+    folder = working_folder(storage) / name
+    try:
+        bring(folder, text)
+        return folder, Mirror(folder, text)
+    except (OSError, ValueError) as error:  # pyarrow's are kinds of both
+        raise StudyError(f"{text} cannot be reached: {error}") from error
 
 
 def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:

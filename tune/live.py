@@ -26,7 +26,8 @@ from rich.markup import escape
 
 from analysis import report_page
 from analysis.results import ResultsError, Study, load_study
-from tune.status import Follower, open_study_folder, sentences, study_status
+from tune.reading import Follower, Place, open_place
+from tune.status import sentences, study_status
 
 SCRIPT = Path(__file__).with_name("live.js")
 FILES = ("study.json", "points.csv", "test.csv")
@@ -36,9 +37,9 @@ RUNNING_SHOWN = 8
 class Watched:
     """A study that is read again when its files have changed."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._follower = Follower(folder)
+    def __init__(self, place: Place):
+        self.place, self.folder = place, place.folder
+        self._follower = Follower(place.folder)
         self._lock = threading.Lock()  # requests come in threads
         self._version = ""
         self._study: Study | None = None
@@ -46,12 +47,13 @@ class Watched:
     def read(self) -> tuple[str, Study, dict[str, Any]]:
         """A name for what the files hold now, the study, and its status."""
         with self._lock:
+            self.place.refresh()
             stamps = [path.stat() for name in FILES if (path := self.folder / name).exists()]
             version = "-".join(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)
             if self._study is None or version != self._version:
                 self._study, self._version = load_study(self.folder), version
             self._follower.update()
-            return version, self._study, study_status(self._study, self._follower)
+            return version, self._study, study_status(self.place, self._study, self._follower)
 
     def page(self) -> str:
         version, study, status = self.read()
@@ -90,8 +92,8 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, host: str, port: int):
-        self.watched = Watched(folder)
+    def __init__(self, place: Place, host: str, port: int):
+        self.watched = Watched(place)
         super().__init__((host, port), Handler)
         self.own_machine = ipaddress.ip_address(str(self.server_address[0])).is_loopback
 
@@ -142,18 +144,19 @@ def _names_this_machine(host: str) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """The command; runs until Ctrl-C. Exit status 2 where there is no study, or the address cannot be had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder of a study")
+    parser.add_argument("study", help="folder of a study, or its place in an object store")
     parser.add_argument("--port", type=int, default=8800, help="0 takes a free one (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network (default %(default)s)")
     options = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        folder = open_study_folder(options.study)
-        load_study(folder)
-        server = Server(folder, options.host, options.port)
-    except ResultsError as error:
+        place = open_place(options.study)
+        load_study(place.folder)
+    except (ResultsError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         return 2
+    try:
+        server = Server(place, options.host, options.port)
     except (OSError, OverflowError) as error:
         address = f"{options.host}:{options.port}"
         console.print(
@@ -161,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 2
     host, port = server.server_address[:2]
-    console.print(f"{escape(folder.name)} live at http://{host!s}:{port}   (Ctrl-C ends it)")
+    console.print(f"{escape(place.folder.name)} live at http://{host!s}:{port}   (Ctrl-C ends it)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:

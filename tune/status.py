@@ -1,6 +1,7 @@
 """How a study stands: progress, front, what was rejected or failed and why, what resumes repeated.
 
     python tune/status.py runs/<study>                                while it runs, after it ended, or in between
+    python tune/status.py s3://bucket/path/<study>                    credentials from the environment
     python tune/status.py runs/<study> --json                         the same as one JSON object
     python tune/status.py runs/<study> --export-optuna study.journal  then: optuna-dashboard study.journal
 
@@ -8,12 +9,9 @@ Reads the study's files only: the journal, study.json, points.csv. Nothing is wr
 """
 
 import argparse
-import fcntl
 import json
 import sys
 import time
-from collections import Counter
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,72 +22,16 @@ from analysis.front import pareto_points
 from analysis.report import print_front
 from analysis.results import ResultsError, Study, load_study
 from analysis.summary import percent, trial_counts
-from tune.journal import StudyLog, TrialLog, segments
+from tune.journal import TrialLog
 from tune.optuna_export import export_optuna
+from tune.reading import Follower, Place, open_place
 from tune.study import n_trials
 
 
-class Follower:
-    """A study's journal, read on from where the last reading ended; `log` is the state it tells."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.log = StudyLog()
-        self.last: float | None = None  # time of the newest event, in seconds since 1970
-        self.began = 0.0  # when the newest driver began, and how many trials had ended by then
-        self.ended_before = 0
-        self._read: Counter[Path] = Counter()  # bytes
-
-    def update(self) -> None:
-        """Take in what was appended. ResultsError names a line that is not JSON."""
-        for path in segments(self.folder):
-            with path.open("rb") as stream:
-                stream.seek(self._read[path])
-                whole, end, _ = stream.read().rpartition(b"\n")  # the last line may be half written
-            for line in whole.splitlines():
-                try:
-                    self._take(json.loads(line))
-                except (ValueError, KeyError) as error:
-                    raise ResultsError(f"{path} is damaged: {error} in {line[:80]!r}") from error
-            self._read[path] += len(whole) + len(end)
-
-    def _take(self, event: dict[str, Any]) -> None:
-        self.last = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] == "run":
-            self.began, self.ended_before = self.last, self.ended()
-        self.log.apply(event)
-
-    def ended(self) -> int:
-        return sum(trial.ended for trial in self.log.trials.values())
-
-
-def open_study_folder(text: str) -> Path:
-    """The folder of the study that was named; ResultsError where there is none."""
-    folder = Path(text).expanduser().resolve()
-    if not (folder / "study.json").is_file():
-        raise ResultsError(f"{text}: no study there; expected a folder with study.json, such as runs/<name>")
-    return folder
-
-
-def is_driven(folder: Path) -> bool:
-    """Whether a driver holds the study's lock at this moment.
-
-    Asked with a shared lock, for microseconds: a driver that starts in them would be refused, and can be started again.
-    """
-    try:
-        with folder.with_name(f".{folder.name}.lock").open() as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
-
-
-def study_status(study: Study, follower: Follower) -> dict[str, Any]:
+def study_status(place: Place, study: Study, follower: Follower) -> dict[str, Any]:
     """Everything that is told, as plain JSON values."""
     manifest, log, now = study.manifest, follower.log, time.time()
-    driven = is_driven(study.path)
+    driven = place.driven()
     ended = follower.ended()
     counts = {status: n for status, n in log.counts().items() if status != "rejected"}
     if not log.trials:  # a study of an older version, or one that has just begun
@@ -103,7 +45,7 @@ def study_status(study: Study, follower: Follower) -> dict[str, Any]:
     repeated = {t.name: t.repeated for t in log.trials.values() if t.repeated}
     return {
         "name": study.name,
-        "folder": str(study.path),
+        "folder": place.text if "://" in place.text else str(place.folder),
         "status": manifest.get("status"),
         "driver": driven,
         "drivers": log.runs,
@@ -210,16 +152,16 @@ def _count(number: int, noun: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """The command; exit status 0, or 2 where there is no study or its files are damaged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder of a study")
+    parser.add_argument("study", help="folder of a study, or its place in an object store")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of sentences and a table")
     parser.add_argument("--export-optuna", metavar="FILE", type=Path, help="write the study as an Optuna journal")
     options = parser.parse_args(argv)
     console = Console(stderr=True)
     try:
-        folder = open_study_folder(options.study)
-        follower = Follower(folder)
+        place = open_place(options.study)
+        follower = Follower(place.folder)
         follower.update()
-        study = load_study(folder)
+        study = load_study(place.folder)
         if options.export_optuna:
             exported = export_optuna(study, options.export_optuna)
             print(f"{_count(exported, 'trial')} as an Optuna journal: {options.export_optuna}")
@@ -227,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ResultsError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
-    status = study_status(study, follower)
+    status = study_status(place, study, follower)
     if options.json:
         print(json.dumps(status))
         return 0
