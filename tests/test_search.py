@@ -1,5 +1,6 @@
-"""The searcher, the scheduler and the Trainables, without a Ray cluster."""
+"""The searcher - what it draws, refuses, tells Optuna and remembers - and the Trainables, without a Ray cluster."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,15 +8,22 @@ import torch
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from search_spaces import load_space, space_from_dict
+import tune.search
+from search_spaces import SpaceError, load_space, space_from_dict
 from trainables.config import ConfigError, TrialConfig, compose
 from trainables.ray_trainables import KDTrainable, PruneTrainable
-from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch, read_searcher, stage_sizes, violation
+from tune.gate import NetworkGate, stages, violation
+from tune.history import earlier_points, params_of, replay, shortened
+from tune.journal import Events, Journal
+from tune.search import MAX_REJECTIONS, SAMPLERS, FeasibleOptunaSearch, Verdict
+
+SHIPPED = ("kd", "rep", "families", "prune", "kd_prune", "pbt")
 
 
-def searcher(folder: Path, overrides: list[str], seed: int = 0, space=None) -> FeasibleOptunaSearch:
+def searcher(overrides: list[str], space=None, events: Events | None = None, **options) -> FeasibleOptunaSearch:
     space = space or load_space("kd_prune")
-    return FeasibleOptunaSearch(space, compose([*space.base, *overrides]).flat(), str(folder), seed)
+    base = compose([*space.base, *overrides]).flat()
+    return FeasibleOptunaSearch(space, base, NetworkGate(base), events=events, **options)
 
 
 def suggested(search: FeasibleOptunaSearch, trial_id: str) -> dict:
@@ -24,22 +32,30 @@ def suggested(search: FeasibleOptunaSearch, trial_id: str) -> dict:
     return config
 
 
-def cost(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
-    c = TrialConfig.from_flat({k: v for k, v in config.items() if k not in ("trial", "study_dir")})
-    return c, list(stage_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames))
+def study_of(search: FeasibleOptunaSearch) -> list:
+    return search._study.get_trials(deepcopy=False)
+
+
+def sizes_of(config: dict) -> tuple[TrialConfig, list[tuple[int, int]]]:
+    c = TrialConfig.from_flat({k: v for k, v in config.items() if k != "trial"})
+    return c, [(m, p) for m, p, _ in stages(c.student, c.prune, c.frontend.n_mels, c.frontend.frames)]
+
+
+def points(n: int, accuracy: float = 0.6) -> list[dict]:
+    """Of a dense network and n - 1 prune steps, each half as large."""
+    return [{"step": k, "val_macro_avg_acc": accuracy - k / 100, "macs": 8e6 / 2**k} for k in range(n)]
 
 
 @pytest.mark.slow
-def test_every_suggestion_fits_the_limits_at_some_stage(tmp_path: Path) -> None:
-    search = searcher(tmp_path, ["limits.macs=1e6"])
-    for i in range(4):
-        config, sizes = cost(suggested(search, f"ray-{i}"))
+def test_every_suggestion_fits_the_limits_at_some_stage() -> None:
+    events = Events()
+    search = searcher(["limits.macs=1e6"], events=events)
+    for i in range(8):
+        config, sizes = sizes_of(suggested(search, f"ray-{i}"))
         assert any(config.limits.allow(macs, params) for macs, params in sizes)
-    rejected = read_searcher(tmp_path)["rejected"]
-    assert rejected == dict(search.rejected)
-    assert set(rejected) == {"over the limits at every stage"}  # a tight limit rejects some of any draws
-    told = [t for t in search._study.get_trials() if t.state == TrialState.PRUNED]
-    assert len(told) == sum(rejected.values())
+    assert set(events.log.rejected) == {"over the limits at every stage"}  # a tight limit rejects some of any draws
+    told = [t for t in study_of(search) if t.state == TrialState.PRUNED]
+    assert len(told) == events.log.rejected.total()
     assert all(t.constraints["limits"] > 0 for t in told)
 
 
@@ -51,61 +67,198 @@ def test_violation_is_the_cheapest_stages_excess() -> None:
 
 
 @pytest.mark.slow
-def test_space_without_a_feasible_point_ends_after_bounded_tries(tmp_path: Path) -> None:
+def test_space_without_a_feasible_point_ends_after_bounded_tries() -> None:
     space = space_from_dict({"name": "s", "parameters": {"train.lr": {"uniform": [0.001, 0.01]}}})
-    search = searcher(tmp_path, ["limits.macs=1000"], space=space)
+    events = Events()
+    search = searcher(["limits.macs=1000"], space, events)
     assert search.suggest("ray-0") == Searcher.FINISHED
-    told = read_searcher(tmp_path)
-    assert told["exhausted"]
-    assert sum(told["rejected"].values()) == MAX_REJECTIONS
+    assert events.log.exhausted
+    assert events.log.rejected == {"over the limits at every stage": MAX_REJECTIONS}
 
 
 @pytest.mark.slow
-def test_no_configuration_is_suggested_twice(tmp_path: Path) -> None:
-    space = space_from_dict({"name": "s", "parameters": {"student.base_channels": {"choice": [8, 16, 24]}}})
-    search = searcher(tmp_path, [], space=space)
-    widths = [suggested(search, f"ray-{i}")["student.base_channels"] for i in range(3)]
-    assert sorted(widths) == [8, 16, 24]
-    assert search.suggest("ray-3") == Searcher.FINISHED
+def test_no_network_is_trained_twice_in_the_same_way() -> None:
+    """Ratios that differ and remove the same channels are one configuration, another learning rate makes another."""
+    parameters = {"prune.ratios": {"choice": [[0.3], [0.3001]]}, "train.lr": {"choice": [0.01, 0.02]}}
+    space = space_from_dict({"name": "s", "base": ["student.base_channels=8"], "parameters": parameters})
+    events = Events()
+    search = searcher([], space, events)
+    rates = [suggested(search, f"ray-{i}")["train.lr"] for i in range(2)]
+    assert sorted(rates) == [0.01, 0.02]
+    assert search.suggest("ray-2") == Searcher.FINISHED
+    assert set(events.log.rejected) == {"trained before"}
 
 
-@pytest.mark.slow
-def test_restored_searcher_goes_on_as_the_uninterrupted_one(tmp_path: Path) -> None:
-    through, stopped, restored = (searcher(tmp_path, []) for _ in range(3))
-    for search in (through, stopped):
-        for i in range(12):  # past TPE's random start
-            search.suggest(f"ray-{i}")
-            result = {"val_macro_avg_acc": 0.1 * (i % 7), "macs": 1e6 * (i + 1), "finished": True}
-            search.on_trial_complete(f"ray-{i}", result)
-    stopped.save(str(tmp_path / "state.pkl"))
-    restored.restore(str(tmp_path / "state.pkl"))
-    assert [restored.suggest(f"ray-{i}") for i in (20, 21)] == [through.suggest(f"ray-{i}") for i in (20, 21)]
+def drive(search: FeasibleOptunaSearch, journal: Events, first: int, last: int, leave: int | None = None) -> list[dict]:
+    """Draw and finish trials, as the driver does; `leave` is drawn and left running."""
+    drawn = []
+    for i in range(first, last):
+        config = suggested(search, f"ray-{i}")
+        drawn.append(config)
+        if i == leave:
+            continue
+        whole = i % 3 > 0
+        measured = points(len(config["prune.ratios"]) + 1 if whole else 1, 0.3 + config["distill.kd_alpha"] / 2)
+        for point in measured:
+            ends = point is measured[-1]
+            fields = {"stage": point["step"], "epochs": point["step"] + 1, "done": ends, "finished": ends and whole}
+            journal.add("result", trial=config["trial"], point=point, **fields)
+        search.on_trial_complete(f"ray-{i}", measured[-1] | {"points": measured, "finished": whole})
+    return drawn
 
 
-def test_what_optuna_is_told(tmp_path: Path) -> None:
-    search = searcher(tmp_path, [])
+def plain_gate(values: dict) -> Verdict:
+    """Rejects the widest networks; builds nothing."""
+    wide = values["student.base_channels"] > 24
+    return Verdict(json.dumps(values), 0.5 if wide else -0.5, "too wide" if wide else "", "")
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_resumed_searcher_goes_on_as_the_uninterrupted_one(sampler: str, tmp_path: Path, monkeypatch) -> None:
+    """Past the random start and past a shortening of the history."""
+    monkeypatch.setattr(tune.search, "CAPACITY", 24)
+    space, journals = load_space("kd_prune"), [Journal(tmp_path / name) for name in ("through", "stopped")]
+    through, stopped = (FeasibleOptunaSearch(space, {}, plain_gate, sampler=sampler, events=j) for j in journals)
+    assert drive(through, journals[0], 0, 30) == drive(stopped, journals[1], 0, 30)
+    expected = drive(through, journals[0], 30, 36)
+    again = Journal(tmp_path / "stopped")
+    resumed = FeasibleOptunaSearch(space, {}, plain_gate, sampler=sampler, events=again)
+    assert len(study_of(resumed)) == len(study_of(stopped)) < 30
+    assert drive(resumed, again, 30, 36) == expected
+
+
+def test_trials_that_have_not_ended_come_first_after_a_resume(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    search = FeasibleOptunaSearch(load_space("kd_prune"), {"seed": 0}, plain_gate, events=journal)
+    drawn = drive(search, journal, 0, 4, leave=2)
+    again = Journal(tmp_path)
+    resumed = FeasibleOptunaSearch(load_space("kd_prune"), {"seed": 0}, plain_gate, events=again)
+    assert [t.name for t in resumed.pending] == ["t0002"]
+    assert suggested(resumed, "a") == drawn[2]
+    assert suggested(resumed, "b")["trial"] == "t0004"
+    assert [t.state for t in study_of(resumed)].count(TrialState.RUNNING) == 2
+
+
+def test_crashed_trial_is_told_as_failed_unless_it_is_tried_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    search = FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate, events=journal)
+    for name in ("t0000", "t0001"):
+        assert suggested(search, name)["trial"] == name
+        journal.add("end", trial=name, status="failed", failure="the node died")
+    again = Journal(tmp_path)
+    again.add("retry", trial="t0001")
+    resumed = FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate, events=again)
+    assert [t.name for t in resumed.pending] == ["t0001"]
+    told = [t.state for t in study_of(resumed) if t.state in (TrialState.FAIL, TrialState.RUNNING)]
+    assert told == [TrialState.FAIL, TrialState.RUNNING]
+
+
+def test_what_optuna_is_told() -> None:
+    search = FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate)
     outcomes = {
         "complete": {"val_macro_avg_acc": 0.6, "macs": 2e6, "finished": True},
         "early": {"val_macro_avg_acc": 0.1, "macs": 2e6, "finished": False},
         "nan": {"val_macro_avg_acc": 0.1, "macs": 2e6, "finished": False, "failure": "loss is nan"},
+        "crash": None,
     }
-    numbers = {}
+    told = {}
     for name, result in outcomes.items():
         search.suggest(name)
-        numbers[name] = search._ot_trials[name].number
-        search.on_trial_complete(name, result)
-    search.suggest("crash")
-    numbers["crash"] = search._ot_trials["crash"].number
-    search.on_trial_complete("crash", error=True)
-    trials = {name: search._study.get_trials()[number] for name, number in numbers.items()}
-    assert {name: t.state for name, t in trials.items()} == {
+        (number,) = [t.number for t in study_of(search) if t.state == TrialState.RUNNING]
+        search.on_trial_complete(name, result, error=result is None)
+        told[name] = study_of(search)[number]
+    assert {name: t.state for name, t in told.items()} == {
         "complete": TrialState.COMPLETE,
         "early": TrialState.PRUNED,
         "nan": TrialState.FAIL,
         "crash": TrialState.FAIL,
     }
-    assert trials["complete"].values == [0.6, 2e6]
-    assert trials["early"].values is None
+    assert told["complete"].values == [0.6, 2e6]
+    assert told["early"].values is None
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_shorter_schedules_are_told_too(finished: bool) -> None:
+    """A trial with 3 prune steps has trained those with 1 and 2 of them; stopped after its third point, those two."""
+    space = load_space("kd_prune")
+    search = FeasibleOptunaSearch(space, {}, plain_gate)
+    while len(ratios := suggested(search, "a")["prune.ratios"]) < 3:
+        search.on_trial_complete("a", error=True)
+    measured = points(4 if finished else 3)
+    search.on_trial_complete("a", measured[-1] | {"points": measured, "finished": finished})
+    told = [t for t in study_of(search) if t.state == TrialState.COMPLETE]
+    expected = {p["step"]: [p["val_macro_avg_acc"], p["macs"]] for p in measured if p["step"]}
+    assert {t.params["prune.steps"]: t.values for t in told} == expected
+    for trial in told:
+        assert replay(space, trial.params)[0]["prune.ratios"] == ratios[: trial.params["prune.steps"]]
+
+
+def test_replicates_are_one_configuration_with_other_seeds() -> None:
+    search = FeasibleOptunaSearch(load_space("kd"), {}, lambda v: Verdict(str(v), -1.0), replicates=3)
+    configs = [suggested(search, f"ray-{i}") for i in range(6)]
+    names = ["t0000", "t0000r1", "t0000r2", "t0001", "t0001r1", "t0001r2"]
+    assert [c.pop("trial") for c in configs] == names
+    assert [c.pop("replicate", 0) for c in configs] == [0, 1, 2, 0, 1, 2]
+    assert configs[0] == configs[1] == configs[2] != configs[3]
+    for i, accuracy in enumerate((0.5, 0.6, 0.7)):
+        assert not [t for t in study_of(search) if t.state == TrialState.COMPLETE]
+        search.on_trial_complete(f"ray-{i}", {"val_macro_avg_acc": accuracy, "macs": 2e6, "finished": True})
+    (told,) = [t for t in study_of(search) if t.state == TrialState.COMPLETE]
+    assert told.values == pytest.approx([0.6, 2e6])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_parameters_come_back_from_values(name: str) -> None:
+    space = load_space(name)
+    search = FeasibleOptunaSearch(space, {}, lambda v: Verdict(str(v), -1.0), sampler="random")
+    for i in range(10):
+        values = suggested(search, str(i))
+        values.pop("trial")
+        asked = study_of(search)[-1]
+        found = params_of(space, json.loads(json.dumps(values)))
+        assert replay(space, found)[0] == values
+        if name != "rep":  # an empty subset is drawn as another one
+            assert found == asked.params
+        assert replay(space, asked.params) == (values, asked.distributions)
+
+
+def test_values_outside_a_space_are_refused() -> None:
+    space = load_space("kd")
+    values = {"distill.kd_alpha": 0.5, "distill.kd_temp": 2.0, "train.lr": 0.01, "student.base_channels": 16}
+    assert params_of(space, values) == values
+    for key, value in (("distill.kd_alpha", 2.0), ("student.base_channels", 12), ("train.lr", "fast")):
+        with pytest.raises(SpaceError, match=key):
+            params_of(space, values | {key: value})
+    assert shortened(space, values, 1) is None
+
+
+def test_warm_start_takes_an_earlier_studys_points(tmp_path: Path) -> None:
+    """Those that a space that has become narrower can draw; what is known is not told twice."""
+    journal = Journal(tmp_path)
+    drive(FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate, events=journal), journal, 0, 12)
+    found = list(earlier_points(load_space("kd_prune"), tmp_path))
+    measured = [p for t in journal.log.trials.values() for p in t.points if p["step"]]
+    assert len(found) == len(measured) > 8
+    search = FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate)
+    assert search.tell_known(found) == len(found)
+    assert search.tell_known(found) == 0
+    told = [t for t in study_of(search) if t.state == TrialState.COMPLETE]
+    assert [t.params for t in told] == [params for params, _ in found]
+    narrower = load_space("kd_prune").as_dict()
+    narrower["parameters"]["student.base_channels"] = {"int": [8, 16], "step": 8}
+    kept = list(earlier_points(space_from_dict(narrower), tmp_path))
+    assert 0 < len(kept) < len(found)
+
+
+@pytest.mark.slow
+def test_gp_sampler_draws() -> None:
+    assert set(SAMPLERS) == {"tpe", "nsga2", "gp", "random"}
+    search = FeasibleOptunaSearch(load_space("kd"), {}, lambda v: Verdict(str(v), -1.0), sampler="gp")
+    for i in range(12):  # past its random start
+        config = suggested(search, str(i))
+        result = {"val_macro_avg_acc": config["distill.kd_alpha"], "macs": 1e6, "finished": True}
+        search.on_trial_complete(str(i), result)
+    assert len(study_of(search)) == 12
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ class KDTrainable(rt.Trainable):
         if record.point and self._store:
             name = f"{EXPERIMENTS}/{self._trial.folder.name}/{record.point.checkpoint}"
             self._store.push(self._trial.folder / record.point.checkpoint, name)
-        restored, self._restored = self._restored, None
-        return self._last if restored is None else self._last | {"restored": restored}
+        restored, self._went_on_from = self._went_on_from, None
+        return self._last if restored is None else self._last | {"restored_epochs": restored}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         folder = Path(checkpoint_dir)
@@ -112,7 +112,7 @@ class KDTrainable(rt.Trainable):
         root = config.get("checkpoints")
         self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
-        self._restored: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
+        self._went_on_from: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
         self._load_newest()
         self._tracker = Tracker(study_dir, f"{study_dir.name}-{name}", name, study_dir.name, values)
@@ -131,7 +131,7 @@ class KDTrainable(rt.Trainable):
         self._start()
         self._trial.load(folder, adopt=self._adopt)
         self._last = load_tensors(folder / "result.pt")
-        self._restored = self._trial.epochs
+        self._went_on_from = self._trial.epochs
         return True
 
     def _end(self) -> None:

@@ -161,9 +161,9 @@ def fold(events: Iterable[dict[str, Any]]) -> StudyLog:
     return log
 
 
-def patiently(write: Callable[[], _T], tell: Callable[[str], None], patience_s: float = PATIENCE_S) -> _T:
-    """What `write` returns, tried again every second while it raises OSError; the error after `patience_s`."""
-    until, told = time.monotonic() + patience_s, False
+def patiently(write: Callable[[], _T], tell: Callable[[str], None]) -> _T:
+    """What `write` returns, tried again every second while it raises OSError; the error after PATIENCE_S."""
+    until, told = time.monotonic() + PATIENCE_S, False
     while True:
         try:
             result = write()
@@ -171,7 +171,7 @@ def patiently(write: Callable[[], _T], tell: Callable[[str], None], patience_s: 
             if time.monotonic() > until:
                 raise
             if not told:
-                tell(f"the storage cannot be written ({error}); waiting up to {patience_s / 60:.0f} min for it")
+                tell(f"the storage cannot be written ({error}); waiting up to {PATIENCE_S / 60:.0f} min for it")
                 told = True
             time.sleep(1)
             continue

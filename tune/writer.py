@@ -63,8 +63,8 @@ class StudyWriter(rt.Callback):
         log = self.journal.log.trials[name]
         if log.ended:  # Ray says "done" twice of a trial that was restored after its last epoch
             return
-        if result.get("restored") is not None:
-            self._add("restore", trial=name, epochs=result["restored"])
+        if result.get("restored_epochs") is not None:
+            self._add("restore", trial=name, epochs=result["restored_epochs"])
         changed = {k: trial.config[k] for k, v in log.values.items() if trial.config[k] != v}
         if changed:  # by population based training
             self._add("change", trial=name, values=changed)
