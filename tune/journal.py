@@ -13,6 +13,7 @@ Events (`event` names the kind, `time` is in UTC):
     change   population based training             {trial, values}     the configuration keys that it changed
     result   an epoch, or a trial's end            {trial, ...a Record's fields, done, finished, failure?, point?}
     exhausted    the space has no more configurations to draw
+    rungs    a driver ended in order               {digest}     of its scheduler's rungs
     end      a trial that crashed for good, or that a scheduler ended    {trial, status, failure}
 
 A resume reads them all again: searcher, rungs and tables come back from here, and nothing is kept elsewhere. The

@@ -41,7 +41,7 @@ from tune.options import open_study, parser
 from tune.prepare import prepare
 from tune.ray_start import start_ray, take_sigterm_for_ctrl_c
 from tune.resume import front_configurations
-from tune.schedulers import SchedulerError, build_scheduler
+from tune.schedulers import SchedulerError, build_scheduler, rungs_digest
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch
 from tune.study import StudyError, is_complete, lock, n_trials, write_manifest
 from tune.writer import Hopeless, StudyWriter
@@ -223,6 +223,7 @@ def search(
             verbose=0,
         ),
     ).fit()
+    journal.add("rungs", digest=rungs_digest(scheduler))
 
 
 def shares_dense(space: Space) -> bool:

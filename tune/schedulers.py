@@ -8,6 +8,8 @@ ones; it has rungs after each prune step, too. `pbt` is Jaderberg et al. 2017: t
 better ones. What a resume needs of the rungs comes from the study's journal.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -144,6 +146,14 @@ class SuccessiveHalving(FIFOScheduler):
 
     def debug_string(self) -> str:
         return " | ".join(f"{kind} {k}: {len(rung)} trials" for (kind, k), rung in self.rungs.items())
+
+
+def rungs_digest(scheduler: TrialScheduler) -> str | None:
+    """A hash of which trial reached which rung with what; None without rungs. Equal digests, equal rungs."""
+    if not isinstance(scheduler, SuccessiveHalving):
+        return None
+    rungs = sorted((str(rung), sorted(held.items())) for rung, held in scheduler.rungs.items())
+    return hashlib.sha256(json.dumps(rungs).encode()).hexdigest()[:16]
 
 
 def milestones(first: int, last: int, factor: float) -> list[int]:

@@ -1,0 +1,195 @@
+"""SIGKILLs of the driver at awkward and at random moments; what they cost, and that nothing is lost or done twice.
+
+    python tests/bench/chaos.py                 # 36 kills in 6 studies of 24 trials, some 15 minutes on 2 cores
+    python tests/bench/chaos.py --kills 3 --trials 4 --studies 1
+
+One Ray cluster serves all drivers, so that a resume costs seconds. Each study is killed again and again by turns
+
+    start        before its first event
+    write        while a checkpoint is being written (its folder is there, its seal is not)
+    report       when a checkpoint is whole and the next result has not come
+    random       after a random time
+
+and then runs to its end. Studies 0, 2, 4 ... have one worker and draw freely: their points must be those of a study
+that nobody killed. The others have two workers and share dense parents. Exit status 1 when a check fails.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import ray
+from conftest import make_tau
+from ray.cluster_utils import Cluster
+
+from search_spaces import load_space
+from tune.journal import read_events, read_log, segments
+from tune.schedulers import build_scheduler, rungs_digest
+
+ROOT = Path(__file__).parents[2]
+EPOCHS = 8  # dense ones: rungs at 4
+FREE = """
+base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]
+parameters:
+  train.lr: {loguniform: [0.002, 0.02]}
+  prune.ratios: {each: prune.steps, item: {uniform: [0.2, 0.4]}}
+auxiliary:
+  prune.steps: {int: [1, 2]}
+"""
+SHARED = FREE.replace("{loguniform: [0.002, 0.02]}", "{choice: [0.002, 0.005, 0.01]}")
+ENDED = ("complete", "stopped early")
+MOMENTS = ("start", "random", "write", "random", "report", "random")
+
+
+class Bench:
+    def __init__(self, folder: Path, address: str, n_trials: int):
+        self.folder, self.address, self.n_trials = folder, address, n_trials
+        self.dataset = make_tau(folder / "TAU-urban-acoustic-scenes-2022-mobile-development")
+        for name, text in (("free", FREE), ("shared", SHARED)):
+            (folder / f"{name}.yaml").write_text(text)
+
+    def start(self, name: str, one_worker: bool) -> subprocess.Popen:
+        words = [
+            *("--space", str(self.folder / ("free.yaml" if one_worker else "shared.yaml"))),
+            *("--name", name, "--resume", "auto", "--storage", str(self.folder / "runs"), "--address", self.address),
+            *("--num-samples", str(self.n_trials), "--max-concurrent", "1" if one_worker else "2"),
+            f"--dataset_dir={self.dataset}",
+            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
+            *(f"train.epochs={EPOCHS}", "train.batch_size=16", "prune.epochs=2"),
+        ]
+        return subprocess.Popen(
+            [sys.executable, "tune/run.py", *words],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"WANDB_MODE": "disabled"},
+        )
+
+    def kill(self, process: subprocess.Popen, study: Path, moment: str, rng: random.Random) -> bool:
+        """SIGKILL `process` at `moment`; False when it ended before."""
+        before, marks = len(segments(study)), self._checkpoints(study)
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until:
+            if moment == "start" and (study / "study.json").exists():
+                break
+            if moment == "random" and len(segments(study)) > before:
+                time.sleep(rng.uniform(0, 8))
+                break
+            new = self._checkpoints(study).items() - marks.items()
+            if any(sealed == (moment == "report") for _, sealed in new) and moment in ("write", "report"):
+                break
+            time.sleep(0.0005)
+        ended = process.poll() is not None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return not ended
+
+    @staticmethod
+    def _checkpoints(study: Path) -> dict[str, bool]:
+        """Checkpoint -> whether it is whole."""
+        newest = max((study / "ray").glob("run*"), default=None)
+        found = newest.glob("*/checkpoint_*") if newest else []
+        return {str(p): (p / "seal.json").exists() for p in found}
+
+
+def rows(study: Path) -> list[dict[str, str]]:
+    with (study / "points.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+def check(study: Path, n_trials: int) -> Iterator[str]:
+    """What is wrong with a study that was killed and has ended."""
+    log = read_log(study)
+    if sorted(log.trials) != [f"t{i:04d}" for i in range(n_trials)]:
+        yield f"trials {sorted(log.trials)}"
+    yield from (f"{t.name} is {t.status}: {t.failure}" for t in log.trials.values() if t.status not in ENDED)
+    table = Counter((row["trial_id"], row["step"]) for row in rows(study))
+    if set(table) != {(t.name, str(p["step"])) for t in log.trials.values() for p in t.points} or table.total() != len(
+        table
+    ):
+        yield f"points.csv: {table.total()} rows, {len(table)} points"
+    ended: set[str] = set()
+    known: Counter[str] = Counter()  # epochs of each trial
+    lost: dict[str, int] = {}  # epochs trained again since the last driver began
+    for event in read_events(study):
+        name = event.get("trial", "")
+        if event["event"] == "run":
+            lost = {}
+        if name in ended:
+            yield f"{name} went on after its end"
+        if event["event"] == "result":
+            if event["epochs"] <= known[name]:
+                lost[name] = lost.get(name, 0) + 1
+                if lost[name] > 1:
+                    yield f"{name} repeated {lost[name]} epochs after one kill"
+            known[name] = max(known[name], event["epochs"])
+            if event["done"]:
+                ended.add(name)
+    told = [event["digest"] for event in read_events(study) if event["event"] == "rungs"]
+    rebuilt = rungs_digest(build_scheduler("mo_asha", EPOCHS, load_space("kd"), read_events(study)))
+    if told[-1] != rebuilt:
+        yield f"rungs at the end {told[-1]}, rebuilt from all results {rebuilt}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=36)
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--studies", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    rng, failed, moments, repeated = random.Random(options.seed), [], Counter(), []
+    try:
+        with tempfile.TemporaryDirectory(prefix="chaos-") as made:
+            bench = Bench(Path(made), str(cluster.address), options.trials)
+            through = bench.start("through", one_worker=True)
+            said = through.communicate()[0].decode()
+            if through.returncode:
+                print(said)
+                return 1
+            expected = rows(bench.folder / "runs" / "through")
+            for i in range(options.studies):
+                study, one = bench.folder / "runs" / f"study{i}", i % 2 == 0
+                kills = options.kills // options.studies + (i < options.kills % options.studies)
+                for k in range(kills):
+                    moment = MOMENTS[(i + k) % len(MOMENTS)] if k else MOMENTS[0]
+                    done = bench.kill(bench.start(study.name, one), study, moment, rng)
+                    moments[moment if done else "came too late"] += 1
+                last = bench.start(study.name, one)
+                said = last.communicate()[0].decode()
+                wrong = list(check(study, options.trials)) if last.returncode == 0 else [said[-2000:]]
+                if one and rows(study) != expected:
+                    wrong.append("points are not those of the study that nobody killed")
+                log = read_log(study)
+                repeated.append(sum(t.repeated for t in log.trials.values()))
+                trained = sum(t.epochs for t in log.trials.values())
+                print(
+                    f"study {i}: {'one worker' if one else 'two workers, shared parents'}, {kills} kills, "
+                    f"{log.runs} drivers with events, {log.counts()}, {trained} epochs, {repeated[-1]} of them twice: "
+                    f"{wrong or 'as it must be'}",
+                    flush=True,
+                )
+                failed += wrong
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    print(json.dumps({"kills": dict(moments), "epochs repeated": repeated, "wrong": failed}))
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
