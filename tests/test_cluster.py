@@ -1,17 +1,22 @@
 """Cluster recipes: the shipped files are what Ray, KubeRay and SLURM expect, and a study survives a node's death."""
 
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from trainables.config import compose, flags_to_overrides
+from tune.journal import read_events, read_log
 from tune.options import parser
 
 ROOT = Path(__file__).parents[1]
@@ -170,3 +175,84 @@ def test_slurm_asks_for_the_signal_and_ray_knows_the_flags() -> None:
     assert directives["ntasks-per-node"] == "1"
     known = {option for command in (symmetric_run, start) for p in command.params for option in p.opts}
     assert {"--address", "--min-nodes", "--num-cpus"} <= known
+
+
+# A study on two nodes. The token is the test's own, so that it does not matter what this machine's user has.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "tests/two_nodes.py"],
+        cwd=ROOT,
+        env=os.environ | TOKEN,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    yield process
+    process.communicate(timeout=60)  # closes its input
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        if process.poll() is not None or time.monotonic() > until:
+            process.kill()
+            raise AssertionError(f"did not come about: {process.communicate()[0]}")
+        time.sleep(0.2)
+
+
+def gauges(addresses: list[str]) -> dict[tuple[str, str], float]:
+    """(name, trial or status) -> value of our gauges that any of the nodes exports."""
+    found = {}
+    for address in addresses:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            text = answer.read().decode()
+        for name, labels, value in re.findall(r"^ray_asc_tune_(\w+){(.*)} (\S+)$", text, flags=re.M):
+            tag = re.search(r'(?:trial|status)="([^"]*)"', labels)
+            found[name, tag[1] if tag else ""] = float(value)
+    return found
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, tiny_tau: Path, tmp_path: Path) -> None:
+    cluster = json.loads(two_nodes.stdout.readline())
+    study = tmp_path / "X"
+    options = ["--space", "kd_prune", "--name", "X", "--storage", str(tmp_path), "--num-samples", "2"]
+    options += ["--scheduler", "fifo", "--address", cluster["address"], f"--dataset_dir={tiny_tau}"]
+    options += ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"]
+    options += ["train.epochs=24", "train.batch_size=8", "prune.epochs=1", "teacher.train.epochs=1"]
+    options += ["teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"]
+    driver = subprocess.Popen(
+        [sys.executable, "tune/run.py", *options],
+        cwd=ROOT,
+        env=os.environ | TOKEN | {"WANDB_MODE": "offline"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for(lambda: sum(t.epochs >= 2 for t in read_log(study).trials.values()) == 2, driver)
+    wait_for(lambda: {("macs", "t0000"), ("macs", "t0001")} <= set(gauges(cluster["metrics"])), driver)
+    told = gauges(cluster["metrics"])
+    two_nodes.stdin.write("kill\n")
+    two_nodes.stdin.flush()
+    assert two_nodes.stdout.readline() == "killed\n"
+    said, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said
+
+    events, log = list(read_events(study)), read_log(study)
+    assert {name: t.status for name, t in log.trials.items()} == {"t0000": "complete", "t0001": "complete"}
+    restored = [e for e in events if e["event"] == "restore"]
+    assert len(restored) == 1, "one trial ran on the node that died"
+    trained = [e["epochs"] for e in events if e["event"] == "result" and e["trial"] == restored[0]["trial"]]
+    assert len(trained) - len(set(trained)) <= 1, "more than one epoch was trained again"
+    assert log.trials[restored[0]["trial"]].repeated <= 1
+    results = [e for e in events if e["event"] == "result"]
+    assert told["trials", "running"] == 2
+    for trial in ("t0000", "t0001"):
+        assert told["val_macro_avg_acc", trial] in [e["val_macro_avg_acc"] for e in results if e["trial"] == trial]
+        assert told["macs", trial] in [e["macs"] for e in results if e["trial"] == trial]
