@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,6 +72,10 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def points_epochs(steps: list[dict[str, str]]) -> int:
+    return max(int(step["epochs"]) for step in steps)
+
+
 def wait_for_points(folder: Path, n: int, process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None:
@@ -100,8 +105,9 @@ def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> 
         macs = [int(step["macs"]) for step in steps]
         assert macs == sorted(macs, reverse=True)
         assert len(set(macs)) == len(macs)
-        assert (folder / "ray" / name / "result.json").is_file()
-        assert (folder / "ray" / name / "progress.csv").is_file()
+        with (folder / "experiments" / name / "results.csv").open() as handle:
+            epochs = [int(row["epochs"]) for row in csv.DictReader(handle)]
+        assert epochs == list(range(1, points_epochs(steps) + 1))
     assert (folder / "report.html").stat().st_size > 100_000
     assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((folder / "wandb").glob("offline-run-*"))) == TRIALS
@@ -118,11 +124,13 @@ def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tupl
         assert extra["point"]["val_macro_avg_acc"] == row["val_macro_avg_acc"]
 
 
-def test_actors_are_reused(finished: tuple[Path, str]) -> None:
+def test_actors_are_reused_and_leave_one_checkpoint_each(finished: tuple[Path, str]) -> None:
+    """A trial's old checkpoints go as it trains, all but the newest when the next trial begins."""
     folder, _ = finished
-    results = [path.read_text().splitlines()[0] for path in folder.glob("ray/*/result.json")]
-    assert len(results) == TRIALS
-    assert len({json.loads(line)["pid"] for line in results}) == 1
+    left = {path.name: len(list(path.glob("checkpoint_*"))) for path in (folder / "ray" / "run001").glob("t*")}
+    assert left == {f"t{i:04d}": 1 for i in range(TRIALS)}
+    logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*/logs/debug.log")]
+    assert len({re.search(r"MainThread:(\d+)", text)[1] for text in logs}) == 1  # type: ignore[index]
 
 
 def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[Path, str], studies: Studies) -> None:
@@ -137,6 +145,36 @@ def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[P
     said, _ = refused.communicate(timeout=200)
     assert refused.returncode == 2
     assert "drop --num-samples" in said
+
+
+def test_complete_study_is_extended_and_its_front_confirmed(
+    finished: tuple[Path, str], studies: Studies, tmp_path: Path
+) -> None:
+    """Two more configurations, then one more seed for those of the front: means over two seeds make the front."""
+    folder = Path(shutil.copytree(finished[0], tmp_path / "moved"))  # it has moved, too
+    before = rows(folder)
+    words = ["--storage", str(tmp_path), "--name", "moved"]
+    extended = studies.start(*words, "--extend", "2")
+    said, _ = extended.communicate(timeout=400)
+    assert extended.returncode == 0, said
+    manifest = json.loads((folder / "study.json").read_text())
+    assert (manifest["num_samples"], sum(manifest["trials"].values())) == (TRIALS + 2, TRIALS + 2)
+    assert rows(folder)[: len(before)] == before
+    front = {row["trial_id"] for row in csv.DictReader((folder / "front.csv").open())}
+    confirmed = studies.start(*words, "--confirm", "1")
+    said, _ = confirmed.communicate(timeout=400)
+    assert confirmed.returncode == 0, said
+    found = {row["trial_id"] for row in rows(folder) if row["replicate"] == "1"}
+    assert found == {f"{name}r1" for name in front}
+    for name in front:
+        dense = [row for row in rows(folder) if row["config_id"] == name and row["step"] == "0"]
+        assert dense[0]["macs"] == dense[1]["macs"]
+        assert dense[0]["val_loss"] != dense[1]["val_loss"]
+    with (folder / "front.csv").open() as handle:
+        means = list(csv.DictReader(handle))
+    assert means
+    assert {row["n_seeds"] for row in means} == {"2"}
+    assert {row["trial_id"] for row in means} <= front
 
 
 def test_killed_study_resumes_to_the_points_of_an_uninterrupted_one(
