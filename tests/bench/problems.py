@@ -9,7 +9,7 @@ network learns, so that learning curves cross, and what a search sees has the no
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,42 +65,52 @@ def key_of(values: dict[str, Any]) -> str:
 
 def recorded(infeasible_share: float = 1 / 3) -> Problem:
     """The recorded table under a limit that shuts out about that share of its configurations."""
-    table = pd.read_csv(TABLE, keep_default_na=False)
+    table = pd.read_csv(TABLE, dtype={"prune": str}, keep_default_na=False)
     keys = [name for name in table.columns if "." in name]
-    groups = {k: g for k, g in table.groupby([*keys, "prune"], sort=True)}
-    schedules = [[float(r) for r in text.split("/")] for text in sorted(set(table["prune"]) - {""})]
-    space = space_from_dict(
-        {
-            "name": "recorded",
-            "parameters": {k: {"choice": sorted(table[k].unique().tolist())} for k in keys}
-            | {"prune.ratios": {"choice": schedules}},
-        }
-    )
+    parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in table.to_dict("records"):
+        parts.setdefault((*(row[key] for key in keys), row["prune"]), []).append(row)
+    schedules = [[float(r) for r in text.split("/")] for text in sorted(set(table["prune"])) if text]
+    parameters: dict[str, Any] = {key: {"choice": sorted(table[key].unique().tolist())} for key in keys}
+    ratios = sorted({ratio for schedule in schedules for ratio in schedule})
+    parameters["prune.ratios"] = {"each": "prune.steps", "item": {"choice": ratios}}
+    steering = {"prune.steps": {"int": [1, max(map(len, schedules))]}}
+    space = space_from_dict({"name": "recorded", "parameters": parameters, "auxiliary": steering})
 
     @cache
     def curve_of(key: str) -> list[Epoch]:
         values = json.loads(key)
         dense, ratios = tuple(values[k] for k in keys), [str(r) for r in values["prune.ratios"]]
-        parts = [groups[(*dense, "/".join(ratios[:n]))] for n in range(len(ratios) + 1)]
+        stages = [parts[(*dense, "/".join(ratios[:n]))] for n in range(len(ratios) + 1)]
         return [
-            Epoch(r.stage, r.epoch, r.acc, r.acc, r.macs, r.epoch == part["epoch"].max())
-            for part in parts
-            for r in part.itertuples()
+            Epoch(int(r["stage"]), int(r["epoch"]), r["acc"], r["acc"], r["macs"], r is stage[-1])
+            for stage in stages
+            for r in stage
         ]
+
+    dense = [dict(zip(keys, part[:-1], strict=True)) for part in parts if not part[-1]]
+    everything = [values | {"prune.ratios": schedule} for values in dense for schedule in schedules]
+    least = [min(e.macs for e in curve_of(key_of(values))) for values in everything]
+    return _problem(
+        name="recorded",
+        space=space,
+        limit=float(np.quantile(least, 1 - infeasible_share)),
+        dense_epochs=int(table.loc[table["stage"] == 0, "epoch"].max()),
+        curve_of=curve_of,
+        best=everything,
+    )
+
+
+def _problem(curve_of: Callable[[str], list[Epoch]], best: list[dict[str, Any]], **described: Any) -> Problem:
+    """`best` configurations hold the front."""
 
     def curve(values: dict[str, Any]) -> list[Epoch]:
         return curve_of(key_of(values))
 
-    everything = [
-        dict(zip(keys, k[:-1], strict=True)) | {"prune.ratios": s} for k in groups if not k[-1] for s in schedules
-    ]
-    least = [min(e.macs for e in curve(values)) for values in everything]
-    limit = float(np.quantile(least, 1 - infeasible_share))
-    ends = [(e.true, e.macs) for values in everything for e in curve(values) if e.ends]
-    dense_epochs = int(table.loc[table["stage"] == 0, "epoch"].max())
-    longest = max(len(curve(values)) for values in everything)
-    problem = Problem("recorded", space, limit, dense_epochs, longest, curve, 0.0)
-    return Problem("recorded", space, limit, dense_epochs, longest, curve, problem.hypervolume(ends))
+    curves = [curve(values) for values in best]
+    problem = Problem(curve=curve, max_epochs=max(map(len, curves)), best=0.0, **described)
+    ends = [(e.true, e.macs) for epochs in curves for e in epochs if e.ends]
+    return replace(problem, best=problem.hypervolume(ends))
 
 
 BOUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -149,16 +159,10 @@ def synthetic(shape: str, limit: float = 3e6) -> Problem:
                 epochs.append(Epoch(stage, e, seen, true, macs, e == n))
         return epochs
 
-    def curve(values: dict[str, Any]) -> list[Epoch]:
-        return curve_of(key_of(values))
-
     best = [
         {"p0": u, "p1": 0.3, "p2": 0.4, "p3": 0.5 + 0.3 * (u - 0.5), "p4": 0.6, "prune.ratios": [r, *more]}
         for u in np.linspace(0, 1, 201).tolist()
         for r in (0.1, 0.2, 0.3, 0.4, 0.5)
         for more in ([], [0.1], [0.3], [0.5])
     ]
-    ends = [(e.true, e.macs) for values in best for e in curve(values) if e.ends]
-    longest = DENSE_EPOCHS + 2 * RETRAINING
-    problem = Problem(shape, space, limit, DENSE_EPOCHS, longest, curve, 0.0)
-    return Problem(shape, space, limit, DENSE_EPOCHS, longest, curve, problem.hypervolume(ends))
+    return _problem(name=shape, space=space, limit=limit, dense_epochs=DENSE_EPOCHS, curve_of=curve_of, best=best)

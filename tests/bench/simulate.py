@@ -31,16 +31,8 @@ class Trace:
     stopped: int = 0
     infeasible: int = 0  # trials that fit the limits at no stage
     infeasible_epochs: int = 0
-    spent: float = 0.0
-
-    def at(self, epochs: float) -> float:
-        """The hypervolume after so many epochs."""
-        return max([0.0, *(h for e, h in zip(self.epochs, self.hypervolume, strict=True) if e <= epochs)])
-
-    def reaches(self, hypervolume: float, cost: str = "epochs") -> float:
-        """Epochs (or work) until the hypervolume is there; infinite if it never is."""
-        pairs = zip(getattr(self, cost), self.hypervolume, strict=True)
-        return next((e for e, h in pairs if h >= hypervolume), float("inf"))
+    spent: int = 0  # epochs in all
+    spent_work: float = 0.0
 
 
 @dataclass
@@ -55,7 +47,7 @@ class _Trial:
 
 def simulate(problem: Problem, arm: Arm, budget: int, workers: int = 4, shared: bool = False) -> Trace:
     """Until `budget` epochs are trained. With `shared`, a dense epoch that another trial has trained costs nothing."""
-    trace, work, numbers = Trace(), 0.0, itertools.count()
+    trace, numbers = Trace(), itertools.count()
     clock: list[tuple[float, int, _Trial]] = []  # when a trial's next epoch is done
     found: list[tuple[float, float]] = []
     trained: dict[str, int] = {}
@@ -87,7 +79,7 @@ def simulate(problem: Problem, arm: Arm, budget: int, workers: int = 4, shared: 
         if not replayed(trial):
             trace.spent += 1
             trace.infeasible_epochs += not trial.feasible
-            work += epoch.macs / problem.limit
+            trace.spent_work += epoch.macs / problem.limit
         trial.done += 1
         if epoch.stage == 0:
             trained[trial.dense] = max(trained.get(trial.dense, 0), trial.done)
@@ -96,7 +88,7 @@ def simulate(problem: Problem, arm: Arm, budget: int, workers: int = 4, shared: 
             if epoch.macs <= problem.limit:
                 found.append((epoch.true, epoch.macs))
                 trace.epochs.append(trace.spent)
-                trace.work.append(work)
+                trace.work.append(trace.spent_work)
                 trace.hypervolume.append(problem.hypervolume(found) / problem.best)
         result = _result(trial, epoch)
         if not result["done"] and arm.told(trial.name, result):

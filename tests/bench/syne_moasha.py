@@ -1,4 +1,4 @@
-"""Syne Tune's MOASHA behind a pipe, for tests/bench/search_quality.py: run by the interpreter of an environment of its own.
+"""Syne Tune's MOASHA behind a pipe, for tests/bench/search_quality.py, in an environment of its own:
 
     python -m venv FOLDER && FOLDER/bin/pip install syne-tune
 
@@ -22,7 +22,7 @@ KINDS = {"choice": lambda members: choice(members), "uniform": lambda r: uniform
 
 def main() -> None:
     start = json.loads(sys.stdin.readline())
-    np.random.seed(start.pop("seed"))  # noqa: NPY002 - what MOASHA draws from
+    np.random.seed(start.pop("seed"))  # what MOASHA draws from
     space = {name: KINDS[kind](arguments) for name, (kind, arguments) in start.pop("space").items()}
     scheduler = MOASHA(space, metrics=["error", "macs"], time_attr="epochs", **start)
     trials: dict[str, Trial] = {}
