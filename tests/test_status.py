@@ -128,7 +128,7 @@ def test_sentences_and_table(folder, capsys):
         assert words in said
     assert main([str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "stopped without a word (killed?)" in said and "2 to go on" in said and "left" not in said.split("\n")[1]
+    assert "not running (killed, or broken off)" in said and "2 to go on" in said and "left" not in said.split("\n")[1]
 
 
 def test_the_question_whether_a_driver_runs_disturbs_none(folder):

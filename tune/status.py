@@ -116,7 +116,7 @@ def _state(status: dict[str, Any]) -> str:
     if status["driver"]:
         return "running"
     if status["status"] in ("running", "new"):
-        return "stopped without a word (killed?); the command that started it, with --resume, goes on"
+        return "not running (killed, or broken off); the command that started it, with --resume, goes on"
     return str(status["status"])
 
 
