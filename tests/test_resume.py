@@ -151,9 +151,13 @@ def test_nothing_to_extend(typed: Typed) -> None:
 def test_a_study_of_a_version_without_a_journal(typed: Typed) -> None:
     folder = typed.start("x")
     shutil.rmtree(folder / "journal")
+    assert typed("--resume", "--name", "x")[1]["status"] == "running"  # killed before its first event
+    manifest = read_manifest(folder)
+    del manifest["code"]
+    write_manifest(folder, manifest)
     with pytest.raises(StudyError, match="has no journal"):
         typed("--resume", "--name", "x")
-    write_manifest(folder, read_manifest(folder) | {"status": "complete"})
+    write_manifest(folder, manifest | {"status": "complete"})
     assert typed("--resume", "--name", "x")[1]["status"] == "complete"
 
 

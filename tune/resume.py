@@ -67,7 +67,7 @@ def resumed(folder: Path, options: argparse.Namespace, overrides: Sequence[str])
     manifest, log = read_manifest(folder), read_log(folder)
     _check_typed(folder, manifest, options, overrides)
     more = bool(options.extend or options.confirm)
-    if not log.runs and manifest["status"] != "new":  # of a version without a journal
+    if "code" not in manifest:  # of a version without a journal
         if manifest["status"] == "complete" and not more:
             return manifest
         raise StudyError(f"study {folder.name} has no journal, so it cannot be gone on with; choose another --name")

@@ -175,6 +175,7 @@ def search(
     journal: Journal,
     writer: StudyWriter,
     console: Console,
+    trainable: type[rt.Trainable] | None = None,
 ) -> None:
     """Ray's Tuner over the trials that are left: those that have not ended, then new ones."""
     root = f"{manifest['remote'] or folder}/ray"
@@ -200,10 +201,12 @@ def search(
     scheduler = build_scheduler(manifest["scheduler"], config.train.epochs, space, journal.earlier)
     journal.earlier.clear()
     left = n_trials(manifest) - sum(t.ended for t in journal.log.trials.values())
-    prunes = bool(config.prune.rounds) or any(key.startswith("prune.") for key in space.parameters)
+    if trainable is None:
+        prunes = bool(config.prune.rounds) or any(key.startswith("prune.") for key in space.parameters)
+        trainable = PruneTrainable if prunes else KDTrainable
     resources = {"cpu": manifest["cpus_per_trial"], "gpu": manifest["gpus_per_trial"]}
     rt.Tuner(
-        rt.with_resources(PruneTrainable if prunes else KDTrainable, resources),
+        rt.with_resources(trainable, resources),
         tune_config=rt.TuneConfig(
             search_alg=searcher,
             scheduler=scheduler,

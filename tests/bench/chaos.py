@@ -172,7 +172,7 @@ def main() -> int:
                 last = bench.start(study.name, one)
                 said = last.communicate()[0].decode()
                 wrong = list(check(study, options.trials)) if last.returncode == 0 else [said[-2000:]]
-                if one and rows(study) != expected:
+                if one and not wrong and rows(study) != expected:
                     wrong.append("points are not those of the study that nobody killed")
                 log = read_log(study)
                 repeated.append(sum(t.repeated for t in log.trials.values()))
