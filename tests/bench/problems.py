@@ -161,8 +161,8 @@ def synthetic(shape: str, limit: float = 3e6) -> Problem:
 
     best = [
         {"p0": u, "p1": 0.3, "p2": 0.4, "p3": 0.5 + 0.3 * (u - 0.5), "p4": 0.6, "prune.ratios": [r, *more]}
-        for u in np.linspace(0, 1, 201).tolist()
-        for r in (0.1, 0.2, 0.3, 0.4, 0.5)
-        for more in ([], [0.1], [0.3], [0.5])
+        for u in np.linspace(0, 1, 101).tolist()
+        for r in (0.1, 0.2, 0.3, 0.5)
+        for more in ([], [0.1], [0.4])
     ]
     return _problem(name=shape, space=space, limit=limit, dense_epochs=DENSE_EPOCHS, curve_of=curve_of, best=best)
