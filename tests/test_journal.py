@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ascmodels.checkpoint import seal
+from trainables.storage import TrialCheckpoints
 from tune import journal as journal_module
 from tune.journal import Journal, read_events, read_log, segments
 from tune.writer import append_row
@@ -137,3 +139,17 @@ def test_rows_are_appended_after_what_is_whole(tmp_path: Path) -> None:
     append_row(path, {"epochs": 2, "val_loss": 0.25})
     assert path.read_text() == "epochs,val_loss\n1,0.5\n2,0.25\n"
     shutil.rmtree(path.parent)
+
+
+def test_half_written_checkpoints_never_displace_whole_ones(tmp_path: Path) -> None:
+    for i in range(5):
+        folder = tmp_path / "run000" / "t0000" / f"checkpoint_{i:06d}"
+        (folder / "student").mkdir(parents=True)
+        (folder / "student" / "weights").write_text("w" * 10)
+        seal(folder)
+        if i > 2:  # as a full disk leaves them
+            (folder / "student" / "weights").write_text("w")
+    checkpoints = TrialCheckpoints(str(tmp_path), "t0000")
+    checkpoints.clear(1)
+    assert [name[-1] for name in checkpoints.newest_first()] == ["4", "3", "2"]
+    assert checkpoints.load_newest(lambda folder: folder.name, lambda told: None) == "checkpoint_000002"

@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray.tune as rt
 import torch
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
@@ -297,6 +299,8 @@ def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, 
         first.save_checkpoint(str(folder))
         first.stop()
         second = PruneTrainable(dict(ray_config))
+        gone = rt.Checkpoint.from_directory(str(tmp_path / "gone"))  # its owner has trained on since
+        second.restore(SimpleNamespace(checkpoint=gone))
         second.load_checkpoint(str(folder))
         rest = [second.train() for _ in range(max(1, 3 - stop_after))]
         assert [figures(r) for r in rest] == [figures(r) for r in expected[min(stop_after, 2) :]]

@@ -24,6 +24,7 @@ from typing import Any
 
 import ray.tune as rt
 import torch
+from pyarrow.fs import FileType
 
 from ascmodels.checkpoint import CheckpointError, check_seal, load_tensors, seal
 from ascmodels.pruning import PruningError
@@ -80,6 +81,15 @@ class KDTrainable(rt.Trainable):
         seal(folder)
         if self._checkpoints:
             self._checkpoints.clear(KEPT - 1)  # and this one, when Ray has put it in its place
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Ray's own, which would fail the trial where the checkpoint is gone: its owner has trained on since."""
+        checkpoint = checkpoint_path.checkpoint
+        if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
+            _LOG.warning("%s: %s is gone", self._trial.folder.name, checkpoint.path)
+            self._load_newest()
+        else:
+            super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Of Ray's own choice: the newest it knows, or the one that population based training takes over."""

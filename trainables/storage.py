@@ -5,6 +5,7 @@ pyarrow reads and writes both, as Ray does. Credentials and an own endpoint come
 end up in Ray's files.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-from ascmodels.checkpoint import CheckpointError, check_seal
+from ascmodels.checkpoint import SEAL, CheckpointError, check_seal
 
 KEPT = 4  # newest checkpoints of a trial: a damaged one falls back to the one before
 _T = TypeVar("_T")
@@ -50,10 +51,11 @@ class Store:
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
-    def sizes(self, name: str) -> dict[str, int]:
-        """Name -> bytes of the files directly in the folder `name`."""
-        found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
-        return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
+    def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
+        """Name -> bytes of the files directly in the folder `name`; with `recursive`, those below, too."""
+        top = f"{self.path}/{name}".rstrip("/")
+        found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
+        return {info.path[len(top) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
 
     def delete(self, name: str) -> None:
         """Remove the folder `name` and all in it."""
@@ -86,9 +88,22 @@ class TrialCheckpoints:
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove all but the `keep` newest."""
-        for name in self.newest_first()[keep:]:
-            self.store.delete(name)
+        """Remove what is older than the `keep` newest whole ones: a full disk or a kill may have left halves since."""
+        for name in self.newest_first():
+            if keep <= 0:
+                self.store.delete(name)
+            elif self._is_whole(name):
+                keep -= 1
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether all that the seal names is there in its size; hashes are for who loads it."""
+        sizes = self.store.sizes(name, recursive=True)
+        try:
+            with self.store.files.open_input_stream(f"{self.store.path}/{name}/{SEAL}") as stream:
+                sealed = json.loads(stream.read())["content"]["files"]
+            return all(sizes.get(file) == size for file, (size, _) in sealed.items())
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Path]:
