@@ -39,6 +39,7 @@ async function follow() {
     told = error instanceof TypeError ? "the server does not answer: what is shown may be old" : error.message;
     strip.replaceChildren(Object.assign(document.createElement("p"), {className: "warning", textContent: told}));
   }
-  setTimeout(follow, Math.max(2000, 4 * (performance.now() - begun)));  // a huge study's server has other work, too
+  const took = performance.now() - begun;
+  setTimeout(follow, Math.min(15000, Math.max(2000, 2 * took)));  // a huge study's server has other work, too
 }
 setTimeout(follow, 2000);
