@@ -155,6 +155,41 @@ def test_crashed_trial_is_told_as_failed_unless_it_is_tried_again(tmp_path: Path
     assert told == [TrialState.FAIL, TrialState.RUNNING]
 
 
+def test_replicates_that_a_kill_left_out_are_added(tmp_path: Path) -> None:
+    options = {"space": load_space("kd"), "fixed": {}, "gate": lambda v: Verdict(str(v), -1.0), "replicates": 3}
+    journal = Journal(tmp_path)
+    search = FeasibleOptunaSearch(events=journal, **options)
+    drawn = [suggested(search, f"ray-{i}") for i in range(4)]
+    lines = journal.path.read_text().splitlines(keepends=True)
+    journal.path.write_text("".join(lines[:-2]))  # t0001 is there, its replicates are not
+    again = Journal(tmp_path)
+    resumed = FeasibleOptunaSearch(events=again, **options)
+    assert [t.name for t in resumed.pending] == ["t0000", "t0000r1", "t0000r2", "t0001", "t0001r1", "t0001r2"]
+    configs = [suggested(resumed, f"ray-{i}") for i in range(7)]
+    assert configs[:4] == drawn
+    assert [c["trial"] for c in configs[4:]] == ["t0001r1", "t0001r2", "t0002"]
+    for i, accuracy in enumerate((0.4, 0.5, 0.9), start=3):
+        resumed.on_trial_complete(f"ray-{i}", {"val_macro_avg_acc": accuracy, "macs": 2e6, "finished": True})
+    assert [t.values for t in study_of(resumed) if t.values] == [pytest.approx([0.6, 2e6])]
+
+
+def test_a_space_that_has_become_narrower_goes_on(tmp_path: Path) -> None:
+    """What it does not hold any more is not told to Optuna; names and draws are counted on."""
+    journal = Journal(tmp_path)
+    drive(FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate, events=journal), journal, 0, 8, leave=5)
+    space = load_space("kd_prune").as_dict()
+    space["parameters"]["distill.kd_alpha"] = {"uniform": [0.3, 0.6]}
+    again = Journal(tmp_path)
+    resumed = FeasibleOptunaSearch(space_from_dict(space), {}, plain_gate, events=again)
+    told = len(study_of(resumed))
+    assert 0 < told < len(journal.log.trials) + journal.log.rejected.total()
+    for i, expected in enumerate(("t0005", "t0008", "t0009")):
+        config = suggested(resumed, str(i))
+        assert config["trial"] == expected
+        resumed.on_trial_complete(str(i), points(1)[0] | {"finished": True})
+    assert 0.3 <= config["distill.kd_alpha"] <= 0.6
+
+
 def test_what_optuna_is_told() -> None:
     search = FeasibleOptunaSearch(load_space("kd_prune"), {}, plain_gate)
     outcomes = {

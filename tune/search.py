@@ -13,6 +13,7 @@ import json
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -24,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from analysis.front import nondominated_rank
-from search_spaces import Space
+from search_spaces import Space, SpaceError
 from tune.history import replay, shortened
 from tune.journal import Events, TrialLog
 
@@ -169,19 +170,23 @@ class FeasibleOptunaSearch(OptunaSearch):
 
     def _add_configuration(self, asked: optuna.Trial, values: dict[str, Any], excess: float) -> None:
         first = f"t{self._n_configurations:04d}"
-        shared = {"config_id": first, "params": asked.params, "values": values}
         drawn = self._study.get_trials(deepcopy=False)[asked.number].system_attrs  # of NSGA-II: its generation
-        attributes = {"attributes": {k: v for k, v in drawn.items() if not k.startswith("constraints:")}}
-        for replicate in range(self._replicates):
-            name = f"{first}r{replicate}" if replicate else first
-            self._events.add("trial", trial=name, replicate=replicate, excess=excess, **attributes, **shared)
-            self._queue.append(self._events.log.trials[name])
-        self._open(first, asked.number, [t.name for t in self._queue][-self._replicates :])
+        attributes = {k: v for k, v in drawn.items() if not k.startswith("constraints:")}
+        self._open(first, asked.number, asked.params)
+        self._add_trials(first, 0, params=asked.params, values=values, excess=excess, attributes=attributes)
 
-    def _open(self, config_id: str, number: int, names: list[str]) -> None:
-        params = self._events.log.trials[config_id].params
+    def _add_trials(self, config_id: str, known: int, **shared: Any) -> None:
+        """A configuration's trials from replicate `known` on."""
+        for replicate, name in list(enumerate(self._replicas(config_id)))[known:]:
+            self._events.add("trial", trial=name, config_id=config_id, replicate=replicate, **shared)
+            self._queue.append(self._events.log.trials[name])
+
+    def _replicas(self, config_id: str) -> list[str]:
+        return [f"{config_id}r{i}" if i else config_id for i in range(self._replicates)]
+
+    def _open(self, config_id: str, number: int, params: dict[str, Any]) -> None:
+        self._configurations[config_id] = _Configuration(number, params, set(self._replicas(config_id)))
         self._n_configurations += 1
-        self._configurations[config_id] = _Configuration(number, params, set(names))
 
     def _end(self, name: str, status: str, points: list[dict[str, Any]]) -> None:
         config_id = name.partition("r")[0]
@@ -225,34 +230,37 @@ class FeasibleOptunaSearch(OptunaSearch):
         )
 
     def _tell_history(self) -> None:
-        """What earlier drivers drew and trained, in the order in which they did."""
-        replicas: dict[str, list[str]] = {}
-        for event in self._events.earlier:
-            if event["event"] == "trial" and not event.get("confirms"):
-                replicas.setdefault(event["config_id"], []).append(event["trial"])
+        """What earlier drivers drew and trained, in the order in which they did. Draws that a space changed since does
+        not hold are counted, and not told."""
         points: dict[str, list[dict[str, Any]]] = {}
+        last: dict[str, Any] | None = None  # the newest trial of a draw
         for event in self._events.earlier:
             kind, name = event["event"], event.get("trial", "")
             if kind == "reject" or (kind == "trial" and event["trial"] == event["config_id"]):
-                state = TrialState.PRUNED if kind == "reject" else TrialState.RUNNING
-                values, distributions = replay(self._draws, event["params"])
                 self._keep_short()
                 self._n_draws += 1
-                self._study.add_trial(
-                    create_trial(
-                        state=state,
-                        params=event["params"],
-                        distributions=distributions,
-                        constraints={CONSTRAINT: event["excess"]},
-                        system_attrs=event.get("attributes"),
-                    )
-                )
                 if kind == "trial":
-                    self._seen.add(self._gate(values).key)
-                    self._open(name, len(self._study.get_trials(deepcopy=False)) - 1, replicas[name])
+                    self._seen.add(self._gate(event["values"]).key)
+                try:
+                    _, distributions = replay(self._draws, event["params"])
+                except SpaceError:
+                    self._n_configurations += kind == "trial"
+                else:
+                    self._study.add_trial(
+                        create_trial(
+                            state=TrialState.PRUNED if kind == "reject" else TrialState.RUNNING,
+                            params=event["params"],
+                            distributions=distributions,
+                            constraints={CONSTRAINT: event["excess"]},
+                            system_attrs=event.get("attributes"),
+                        )
+                    )
+                    if kind == "trial":
+                        self._open(name, len(self._study.get_trials(deepcopy=False)) - 1, event["params"])
             elif kind == "known":
-                values, _ = replay(self._draws, event["params"])
-                self._tell_known(event["params"], event["point"], self._gate(values).key)
+                with suppress(SpaceError):
+                    values, _ = replay(self._draws, event["params"])
+                    self._tell_known(event["params"], event["point"], self._gate(values).key)
             elif kind == "result":
                 known = points.setdefault(name, [])
                 if event.get("point") and all(p["step"] != event["point"]["step"] for p in known):
@@ -262,7 +270,11 @@ class FeasibleOptunaSearch(OptunaSearch):
                     self._end(name, status, known or [event])
             elif kind == "end" and (event["status"] != "failed" or self._events.log.trials[name].crashed):
                 self._end(name, event["status"], points.get(name, []))
+            last = event if kind == "trial" and not event.get("confirms") else last
         self._queue.extend(t for t in self._events.log.trials.values() if not t.ended)
+        if last:  # a kill may have come between the events of replicates
+            shared = {k: last[k] for k in ("params", "values", "excess", "attributes") if k in last}
+            self._add_trials(last["config_id"], last["replicate"] + 1, **shared)
 
     def _keep_short(self) -> None:
         """Cut a history of CAPACITY trials to half: what runs, then the best and the latest, as many of each."""
