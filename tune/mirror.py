@@ -83,11 +83,11 @@ class Mirror:
         """Bring the manifest, the journal and the tables here, unless what is here is newer."""
         there = self.store.sizes(JOURNAL)
         here = {p.name: p.stat().st_size for p in (self.folder / JOURNAL).glob("*.jsonl")}
-        newer = [name for name, size in there.items() if size > here.get(name, -1)]
-        for name in newer:
+        for name in [name for name, size in there.items() if size > here.get(name, -1)]:
             self.store.pull(f"{JOURNAL}/{name}", self.folder / JOURNAL / name)
+        ahead = any(size > there.get(name, -1) for name, size in here.items())  # a driver here died before it sent all
         for name in self.store.sizes(""):
-            if newer or not (self.folder / name).exists():
+            if not ahead or not (self.folder / name).exists():
                 self.store.pull(name, self.folder / name)
 
     def pull_networks(self) -> None:

@@ -32,9 +32,10 @@ def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -
         if host:  # asked first: Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         own = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        context = ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **own)
+        context = ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise StudyError(f"--address {address}: no Ray cluster answers there ({error})") from error
+        told = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start on this machine"
+        raise StudyError(f"{told} ({error})") from error
     take_sigterm_for_ctrl_c()
     total = ray.cluster_resources()
     for name in ("cpu", "gpu"):

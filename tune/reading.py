@@ -24,6 +24,7 @@ from trainables.storage import Store
 from tune.journal import FOLDER as JOURNAL
 from tune.journal import StudyLog, segments
 from tune.mirror import DRIVER, FRESH_S, working_folder
+from tune.study import lock_of
 
 
 class Place:
@@ -81,11 +82,6 @@ def open_place(text: str) -> Place:
     if not (place.folder / "study.json").is_file():
         raise ResultsError(f"{text}: no study there; expected a folder with study.json, such as runs/<name>")
     return place
-
-
-def lock_of(folder: Path) -> Path:
-    """The lock file of a driver, as tune/study.py takes it."""
-    return folder.with_name(f".{folder.name}.lock")
 
 
 def is_held(lock: Path) -> bool:

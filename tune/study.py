@@ -36,11 +36,16 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     replace_text(folder / "study.json", json.dumps(manifest, indent=1))
 
 
+def lock_of(folder: Path) -> Path:
+    """The lock file of a driver, as tune/study.py takes it."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold a study, whose folder need not exist yet; StudyError when another driver runs it."""
     try:
-        with locked(folder.with_name(f".{folder.name}.lock"), wait=False):
+        with locked(lock_of(folder), wait=False):
             yield
     except BlockingIOError as error:
         raise StudyError(f"the study in {folder} is being run by another process; wait for it or stop it") from error
