@@ -1,5 +1,6 @@
 """The journal: what a kill, a full disk and a storage that is away leave of it; and the writer's small parts."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from ascmodels.checkpoint import seal
 from trainables.storage import TrialCheckpoints
 from tune import journal as journal_module
 from tune.journal import Journal, read_events, read_log, segments
-from tune.writer import append_row
+from tune.writer import append_row, catch_up
 
 
 def add_trial(journal: Journal, name: str = "t0000") -> None:
@@ -131,12 +132,28 @@ def test_full_disk_loses_nothing_and_is_waited_for(tmp_path: Path, monkeypatch: 
         subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
+def test_what_a_killed_driver_had_no_time_to_write(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    add_trial(journal)
+    figures = {"macs": 1, "class_acc": {"bus": 0.5}, "device_acc": {}, "group_acc": {}, "confusion": [[1]]}
+    measured = [figures | {"step": k, "checkpoint": f"step{k}"} for k in (0, 1)]
+    add_result(journal, 1, point=measured[0])
+    add_result(journal, 2, point=measured[1], done=True, finished=True)
+    events = list(read_events(tmp_path))
+    catch_up(tmp_path, events, journal.log, {"train.lr": 0.1, "trial": "of another"})
+    info = json.loads((tmp_path / "experiments" / "t0000" / "info.json").read_text())
+    assert (info["status"], info["points"]) == ("complete", measured)
+    assert info["config"] == {"train.lr": 0.1, "replicate": 0}
+    assert (tmp_path / "points.csv").read_text().count("t0000/step") == 2
+
+
 def test_rows_are_appended_after_what_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "t0000" / "results.csv"
     append_row(path, {"epochs": 1, "val_loss": 0.5})
     with path.open("a") as stream:
         stream.write("2,0.")
     append_row(path, {"epochs": 2, "val_loss": 0.25})
+    append_row(path, {"epochs": 2, "val_loss": 0.25})  # trained again after a kill
     assert path.read_text() == "epochs,val_loss\n1,0.5\n2,0.25\n"
     shutil.rmtree(path.parent)
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from search_spaces import FOLDER
 from trainables.config import ConfigError
@@ -12,6 +13,7 @@ from trainables.identity import code_files
 from tune.journal import Journal, read_log
 from tune.options import open_study, parser
 from tune.resume import CODE
+from tune.run import begin, main
 from tune.study import StudyError, is_complete, n_trials, read_manifest, write_manifest
 
 SMALL = ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32"]
@@ -139,6 +141,45 @@ def test_extension_of_a_complete_study_only(typed: Typed) -> None:
     assert manifest["status"] == "extended"
     assert n_trials(manifest) == 5
     assert not is_complete(manifest, read_log(folder))
+
+
+def test_a_driver_killed_after_the_last_trial_leaves_a_complete_study(typed: Typed, capsys) -> None:
+    folder = typed.start("x", "--num-samples", "2")
+    finish(folder)
+    assert read_manifest(folder)["status"] == "running"
+    assert main(["--resume", "--name", "x", "--storage", str(typed.storage)]) == 1  # no trial measured a point
+    assert "is complete already" in capsys.readouterr().out
+    assert read_manifest(folder)["status"] == "complete"
+    assert read_manifest(folder)["trials"] == {"complete": 2, "rejected": 0}
+    assert json.loads((folder / "experiments" / "t0001" / "info.json").read_text())["status"] == "complete"
+
+
+def test_a_study_of_crashed_trials_alone_is_tried_again(typed: Typed) -> None:
+    folder = typed.start("x", "--num-samples", "1", ended=0)
+    journal = Journal(folder)
+    journal.add("end", trial="t0000", status="failed", failure="no data here")
+    assert is_complete(read_manifest(folder), journal.log)
+    assert typed("--resume", "--name", "x")[1]["status"] == "extended"
+
+
+def test_confirmations_that_a_kill_left_out_are_added(typed: Typed) -> None:
+    folder = typed.start("x", "--num-samples", "1", ended=0)
+    manifest = read_manifest(folder) | {"confirmations": ["t0000r1", "t0000r2"]}
+    assert n_trials(manifest) == 3
+    journal, options = Journal(folder), parser("").parse_args(["--confirm", "2"])
+    for _ in range(2):
+        begin(folder, manifest, journal, options, Console(quiet=True))
+        assert list(journal.log.trials) == ["t0000", "t0000r1", "t0000r2"]
+        assert [t.replicate for t in journal.log.trials.values()] == [0, 1, 2]
+
+
+def test_a_folder_that_a_kill_left_empty_is_taken(typed: Typed) -> None:
+    (typed.storage / "x").mkdir(parents=True)
+    words = ["--space", "kd", "--name", "x", "--resume", "auto", *typed.given]
+    assert typed(*words)[1]["status"] == "new"
+    (typed.storage / "x" / "notes.txt").write_text("mine")
+    with pytest.raises(StudyError, match="exists already"):
+        typed(*words)
 
 
 def test_nothing_to_extend(typed: Typed) -> None:

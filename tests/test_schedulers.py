@@ -199,12 +199,12 @@ def test_pbt_keeps_names_and_ranges() -> None:
     parameters = {"train.lr": {"loguniform": [0.001, 0.02]}, "augment.mixup_alpha": {"choice": [0.0, 0.2, 0.4]}}
     population = Population(space_from_dict({"name": "s", "parameters": parameters}), dense_epochs=8)
     random.seed(0)
-    mine = {"trial": "t0", "study_dir": "a", "seed": 1, "train.lr": 0.002, "augment.mixup_alpha": 0.0}
-    other = mine | {"trial": "t1", "train.lr": 0.019, "augment.mixup_alpha": 0.4}
+    mine = {"trial": "t0", "study_dir": "a", "seed": 1, "replicate": 0, "train.lr": 0.002, "augment.mixup_alpha": 0.0}
+    other = mine | {"trial": "t1", "replicate": 1, "train.lr": 0.019, "augment.mixup_alpha": 0.4}
     changed = set()
     for _ in range(50):
         config, _ = population._get_new_config(SimpleNamespace(config=mine), SimpleNamespace(config=other))  # type: ignore[arg-type]
-        assert (config["trial"], config["study_dir"]) == ("t0", "a")
+        assert (config["trial"], config["study_dir"], config["replicate"]) == ("t0", "a", 0)
         assert 0.001 <= config["train.lr"] <= 0.02
         assert config["augment.mixup_alpha"] in (0.0, 0.2, 0.4)
         changed.add(config["train.lr"])

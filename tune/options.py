@@ -91,7 +91,10 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
     if remote and "study.json" in Store(remote).names("") and not options.dry_run:
         raise StudyError(f"{remote} exists already: continue it with --resume --name {name}, or choose another name")
     warm = [str(study_named(storage, text)) for text in options.warm_start or ()]
-    if folder.exists() and not options.dry_run:
+    used = folder.is_file() or any(
+        not path.name.startswith(".") for path in folder.glob("*")
+    )  # a kill may leave it empty
+    if used and not options.dry_run:
         raise StudyError(f"{folder} exists already: continue a study with --resume, or choose another --name")
     manifest = {
         "name": name,
@@ -103,7 +106,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
         "limits": asdict(config.limits),
         "objectives": OBJECTIVES,
         **chosen,
-        "confirmations": 0,
+        "confirmations": [],
         "warm_start": warm,
         "code": code_files(CODE),
         "status": "new",

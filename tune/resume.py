@@ -71,7 +71,8 @@ def resumed(folder: Path, options: argparse.Namespace, overrides: Sequence[str])
         if manifest["status"] == "complete" and not more:
             return manifest
         raise StudyError(f"study {folder.name} has no journal, so it cannot be gone on with; choose another --name")
-    goes_on = more or not is_complete(manifest, log)
+    crashed = bool(log.trials) and all(t.crashed for t in log.trials.values())  # every one: tried again
+    goes_on = more or crashed or not is_complete(manifest, log)
     manifest = _moved(folder, manifest, overrides)
     if goes_on:
         manifest = _changed(folder, manifest, options)

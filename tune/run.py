@@ -35,7 +35,7 @@ from tune.dry_run import dry_run
 from tune.gate import NetworkGate
 from tune.gauges import Gauges
 from tune.history import earlier_points
-from tune.journal import Journal
+from tune.journal import Journal, StudyLog, fold, read_events
 from tune.mirror import Mirror
 from tune.options import open_study, parser
 from tune.prepare import prepare
@@ -43,8 +43,8 @@ from tune.ray_start import start_ray, take_sigterm_for_ctrl_c
 from tune.resume import front_configurations
 from tune.schedulers import SchedulerError, build_scheduler, rungs_digest
 from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch
-from tune.study import StudyError, is_complete, lock, n_trials, write_manifest
-from tune.writer import Hopeless, StudyWriter
+from tune.study import StudyError, is_complete, lock, n_trials, read_manifest, write_manifest
+from tune.writer import Hopeless, StudyWriter, catch_up
 
 USER_ERRORS = (*(CheckpointError, ConfigError, DatasetError, ResultsError, SchedulerError, SpaceError, StudyError),)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -77,11 +77,15 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
     """Everything a study does, in order: prepare data, teacher and baseline; start Ray; search; report."""
     place = manifest["remote"] or folder
     console.print(f"[bold]asc-tune[/bold] study {escape(folder.name)} in {escape(str(place))}", highlight=False)
+    mirror = Mirror(folder, manifest["remote"]) if manifest["remote"] else None
     if manifest["status"] == "complete":
         console.print("this study is complete already; its report follows")
+        if read_manifest(folder)["status"] != "complete":  # its driver was killed after the last trial
+            events = list(read_events(folder))
+            catch_up(folder, events, fold(events), manifest["config"])
+            close(folder, manifest, fold(events), mirror)
         return report(folder, console)
     space, started, address = space_from_dict(manifest["space"]), time.monotonic(), options.address
-    mirror = Mirror(folder, manifest["remote"]) if manifest["remote"] else None
     journal: Journal | None = None
     try:
         if address:  # first, so that a cluster that does not answer is told at once
@@ -92,6 +96,7 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
             manifest |= prepared | {"status": "running"}
             write_manifest(folder, manifest)
             journal = Journal(folder, lambda told: console.print(f"[yellow]{escape(told)}[/yellow]"))
+            catch_up(folder, journal.earlier, journal.log, config.flat())
             begin(folder, manifest, journal, options, console)
         except OSError as error:  # an unwritable cache, a full disk
             raise StudyError(f"the study could not be prepared: {error}") from error
@@ -106,14 +111,9 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
         ray.shutdown()
         if journal:
             journal.close()
-    complete = is_complete(manifest, log)
     manifest["wall_s"] = round(manifest.get("wall_s", 0) + time.monotonic() - started, 1)
-    manifest |= {"trials": log.counts(), "rejected_reasons": dict(log.rejected), "finished": now()}
-    manifest |= {"drivers": log.runs, "epochs_repeated": sum(t.repeated for t in log.trials.values())}
-    write_manifest(folder, manifest | {"status": "complete" if complete else "interrupted"})
-    if mirror:
-        mirror.pull_networks()
-        mirror.push(last=True)
+    close(folder, manifest, log, mirror)
+    complete = is_complete(manifest, log)
     ended = sum(t.ended for t in log.trials.values())
     if writer.hopeless:
         raise StudyError(
@@ -148,23 +148,41 @@ def begin(
     """A new driver's first events: crashed trials are tried again, and the front's configurations get more seeds."""
     journal.add("run", command=manifest["command"])
     log = journal.log
-    running = [t for t in log.trials.values() if not t.ended]
+    running = [t.name for t in log.trials.values() if not t.ended]
     crashed = [t for t in log.trials.values() if t.crashed]
     for trial in crashed:
         journal.add("retry", trial=trial.name)
     if log.runs > 1:
         told = f"going on with {len(running)} open and {len(crashed)} crashed trial(s) of {len(log.trials)}"
         console.print(told, highlight=False)
-    if options.confirm and not running and not crashed:
+    if options.confirm and not running:
         front = pareto_points(load_study(folder)).to_dict("records")
-        for name in front_configurations(front, log):
-            first = log.trials[name]
-            known = sum(t.config_id == name for t in log.trials.values())
-            for replicate in range(known, known + options.confirm):
-                shared = {"config_id": name, "params": first.params, "values": first.values, "excess": 0.0}
-                journal.add("trial", trial=f"{name}r{replicate}", replicate=replicate, confirms=True, **shared)
-                manifest["confirmations"] += 1
+        for config_id in front_configurations(front, log):
+            known = sum(t.config_id == config_id for t in log.trials.values())
+            manifest["confirmations"] += [f"{config_id}r{i}" for i in range(known, known + options.confirm)]
+        write_manifest(folder, manifest)  # first: a kill may come between the events
+    elif options.confirm and not set(running) <= set(manifest["confirmations"]):
+        console.print("its open trials come first; then give --confirm again")
+    for name in manifest["confirmations"]:
+        if name not in log.trials:
+            config_id, _, replicate = name.partition("r")
+            first = log.trials[config_id]
+            shared = {"config_id": config_id, "params": first.params, "values": first.values, "excess": 0.0}
+            journal.add("trial", trial=name, replicate=int(replicate), confirms=True, **shared)
+
+
+def close(folder: Path, manifest: dict[str, Any], log: StudyLog, mirror: Mirror | None) -> None:
+    """Write down how a study stands when its driver ends."""
+    manifest |= {"trials": log.counts(), "rejected_reasons": dict(log.rejected), "finished": now()}
+    manifest |= {"drivers": log.runs, "epochs_repeated": sum(t.repeated for t in log.trials.values())}
+    manifest["status"] = "complete" if is_complete(manifest, log) else "interrupted"
+    try:
         write_manifest(folder, manifest)
+        if mirror:
+            mirror.pull_networks()
+            mirror.push(last=True)
+    except OSError as error:
+        raise StudyError(f"the study's end could not be written down: {error}; give the command again") from error
 
 
 def search(
@@ -182,7 +200,7 @@ def search(
     where = {"remote": manifest["remote"]} if manifest["remote"] else {"study_dir": str(folder)}
     fixed = config.flat() | where | {"checkpoints": root}
     if manifest["scheduler"] == "pbt":
-        fixed["adopt"] = list(MUTABLE_KEYS)
+        fixed["adopt"] = [*MUTABLE_KEYS, "replicate"]
     if shares_dense(space):
         fixed["parents"] = str(Path(config.data.cache_dir) / "parents")
     searcher = FeasibleOptunaSearch(
@@ -194,13 +212,13 @@ def search(
         events=journal,
         replicates=manifest["seeds_per_config"],
     )
-    if manifest["warm_start"] and journal.log.runs == 1:
+    if manifest["warm_start"] and not journal.log.trials and not journal.log.rejected:  # nothing was drawn yet
         for study in manifest["warm_start"]:
             told = searcher.tell_known(earlier_points(space, Path(study)))
             console.print(f"warm start: {told} point(s) of {escape(study)}", highlight=False, soft_wrap=True)
     scheduler = build_scheduler(manifest["scheduler"], config.train.epochs, space, journal.earlier)
     journal.earlier.clear()
-    left = n_trials(manifest) - sum(t.ended for t in journal.log.trials.values())
+    left = max(n_trials(manifest), len(journal.log.trials)) - sum(t.ended for t in journal.log.trials.values())
     if trainable is None:
         prunes = bool(config.prune.rounds) or any(key.startswith("prune.") for key in space.parameters)
         trainable = PruneTrainable if prunes else KDTrainable

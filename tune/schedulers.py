@@ -228,7 +228,7 @@ class Population(PopulationBasedTraining):
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
-        own = {key: trial.config[key] for key in RESERVED if key in trial.config}
+        own = {key: trial.config[key] for key in (*RESERVED, "replicate") if key in trial.config}
         return config | own, operations
 
     def _within_ranges(self, config: dict[str, Any]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 def n_trials(manifest: dict[str, Any]) -> int:
     """How many trials the study asks for: the configurations, each with its seeds, and the confirmations."""
-    return manifest["num_samples"] * manifest.get("seeds_per_config", 1) + manifest.get("confirmations", 0)
+    return manifest["num_samples"] * manifest.get("seeds_per_config", 1) + len(manifest.get("confirmations", ()))
 
 
 def is_complete(manifest: dict[str, Any], log: StudyLog) -> bool:

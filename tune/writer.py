@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from rich.markup import escape
 from trainables.ray_trainables import RESERVED
 from trainables.records import EXPERIMENTS, FIGURES, point_row, write_info, write_rows
 from tune.gauges import RunningFront
-from tune.journal import Journal, TrialLog, patiently
+from tune.journal import Journal, StudyLog, TrialLog, patiently
 
 CURVE = (
     *("stage", "epoch", "epochs", "train_loss", "val_loss", "val_macro_avg_acc", "val_ece", "train_macro_avg_acc"),
@@ -72,13 +72,13 @@ class StudyWriter(rt.Callback):
         event["epochs"] = result.get("epochs", 0)
         if result.get("failure"):
             event["failure"] = result["failure"]
-        elif event["epochs"] > log.epochs:
-            append_row(self.folder / EXPERIMENTS / name / "results.csv", {k: event[k] for k in CURVE})
         points = result.get("points") or []
         measured = points[-1] if len(points) > len(log.points) else None
         if measured:
             event["point"] = measured
         self._add("result", trial=name, **event)
+        if not log.failure:
+            append_row(self.folder / EXPERIMENTS / name / "results.csv", {k: event[k] for k in CURVE})
         if measured or log.ended:
             self._write_info(trial, log, points)
         if measured:
@@ -106,9 +106,7 @@ class StudyWriter(rt.Callback):
     def write_table(self) -> None:
         """points.csv of all trials."""
         started = time.monotonic()
-        rows = [row for trial in self.journal.log.trials.values() for row in rows_of(trial)]
-        columns = ["trial_id", "config_id", "replicate", *FIGURES, "status"]
-        patiently(lambda: write_rows(self.folder / "points.csv", rows, columns), self._warn)
+        patiently(lambda: write_points(self.folder, self.journal.log), self._warn)
         self._stale, self._table_at = False, time.monotonic()
         self._table_took = self._table_at - started
 
@@ -137,18 +135,7 @@ class StudyWriter(rt.Callback):
                 self.hopeless = str(log.failure)
 
     def _write_info(self, trial: Trial, log: TrialLog, points: list[dict[str, Any]]) -> None:
-        content = {
-            "trial_id": log.name,
-            "config_id": log.config_id,
-            "replicate": log.replicate,
-            "status": log.status,
-            "failure": log.failure,
-            "sampled": log.values,
-            "points": points,
-            "last_result": log.last,
-            "epochs_repeated": log.repeated,
-            "config": {k: v for k, v in trial.config.items() if k not in RESERVED},
-        }
+        content = info_of(log, points, trial.config)
         patiently(lambda: write_info(self.folder / EXPERIMENTS / log.name, content), self._warn)
 
     def _tell_point(self, trial: Trial, point: dict[str, Any], n_points: int) -> None:
@@ -191,6 +178,41 @@ class Hopeless(rt.Stopper):
         return self._writer.hopeless is not None
 
 
+def info_of(trial: TrialLog, points: list[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:
+    """A trial's info.json."""
+    return {
+        "trial_id": trial.name,
+        "config_id": trial.config_id,
+        "replicate": trial.replicate,
+        "status": trial.status,
+        "failure": trial.failure,
+        "sampled": trial.values,
+        "points": points,
+        "last_result": trial.last,
+        "epochs_repeated": trial.repeated,
+        "config": {k: v for k, v in config.items() if k not in RESERVED},
+    }
+
+
+def catch_up(folder: Path, events: Sequence[dict[str, Any]], log: StudyLog, config: dict[str, Any]) -> None:
+    """What a driver that was killed after its last event had no time to write: points.csv, and that trial's info.json.
+    `config` is what the study's trials share."""
+    write_points(folder, log)
+    last = next((e for e in reversed(events) if e["event"] in ("result", "end")), None)
+    if last and (last.get("point") or log.trials[last["trial"]].ended):
+        trial = log.trials[last["trial"]]
+        told = (e["point"] for e in events if e.get("trial") == trial.name and e.get("point"))
+        points = list({p["step"]: p for p in reversed(list(told))}.values())[::-1]  # the first of a step counts
+        whole = config | trial.values | {"replicate": trial.replicate}
+        write_info(folder / EXPERIMENTS / trial.name, info_of(trial, points, whole))
+
+
+def write_points(folder: Path, log: StudyLog) -> None:
+    """points.csv of all trials."""
+    rows = [row for trial in log.trials.values() for row in rows_of(trial)]
+    write_rows(folder / "points.csv", rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
+
+
 def rows_of(trial: TrialLog) -> list[dict[str, Any]]:
     """A trial's rows of points.csv."""
     ids = {"trial_id": trial.name, "config_id": trial.config_id, "replicate": trial.replicate}
@@ -208,7 +230,7 @@ def crash_of(trial: Trial) -> str:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """One more line of a csv, after what is whole of it."""
+    """One more line of a csv, after what is whole of it; none where its last line is of the same epoch or a later."""
 
     def write() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +239,9 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             whole, end, torn = stream.read().rpartition(b"\n")
             if torn:
                 stream.truncate(len(whole) + len(end))
+            rows = list(csv.DictReader(io.StringIO(whole.decode())))
+            if rows and int(rows[-1]["epochs"]) >= row["epochs"]:  # trained again after a kill
+                return
             text = io.StringIO()
             writer = csv.DictWriter(text, list(row), lineterminator="\n")
             if not end:

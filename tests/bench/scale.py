@@ -120,7 +120,7 @@ def main() -> int:
     manifest = {
         **{"num_samples": options.trials, "remote": None, "scheduler": options.scheduler, "sampler": options.sampler},
         **{"seed": 0, "seeds_per_config": 1, "warm_start": [], "cpus_per_trial": 1, "gpus_per_trial": 0},
-        **{"max_concurrent": 2, "confirmations": 0},
+        **{"max_concurrent": 2, "confirmations": []},
     }
     quiet = Console(quiet=True)
     with tempfile.TemporaryDirectory(prefix="scale-") as made:
