@@ -15,9 +15,10 @@ from moto.server import ThreadedMotoServer
 
 from trainables.storage import Store, TrialCheckpoints
 from tune.evaluate import main as evaluate
-from tune.journal import read_log
+from tune.journal import Journal, read_log
 from tune.mirror import Mirror, check_store
 from tune.study import StudyError
+from tune.writer import append_row
 
 ROOT = Path(__file__).parents[1]
 SECRET = "not-a-real-secret"
@@ -80,6 +81,34 @@ def test_a_driver_elsewhere_is_refused_while_it_lives(bucket: str, tmp_path: Pat
         mirror.check_driver()
     mirror.push(last=True)
     mirror.check_driver()
+
+
+def test_a_machine_that_comes_back_takes_what_another_has_gone_on_with(tmp_path: Path) -> None:
+    """The store is a folder here: what counts is which side is taken."""
+    event = {"config_id": "t0000", "replicate": 0, "params": {}, "values": {}}
+    here, there = tmp_path / "here", tmp_path / "there"
+    (tmp_path / "store").mkdir()
+    first = Journal(here)
+    (here / "study.json").write_text("first")
+    first.add("trial", trial="t0000", **event)
+    append_row(here / "experiments" / "t0000" / "results.csv", {"epochs": 1})
+    Mirror(here, str(tmp_path / "store")).push()
+    first.add("restore", trial="t0000", epochs=1)  # not sent
+    (here / "study.json").write_text("not sent")
+    Mirror(here, str(tmp_path / "store")).pull()
+    assert read_log(here).trials["t0000"].restores == 1
+    assert (here / "study.json").read_text() == "not sent"
+    another = Mirror(there, str(tmp_path / "store"))
+    another.pull()
+    append_row(there / "experiments" / "t0000" / "results.csv", {"epochs": 2})
+    Journal(there).add("trial", trial="t0001", **event | {"config_id": "t0001"})
+    another.push(last=True)
+    Mirror(here, str(tmp_path / "store")).pull()
+    assert (here / "study.json").read_text() == "first"
+    log = read_log(here)
+    assert list(log.trials) == ["t0000", "t0001"]
+    assert log.trials["t0000"].restores == 0
+    assert (here / "experiments" / "t0000" / "results.csv").read_text() == "epochs\n1\n2\n"
 
 
 @pytest.mark.ray

@@ -40,6 +40,10 @@ _T = TypeVar("_T")
 _BULKY = ("confusion", "widths")  # of a point; on disk in info.json, dropped from memory when a trial has ended
 
 
+class JournalError(ValueError):
+    """A journal with a damaged line."""
+
+
 @dataclass
 class TrialLog:
     """What the journal says of one trial."""
@@ -139,7 +143,7 @@ def segments(study: Path) -> list[Path]:
 def read_events(study: Path) -> Iterator[dict[str, Any]]:
     """All events of a study, in order; half a line at a file's end is left out.
 
-    ValueError names a line in the middle that is not JSON.
+    JournalError names a line in the middle that is not JSON.
     """
     for path in segments(study):
         whole, _, _ = path.read_bytes().rpartition(b"\n")
@@ -147,7 +151,10 @@ def read_events(study: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number} is damaged: {error}") from error
+                raise JournalError(
+                    f"{path}, line {number} is damaged: {error}; put a copy of the file in its place, or delete the "
+                    "line and with it what it tells"
+                ) from error
 
 
 def read_log(study: Path) -> StudyLog:

@@ -22,10 +22,11 @@ from pyarrow import fs
 from trainables.records import EXPERIMENTS
 from trainables.storage import Store
 from tune.journal import FOLDER as JOURNAL
+from tune.journal import read_log
 from tune.study import StudyError
 
 DRIVER = "driver.json"
-FRESH_S = 60.0  # a driver says every PERIOD_S that it is alive; silent for so long it is taken for dead
+FRESH_S = 60.0  # a driver says every PERIOD_S, at least twice in this time, that it is alive; else it is taken for dead
 PERIOD_S = 2.0
 _SKIPPED = ("ray", "wandb")  # folders that the workers and Ray look after
 
@@ -70,8 +71,7 @@ class Mirror:
         """StudyError where a driver on another machine seems to run the study."""
         if DRIVER not in self.store.names(""):
             return
-        with self.store.files.open_input_stream(f"{self.store.path}/{DRIVER}") as stream:
-            driver: dict[str, Any] = json.loads(stream.read())
+        driver: dict[str, Any] = json.loads(self._read(DRIVER))
         age = time.time() - driver["time"]
         if driver["host"] != socket.gethostname() and age < FRESH_S:  # on this machine the study's lock tells
             raise StudyError(
@@ -80,15 +80,26 @@ class Mirror:
             )
 
     def pull(self) -> None:
-        """Bring the manifest, the journal and the tables here, unless what is here is newer."""
-        there = self.store.sizes(JOURNAL)
-        here = {p.name: p.stat().st_size for p in (self.folder / JOURNAL).glob("*.jsonl")}
-        for name in [name for name, size in there.items() if size > here.get(name, -1)]:
-            self.store.pull(f"{JOURNAL}/{name}", self.folder / JOURNAL / name)
-        ahead = any(size > there.get(name, -1) for name, size in here.items())  # a driver here died before it sent all
+        """Bring the manifest, the journal and the tables here, unless those here go on from them: a driver here died
+        before it had sent all. Where both have gone on, what is there counts."""
+        there = {name: self._read(f"{JOURNAL}/{name}") for name in self.store.names(JOURNAL)}
+        here = {p.name: p.read_bytes() for p in (self.folder / JOURNAL).glob("*.jsonl")}
+        ahead = here != there and all(here.get(name, b"").startswith(text) for name, text in there.items())
         for name in self.store.sizes(""):
             if not ahead or not (self.folder / name).exists():
                 self.store.pull(name, self.folder / name)
+        if ahead:
+            return
+        for name in here.keys() - there.keys():
+            (self.folder / JOURNAL / name).unlink()
+        for name, text in there.items():
+            (self.folder / JOURNAL).mkdir(parents=True, exist_ok=True)
+            (self.folder / JOURNAL / name).write_bytes(text)
+        for trial in read_log(self.folder).trials.values():
+            if trial.crashed or not trial.ended:  # their learning curves are gone on with
+                name = f"{EXPERIMENTS}/{trial.name}"
+                if "results.csv" in self.store.names(name):
+                    self.store.pull(f"{name}/results.csv", self.folder / name / "results.csv")
 
     def pull_networks(self) -> None:
         """Bring the deployed networks and info.json of all trials here, for evaluation."""
@@ -99,17 +110,19 @@ class Mirror:
                     self.store.pull(f"{EXPERIMENTS}/{trial}/{name}", local)
 
     def push(self, last: bool = False) -> None:
-        """Send what has changed; at most a twentieth of the time goes into it, unless this is the `last` time."""
+        """Send what has changed; about a twentieth of the time goes into it, unless this is the `last` time."""
         if not last and time.monotonic() < self._due:
             return
         started = time.monotonic()
+        self._say_alive(time.time())
         for path in self._changed():
             stat = path.stat()
             self.store.push(path, path.relative_to(self.folder).as_posix())
             self._sent[path] = stat.st_size, stat.st_mtime_ns
-        self._say_alive(0.0 if last else time.time())
+        if last:
+            self._say_alive(0.0)
         self._took = time.monotonic() - started
-        self._due = time.monotonic() + max(PERIOD_S, 20 * self._took)
+        self._due = time.monotonic() + min(max(PERIOD_S, 20 * self._took), FRESH_S / 2)
 
     def _changed(self) -> list[Path]:
         found = []
@@ -121,6 +134,10 @@ class Mirror:
                 if path.is_file() and self._sent.get(path) != (stat.st_size, stat.st_mtime_ns):
                     found.append(path)
         return found
+
+    def _read(self, name: str) -> bytes:
+        with self.store.files.open_input_stream(f"{self.store.path}/{name}") as stream:
+            return stream.read()
 
     def _say_alive(self, at: float) -> None:
         told = {"host": socket.gethostname(), "pid": os.getpid(), "time": at}

@@ -35,7 +35,7 @@ from tune.dry_run import dry_run
 from tune.gate import NetworkGate
 from tune.gauges import Gauges
 from tune.history import earlier_points
-from tune.journal import Journal, StudyLog, fold, read_events
+from tune.journal import Journal, JournalError, StudyLog, fold, read_events
 from tune.mirror import Mirror
 from tune.options import open_study, parser
 from tune.prepare import prepare
@@ -46,7 +46,9 @@ from tune.search import MAX_REJECTIONS, FeasibleOptunaSearch
 from tune.study import StudyError, is_complete, lock, n_trials, read_manifest, write_manifest
 from tune.writer import Hopeless, StudyWriter, catch_up
 
-USER_ERRORS = (*(CheckpointError, ConfigError, DatasetError, ResultsError, SchedulerError, SpaceError, StudyError),)
+USER_ERRORS = (
+    *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, SchedulerError, SpaceError, StudyError),
+)
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
