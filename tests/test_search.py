@@ -357,6 +357,9 @@ def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeyp
     loaded = reused._data
     assert [figures(reused.train()) for _ in range(3)] == expected
     assert reused._data is loaded  # the read-only clips are kept
+    assert reused.reset(ray_config | {"train.lr": -1.0})  # Ray tries again what fails at its first step, not here
+    with pytest.raises(ConfigError, match=r"train\.lr"):
+        reused.train()
     reused.stop()
 
 

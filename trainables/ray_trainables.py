@@ -49,14 +49,22 @@ class KDTrainable(rt.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         self._data: tuple[str, TrialData] | None = None
         self._tracker: Tracker | None = None
+        self._broken: Exception | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._end()
-        self._begin(new_config)
+        try:
+            self._end()
+            self._begin(new_config)
+        except (
+            Exception
+        ) as error:  # Ray gives up a trial that fails here, and tries again one that fails at its first step
+            self._broken = error
         return True
 
     def step(self) -> dict[str, Any]:
+        if self._broken:
+            raise self._broken
         try:
             record = next(self._records, None)
         except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
@@ -84,6 +92,8 @@ class KDTrainable(rt.Trainable):
 
     def restore(self, checkpoint_path: Any) -> None:
         """Ray's own, which would fail the trial where the checkpoint is gone: its owner has trained on since."""
+        if self._broken:
+            raise self._broken
         checkpoint = checkpoint_path.checkpoint
         if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
             _LOG.warning("%s: %s is gone", self._trial.folder.name, checkpoint.path)
@@ -101,7 +111,8 @@ class KDTrainable(rt.Trainable):
             self._load_newest()
 
     def cleanup(self) -> None:
-        self._end()
+        if not self._broken:
+            self._end()
 
     def _begin(self, config: dict[str, Any]) -> None:
         values = {k: v for k, v in config.items() if k not in RESERVED}
