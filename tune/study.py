@@ -37,7 +37,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def lock_of(folder: Path) -> Path:
-    """The lock file of a driver, as tune/study.py takes it."""
+    """The file that a driver locks."""
     return folder.with_name(f".{folder.name}.lock")
 
 
