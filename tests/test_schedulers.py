@@ -107,11 +107,15 @@ def test_a_rung_after_each_prune_step() -> None:
     assert set(plain.rungs) == {("dense", 2)}
 
 
-def test_replicates_are_not_measured_against_each_other() -> None:
+def test_replicates_share_the_fate_of_their_configurations_first_trial() -> None:
     scheduler = SuccessiveHalving(ACCURACY, [2])
     assert scheduler.record("t0000", result(2, 0.5))
-    assert scheduler.record("t0000r1", result(2, 0.4))
+    assert scheduler.record("t0000r1", result(2, 0.1))
     assert not scheduler.record("t0001", result(2, 0.3))
+    assert not scheduler.record("t0001r1", result(1, 0.9))
+    assert scheduler.rungs == {("dense", 2): {"t0000": (0.5,), "t0001": (0.3,)}}
+    again = SuccessiveHalving(ACCURACY, [2], events=[event("t0001", result(2, 0.3) | {"done": True})])
+    assert not again.record("t0001r1", result(1, 0.9))
 
 
 def test_decisions_are_rays() -> None:

@@ -60,8 +60,9 @@ class SuccessiveHalving(FIFOScheduler):
     """Stops a trial that is not among the best 1/`factor` of those that reached the same rung.
 
     Rungs lie at `epochs` of the dense phase and, with `after_steps`, after the retraining of each prune step. The
-    first result at a rung counts, also that of a trial that ends there. A trial is not measured against replicates of
-    its own configuration. Decisions follow from the order of the results alone.
+    first result at a rung counts, also that of a trial that ends there. Only the first trial of a configuration is
+    ranked: its replicates share its fate, since a mean over the lucky ones of several seeds is too high. Decisions
+    follow from the order of the results alone.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class SuccessiveHalving(FIFOScheduler):
         reached = self._enter(name, result)
         if reached and not result.get("done") and not self._keeps(self.rungs[reached], name):
             self.stopped.add(name)
-        return name not in self.stopped
+        return configuration(name) not in self.stopped
 
     def _rebuild(self, events: Iterable[dict[str, Any]]) -> None:
         """Enter the results of earlier drivers. One that was killed between a result and its decision is made up for:
@@ -98,6 +99,8 @@ class SuccessiveHalving(FIFOScheduler):
         last: dict[str, Rung | None] = {}  # of each trial that has not ended
         for event in events:
             if event["event"] == "result":
+                if event["done"] and not event["finished"] and not event.get("failure"):
+                    self.stopped.add(event["trial"])
                 last[event["trial"]] = self._enter(event["trial"], event)
             if event["event"] == "end" or event.get("done"):
                 last.pop(event["trial"], None)
@@ -112,7 +115,7 @@ class SuccessiveHalving(FIFOScheduler):
         """The rung that a result is the first of its trial to reach."""
         reached = self._rung_of(result)
         values = tuple(float(result.get(objective, np.nan)) for objective in self.objectives)
-        if reached is None or result.get("failure") or not np.isfinite(values).all():
+        if reached is None or name != configuration(name) or result.get("failure") or not np.isfinite(values).all():
             return None
         rung = self.rungs.setdefault(reached, {})
         if name in rung:  # repeated by a resume
@@ -134,7 +137,7 @@ class SuccessiveHalving(FIFOScheduler):
         What no other dominates goes on in any case: with several objectives a rung may hold nothing else, and stopping
         half of a front costs more than it saves (tests/bench/search_quality.py).
         """
-        others = [values for other, values in rung.items() if configuration(other) != configuration(name)]
+        others = [values for other, values in rung.items() if other != name]
         values = np.array([*others, rung[name]])  # the trial in question is the last row
         rank = nondominated_rank(values, list(self.objectives.values()))
         if rank[-1] == 0:
