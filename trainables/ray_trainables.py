@@ -56,9 +56,7 @@ class KDTrainable(rt.Trainable):
         try:
             self._end()
             self._begin(new_config)
-        except (
-            Exception
-        ) as error:  # Ray gives up a trial that fails here, and tries again one that fails at its first step
+        except Exception as error:  # Ray would give the trial up; one that fails at its first step it tries again
             self._broken = error
         return True
 
