@@ -7,7 +7,8 @@ Events (`event` names the kind, `time` is in UTC):
     run      a driver began                        {command}
     known    a point of another study              {params, point}
     reject   a sample that is not trained          {params, reason, example, excess}
-    trial    a trial that is to be trained         {trial, params, values, config_id, replicate, excess, attributes}
+    trial    a trial that is to be trained         {trial, params, values, config_id, replicate, excess, key, attributes}
+    judged   the gate's word on what is not drawn  {params, key, excess}
     retry    a crashed trial is tried again        {trial}
     restore  a trial goes on from a checkpoint     {trial, epochs}     trained so far, there
     change   population based training             {trial, values}     the configuration keys that it changed
@@ -26,6 +27,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,23 +220,28 @@ class Journal(Events):
         (study / FOLDER).mkdir(parents=True, exist_ok=True)
         self.path = study / FOLDER / f"{len(segments(study)):03d}.jsonl"
         self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND)
+        self._size = 0  # of the whole lines
 
     def _write(self, entry: dict[str, Any]) -> None:
         line = (json.dumps(entry) + "\n").encode()
         patiently(lambda: self._append(line), self._tell)
 
     def _append(self, line: bytes) -> None:
-        """OSError where the line cannot be written, or the file is not in its place; it is then as it was."""
+        """OSError where the line cannot be written, or the file is not in its place; half a line is taken back."""
         opened = os.fstat(self._handle)
         if not os.path.samestat(opened, self.path.stat()):
             raise FileNotFoundError(f"{self.path} is another file than before")
-        written = 0
         try:
+            if opened.st_size > self._size:  # what a storage that went away kept of half a line
+                os.ftruncate(self._handle, self._size)
+            written = 0
             while written < len(line):
                 written += os.write(self._handle, line[written:])
         except OSError:
-            os.ftruncate(self._handle, opened.st_size)  # a full disk may have taken half a line
+            with suppress(OSError):
+                os.ftruncate(self._handle, self._size)  # a full disk may have taken half a line
             raise
+        self._size += written
 
     def close(self) -> None:
         os.close(self._handle)
