@@ -154,6 +154,9 @@ def test_a_journal_rebuilds_the_rungs_in_their_order() -> None:
     assert len(first.rungs["step", 1]) > 1
     repeated = build_with([*events, *events])
     assert repeated.rungs == first.rungs
+    nothing = {"stage": None, "epochs": 0, "val_macro_avg_acc": None, "macs": None, "finished": False}
+    failed = nothing | {"event": "result", "trial": "t0099", "done": True, "failure": "out of GPU memory"}
+    assert build_with([*events, failed]).rungs == first.rungs
 
 
 def build_with(events: list[dict]) -> SuccessiveHalving:

@@ -48,6 +48,7 @@ from tune.writer import Hopeless, StudyWriter, catch_up
 
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, SchedulerError, SpaceError, StudyError),
+    OSError,  # a disk that is full when the report is written
 )
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 

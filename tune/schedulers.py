@@ -114,7 +114,8 @@ class SuccessiveHalving(FIFOScheduler):
     def _enter(self, name: str, result: dict[str, Any]) -> Rung | None:
         """The rung that a result is the first of its trial to reach."""
         reached = self._rung_of(result)
-        values = tuple(float(result.get(objective, np.nan)) for objective in self.objectives)
+        figures = (result.get(objective) for objective in self.objectives)  # none where the first epoch failed
+        values = tuple(float("nan" if figure is None else figure) for figure in figures)
         if reached is None or name != configuration(name) or result.get("failure") or not np.isfinite(values).all():
             return None
         rung = self.rungs.setdefault(reached, {})

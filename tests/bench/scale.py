@@ -133,9 +133,8 @@ def main() -> int:
         search(folder, space, config, manifest, journal, writer, quiet, Simulated)
         took = time.perf_counter() - started
         ray.shutdown()
-        print(
-            f"{options.trials} trials in {took:.0f} s, {journal.log.counts()}, {took / options.trials * 1e3:.1f} ms each"
-        )
+        each_ms = took / options.trials * 1e3
+        print(f"{options.trials} trials in {took:.0f} s, {journal.log.counts()}, {each_ms:.1f} ms each")
         resumed = time.perf_counter()
         again = Journal(folder)
         read = time.perf_counter() - resumed
