@@ -7,7 +7,7 @@ Events (`event` names the kind, `time` is in UTC):
     run      a driver began                        {command}
     known    a point of another study              {params, point}
     reject   a sample that is not trained          {params, reason, example, excess}
-    trial    a trial that is to be trained         {trial, params, values, config_id, replicate, excess, key, attributes}
+    trial    a trial that is to be trained   {trial, params, values, config_id, replicate, excess, key, attributes}
     judged   the gate's word on what is not drawn  {params, key, excess}
     retry    a crashed trial is tried again        {trial}
     restore  a trial goes on from a checkpoint     {trial, epochs}     trained so far, there

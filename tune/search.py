@@ -105,6 +105,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         self._names: dict[str, str] = {}  # Ray's trial id -> ours
         self._n_configurations = self._n_draws = 0
         self._queue: deque[TrialLog] = deque()
+        self._verdicts: dict[str, Verdict] = {}  # of the journal, by parameters: the gate takes longer than a look
         self._tell_history()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -137,13 +138,21 @@ class FeasibleOptunaSearch(OptunaSearch):
         """Take (parameters, point) pairs of earlier studies in; how many were new."""
         told = 0
         for params, point in known:
-            values, _ = replay(self._draws, params)
-            key = self._gate(values).key
-            if key not in self._seen:
+            verdict = self._judged(params)
+            if verdict.key not in self._seen:
                 told += 1
                 self._events.add("known", params=params, point={name: point[name] for name in OBJECTIVES})
-                self._tell_known(params, point, key)
+                self._tell_known(params, point, verdict)
         return told
+
+    def _judged(self, params: dict[str, Any]) -> Verdict:
+        """The gate's word on a configuration that is not drawn here, which a resume finds in the journal."""
+        text = json.dumps(params, sort_keys=True)
+        if text not in self._verdicts:
+            verdict = self._gate(replay(self._draws, params)[0])
+            self._events.add("judged", params=params, key=verdict.key, excess=verdict.excess)
+            self._verdicts[text] = verdict
+        return self._verdicts[text]
 
     def _draw(self) -> bool:
         """Queue the next feasible configuration; False when there is none."""
@@ -160,7 +169,7 @@ class FeasibleOptunaSearch(OptunaSearch):
                 verdict = Verdict(verdict.key, verdict.excess, "trained before", json.dumps(values))
             if not verdict.reason:
                 self._seen.add(verdict.key)
-                self._add_configuration(asked, values, verdict.excess)
+                self._add_configuration(asked, values, verdict)
                 return True
             told = {"reason": verdict.reason, "example": verdict.example, "excess": verdict.excess}
             self._events.add("reject", params=asked.params, **told)
@@ -168,12 +177,13 @@ class FeasibleOptunaSearch(OptunaSearch):
         self._events.add("exhausted", rejections=MAX_REJECTIONS)
         return False
 
-    def _add_configuration(self, asked: optuna.Trial, values: dict[str, Any], excess: float) -> None:
+    def _add_configuration(self, asked: optuna.Trial, values: dict[str, Any], verdict: Verdict) -> None:
         first = f"t{self._n_configurations:04d}"
         drawn = self._study.get_trials(deepcopy=False)[asked.number].system_attrs  # of NSGA-II: its generation
         attributes = {k: v for k, v in drawn.items() if not k.startswith("constraints:")}
         self._open(first, asked.number, asked.params)
-        self._add_trials(first, 0, params=asked.params, values=values, excess=excess, attributes=attributes)
+        gate = {"excess": verdict.excess, "key": verdict.key}
+        self._add_trials(first, 0, params=asked.params, values=values, attributes=attributes, **gate)
 
     def _add_trials(self, config_id: str, known: int, **shared: Any) -> None:
         """A configuration's trials from replicate `known` on."""
@@ -215,23 +225,25 @@ class FeasibleOptunaSearch(OptunaSearch):
             params = shortened(self._draws, ended.params, step)
             if params is None or any(p.get("step") != step for p in at_step):
                 continue
-            key = self._gate(replay(self._draws, params)[0]).key
-            if key not in self._seen:
-                self._tell_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES}, key)
+            verdict = self._judged(params)
+            if verdict.key not in self._seen:
+                self._tell_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES}, verdict)
 
-    def _tell_known(self, params: dict[str, Any], point: dict[str, Any], key: str) -> None:
+    def _tell_known(self, params: dict[str, Any], point: dict[str, Any], verdict: Verdict) -> None:
         """A configuration that was trained elsewhere."""
-        values, distributions = replay(self._draws, params)
-        self._seen.add(key)
+        _, distributions = replay(self._draws, params)
+        self._seen.add(verdict.key)
         figures = [float(point[name]) for name in OBJECTIVES]
-        excess = self._gate(values).excess
+        constraints = {CONSTRAINT: verdict.excess}
         self._study.add_trial(
-            create_trial(values=figures, params=params, distributions=distributions, constraints={CONSTRAINT: excess})
+            create_trial(values=figures, params=params, distributions=distributions, constraints=constraints)
         )
 
     def _tell_history(self) -> None:
         """What earlier drivers drew and trained, in the order in which they did. Draws that a space changed since does
         not hold are counted, and not told."""
+        judged = [event for event in self._events.earlier if event["event"] == "judged"]
+        self._verdicts = {json.dumps(e["params"], sort_keys=True): Verdict(e["key"], e["excess"]) for e in judged}
         points: dict[str, list[dict[str, Any]]] = {}
         last: dict[str, Any] | None = None  # the newest trial of a draw
         for event in self._events.earlier:
@@ -240,7 +252,7 @@ class FeasibleOptunaSearch(OptunaSearch):
                 self._keep_short()
                 self._n_draws += 1
                 if kind == "trial":
-                    self._seen.add(self._gate(event["values"]).key)
+                    self._seen.add(event["key"])
                 try:
                     _, distributions = replay(self._draws, event["params"])
                 except SpaceError:
@@ -259,8 +271,7 @@ class FeasibleOptunaSearch(OptunaSearch):
                         self._open(name, len(self._study.get_trials(deepcopy=False)) - 1, event["params"])
             elif kind == "known":
                 with suppress(SpaceError):
-                    values, _ = replay(self._draws, event["params"])
-                    self._tell_known(event["params"], event["point"], self._gate(values).key)
+                    self._tell_known(event["params"], event["point"], self._judged(event["params"]))
             elif kind == "result":
                 known = points.setdefault(name, [])
                 if event.get("point") and all(p["step"] != event["point"]["step"] for p in known):
@@ -273,7 +284,7 @@ class FeasibleOptunaSearch(OptunaSearch):
             last = event if kind == "trial" and not event.get("confirms") else last
         self._queue.extend(t for t in self._events.log.trials.values() if not t.ended)
         if last:  # a kill may have come between the events of replicates
-            shared = {k: last[k] for k in ("params", "values", "excess", "attributes") if k in last}
+            shared = {k: last[k] for k in ("params", "values", "excess", "key", "attributes")}
             self._add_trials(last["config_id"], last["replicate"] + 1, **shared)
 
     def _keep_short(self) -> None:
