@@ -6,6 +6,7 @@ import sys
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,15 @@ import torch
 from conftest import make_tau
 from rich.console import Console
 
-import tune.run
+import tune.prepare
 from search_spaces import space_from_dict
 from trainables.clips import with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
+from tune.journal import Journal
 from tune.options import DEFAULTS, limit_overrides, open_study, parser
 from tune.run import main
-from tune.study import StudyError, StudyWriter, lock, write_manifest
+from tune.study import StudyError, lock, write_manifest
+from tune.writer import Hopeless, StudyWriter
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "teacher.train.epochs=1")
@@ -56,7 +59,7 @@ def write_space(folder: Path, text: str) -> str:
 def test_unknown_space(run) -> None:
     said = run("--space", "kd_prun")
     assert "unknown search space 'kd_prun'" in said
-    assert "kd, kd_prune, prune, rep" in said
+    assert "kd, kd_prune, pbt, prune, rep" in said
 
 
 def test_space_is_required(run) -> None:
@@ -97,22 +100,54 @@ def test_features_that_are_searched_need_a_teacher(tiny_tau: Path, tmp_path: Pat
     def fine_tuned(*_, **__) -> None:
         raise ConfigError("a teacher is asked for")
 
-    monkeypatch.setattr(tune.run, "fine_tuned_teacher", fine_tuned)
-    monkeypatch.setattr(tune.run, "baseline_accuracy", lambda *_: 0.1)
+    monkeypatch.setattr(tune.prepare, "fine_tuned_teacher", fine_tuned)
+    monkeypatch.setattr(tune.prepare, "baseline_accuracy", lambda *_: 0.1)
     space = {"name": "s", "parameters": {"distill.feature_weight": {"uniform": [1.0, 9.0]}}}
     values = {"data.dataset_dir": str(tiny_tau), "data.cache_dir": str(tmp_path)}
     config = TrialConfig.from_flat(values | {"distill.kd_alpha": 1.0, "distill.mode": "online"})
     with pytest.raises(ConfigError, match="a teacher is asked for"):
-        tune.run.prepare(config, space_from_dict(space), Console(quiet=True))
+        tune.prepare.prepare(config, space_from_dict(space), Console(quiet=True))
 
 
-def test_a_trial_of_an_older_version_is_told_of(tmp_path: Path) -> None:
-    told = StringIO()
-    writer = StudyWriter(tmp_path, ["prune.ratios"], 3, Console(file=told, width=200))
-    trial = SimpleNamespace(config={"trial": "t0001", "prune.ratios": [0.3, 0.2]})
-    point = {"feasible": True, "step": 1, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "params": 3_000}
-    writer._tell_point([], trial, point, ending=0)  # type: ignore[arg-type]
-    assert "t0001 step 1/2:  50.0% validation" in told.getvalue()
+def result(epochs: int, **more) -> dict:
+    figures = {"stage": 0, "epoch": epochs, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "done": False}
+    return {"epochs": epochs, "finished": False, "points": [], **figures, **more}
+
+
+def studied(folder: Path, n_trials: int) -> tuple[StudyWriter, StringIO, list[Any]]:
+    """A writer of a study with `n_trials` drawn trials, what it tells, and the trials as Ray has them."""
+    told, journal, trials = StringIO(), Journal(folder), []
+    for i in range(n_trials):
+        name = f"t{i:04d}"
+        journal.add("trial", trial=name, config_id=name, replicate=0, params={}, values={"prune.ratios": [0.3, 0.2]})
+        trials.append(SimpleNamespace(config={"trial": name, "prune.ratios": [0.3, 0.2]}, error_file=None))
+    return StudyWriter(folder, journal, n_trials, Console(file=told, width=200)), told, trials
+
+
+def test_a_point_is_told_and_written(tmp_path: Path) -> None:
+    writer, told, (trial,) = studied(tmp_path, 1)
+    point = {"feasible": True, "step": 0, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "params": 3_000}
+    point |= {"checkpoint": "step0", "class_acc": {"bus": 0.5}, "device_acc": {"a": 0.5}, "group_acc": {}}
+    writer.on_trial_result(0, [], trial, result(1))
+    writer.on_trial_result(0, [], trial, result(2, points=[point]))
+    assert "t0000 step 0/2:  50.0% validation,   2.00 M MACs" in told.getvalue()
+    writer.write_table()
+    assert (tmp_path / "points.csv").read_text().splitlines()[1].startswith("t0000,t0000,0,0,")
+    curve = (tmp_path / "experiments" / "t0000" / "results.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in curve] == ["epochs", "1", "2"]
+
+
+def test_a_study_whose_first_trials_fail_for_one_reason_is_hopeless(tmp_path: Path) -> None:
+    """Numbers in the reason do not make it another; a reason of its own does, and so does one point."""
+    for reasons, hopeless in (
+        (["stage 0, epoch 1: loss is nan", "stage 0, epoch 2: loss is nan", "stage 0, epoch 1: loss is nan"], True),
+        (["loss is nan", "out of GPU memory", "loss is nan"], False),
+    ):
+        writer, told, trials = studied(tmp_path / str(hopeless), 5)
+        for trial, reason in zip(trials, reasons, strict=False):
+            writer.on_trial_result(0, [], trial, {"done": True, "finished": False, "failure": reason})
+        assert Hopeless(writer).stop_all() == hopeless
+        assert told.getvalue().count("failed after 0 epochs") == 3
 
 
 def test_bad_limits(run) -> None:
@@ -157,7 +192,7 @@ def test_empty_class(run, own_tau: Path) -> None:
 def test_unwritable_storage(run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in run("--space", "kd", "--storage", str(tmp_path / "file" / "runs"))
-    assert "no object stores" in run("--space", "kd", "--storage", "s3://bucket/x")
+    assert "s9://bucket/x cannot be reached" in run("--space", "kd", "--storage", "s9://bucket/x")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -222,15 +257,14 @@ def test_resume_takes_the_same_command_and_refuses_another(tiny_tau: Path, tmp_p
     folder, manifest = opened()
     folder.mkdir()
     write_manifest(folder, manifest)
-    assert opened() == (folder, manifest)
+    assert opened() == (folder, manifest | {"changes": []})
     with pytest.raises(ConfigError, match=r"drop .*train\.lr=0\.1"):
         opened("train.lr=0.1")
     with pytest.raises(ConfigError, match="drop --num-samples"):
         opened("--num-samples", "99")
     moved = folder.rename(tmp_path / "Y")
     words[3] = "Y"
-    with pytest.raises(StudyError, match="move it back"):
-        opened()
+    assert opened()[1]["folder"] == str(moved)
     write_manifest(moved, manifest | {"overrides": [], "folder": str(moved)})
     monkeypatch.setenv("TAU24_PATH", str(make_tau(tmp_path / "other")))
     options, rest = parser("").parse_known_args(["--name", "Y", "--storage", str(tmp_path), "--resume"])

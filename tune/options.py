@@ -71,7 +71,7 @@ def open_study(options: argparse.Namespace, rest: list[str], words: list[str]) -
             return folder, resumed(folder, options, overrides)
     if not options.space:
         raise SpaceError(
-            "--space is missing: name a space (kd, rep, families, prune, kd_prune) or the path of a YAML file"
+            "--space is missing: name a space (kd, rep, families, prune, kd_prune, pbt) or the path of a YAML file"
         )
     space = load_space(options.space)
     chosen = {k: v if getattr(options, k) is None else getattr(options, k) for k, v in DEFAULTS.items()}
@@ -225,7 +225,7 @@ def share_of_gpus(text: str) -> float:
 
 def parser(description: str) -> argparse.ArgumentParser:
     p = command_parser(description)
-    p.add_argument("--space", help="kd, rep, families, prune, kd_prune, or the path of a YAML file")
+    p.add_argument("--space", help="kd, rep, families, prune, kd_prune, pbt, or the path of a YAML file")
     p.add_argument("--name", help="of the study; default: space and time")
     p.add_argument(
         "--resume",
