@@ -204,8 +204,11 @@ def schedule_networks(
     """
     if prune_config.exact and prune_config.goal is None:  # widths follow from the ratios: nothing is cut
         stages = [widths or _deployed(config).widths]
+        tied = config  # the branches of one layer are tied whichever they are, but for an identity over the stem
+        if not config.rep_stem:
+            tied = replace(config, branches=(), stage_branches=(), activation="relu")
         for ratio in prune_config.step_ratios:
-            stages.append(_ties(config, stages[0]).narrowed(stages[-1], ratio, prune_config.round_to))
+            stages.append(_ties(tied, stages[0]).narrowed(stages[-1], ratio, prune_config.round_to))
         return [(*_deployed_size(config, w, n_mels, frames), w) for w in stages]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -11,18 +11,19 @@ from ascmodels.students import StudentConfig, build_student
 
 CONFIGS = [
     StudentConfig(base_channels=8),
-    StudentConfig(base_channels=16, branches=("3x3", "1x1", "identity")),
+    StudentConfig(base_channels=16, branches=("3x3", "1x1", "identity"), activation="silu"),
     StudentConfig(base_channels=24, channels_multiplier=1.4, expansion_rate=3.0, grn=True),
     StudentConfig(family="tf_sepnet", base_channels=40),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=["cp", "rep", "grn", "tf"])
-@pytest.mark.parametrize("round_to", [1, 2])
+@pytest.mark.parametrize(
+    ("config", "round_to"), zip(CONFIGS, (1, 2, 1, 1), strict=True), ids=["cp", "rep", "grn", "tf_sepnet"]
+)
 @pytest.mark.slow
 def test_arithmetic_gives_the_widths_and_sizes_of_the_cut_network(config: StudentConfig, round_to: int) -> None:
     rng = random.Random(f"{config}{round_to}")
-    ratios = tuple(rng.uniform(0.1, 0.5) for _ in range(3))
+    ratios = tuple(rng.uniform(0.1, 0.5) for _ in range(2))
     network, expected = build_student(config), []
     expected.append((*get_deployed_size(network, 64, 20), network.widths))
     for ratio in ratios:
