@@ -138,12 +138,13 @@ def nothing_fits(draws: Draws, limits: Limits) -> str:
 
 def size_table(feasible: Sequence[tuple[TrialConfig, Networks]], precision: str) -> Table:
     """Minimum, median and maximum of both sizes, dense and pruned."""
-    table = Table("of those that fit", "networks", "MACs: min", "median", "max", "bytes: min", "median", "max")
+    table = Table("of those that fit", "number", "M MACs: min, median, max", "kB: min, median, max")
     parts = {"dense": [n[0] for _, n in feasible], "pruned": [x for _, n in feasible for x in n[1:]]}
     for name, networks in parts.items():
         if networks:
-            columns = [m for m, *_ in networks], [size_bytes(p, precision) for _, p, _ in networks]
-            figures = [f"{f(c):,.0f}" for c in columns for f in (min, statistics.median, max)]
+            macs = [m / 1e6 for m, *_ in networks]
+            kilobytes = [size_bytes(p, precision) / 1e3 for _, p, _ in networks]
+            figures = ["  ".join(f"{f(c):.3g}" for f in (min, statistics.median, max)) for c in (macs, kilobytes)]
             table.add_row(name, str(len(networks)), *figures)
     return table
 
@@ -168,11 +169,12 @@ def machine(config: TrialConfig, gpu: bool) -> str:
 
 
 def step_table(steps: Sequence[tuple[int, StepTime]], config: TrialConfig) -> Table:
-    table = Table("one training step", "MACs", f"ms, batch {config.train.batch_size}", "ms, clip validated", "timed")
+    table = Table("network", "M MACs", f"ms a step of {config.train.batch_size} clips", "ms a validated clip", "timed")
     names = ("smallest", "median", "largest") if len(steps) == 3 else ("smallest", "largest")
     for (macs, times), name in zip(steps, names, strict=False):
-        timed = f"{times.measured} of {times.batch_size} clips"
-        table.add_row(name, f"{macs:,}", f"{times.step_s * 1e3:,.1f}", f"{times.validation_s * 1e3:,.2f}", timed)
+        timed = f"{times.measured} x {times.batch_size} clips"
+        figures = f"{macs / 1e6:.3g}", f"{times.step_s * 1e3:,.1f}", f"{times.validation_s * 1e3:,.2f}"
+        table.add_row(name, *figures, timed)
     return table
 
 
@@ -186,9 +188,9 @@ def tell_study(
     whole, stopped = [sum(h) for h in picked], [until_stopped(h, rungs, rng) for h in picked]
     found = {k: (makespan(whole, k), makespan(stopped, k)) for k in WORKERS}
     early = [f"{manifest['scheduler']}, at best"] if rungs else []
-    table = Table(f"estimate for {n} trials on", "none stopped early", *early)
+    table = Table(f"estimate for {n} trials", "none stopped early", *early)
     for k, figures in found.items():
-        name = f"{k} GPU(s)" if gpu else f"{k} x {manifest['cpus_per_trial']:g} CPU core(s)"
+        name = f"{k} GPU(s)" if gpu else f"{k} at a time, {manifest['cpus_per_trial']:g} core(s) each"
         table.add_row(name, *[duration(f) for f in figures[: 1 + len(early)]])
     console.print(table)
     if rungs:
