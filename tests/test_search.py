@@ -321,6 +321,7 @@ def figures(result: dict) -> dict:
 def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     through = PruneTrainable(dict(ray_config))
+    assert repr(through) == f"{Path(ray_config['study_dir']).name}/t0000"
     expected = [through.train() for _ in range(3)]
     assert [r["done"] for r in expected] == [False, False, True]
     assert [len(r["points"]) for r in expected] == [0, 1, 2]

@@ -22,9 +22,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.tune as rt
 import torch
 from pyarrow.fs import FileType
+from ray._raylet import setproctitle  # type: ignore[attr-defined] - Ray brings the package along
 
 from ascmodels.checkpoint import CheckpointError, check_seal, load_tensors, seal
 from ascmodels.pruning import PruningError
@@ -60,9 +62,15 @@ class KDTrainable(rt.Trainable):
             self._broken = error
         return True
 
+    def __repr__(self) -> str:
+        """Ray's list of actors shows what it was when the actor was made: the study and its first trial."""
+        return getattr(self, "_label", type(self).__name__)
+
     def step(self) -> dict[str, Any]:
         if self._broken:
             raise self._broken
+        if ray.is_initialized():  # in a worker: `ps`, `nvidia-smi` and the dashboard's processes name the trial
+            setproctitle(f"ray::{self._label}")
         try:
             record = next(self._records, None)
         except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
@@ -132,6 +140,7 @@ class KDTrainable(rt.Trainable):
         self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
         self._went_on_from: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
+        self._label = f"{study_dir.name}/{name}"
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
         self._load_newest()
         self._tracker = Tracker(study_dir, f"{study_dir.name}-{name}", name, study_dir.name, values)
