@@ -222,10 +222,10 @@ def gauges(addresses: list[str]) -> dict[tuple[str, str], float]:
 def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, tiny_tau: Path, tmp_path: Path) -> None:
     cluster = json.loads(two_nodes.stdout.readline())
     study = tmp_path / "X"
-    options = ["--space", "kd_prune", "--name", "X", "--storage", str(tmp_path), "--num-samples", "2"]
+    options = ["--space", "kd_prune", "--name", "X", "--storage", str(tmp_path), "--num-samples", "1"]
     options += ["--scheduler", "fifo", "--address", cluster["address"], f"--dataset_dir={tiny_tau}"]
     options += ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"]
-    options += ["train.epochs=24", "train.batch_size=8", "prune.epochs=1", "teacher.train.epochs=1"]
+    options += ["train.epochs=40", "train.batch_size=8", "prune.epochs=1", "teacher.train.epochs=1"]
     options += ["teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"]
     driver = subprocess.Popen(
         [sys.executable, "tune/run.py", *options],
@@ -235,8 +235,8 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for(lambda: sum(t.epochs >= 2 for t in read_log(study).trials.values()) == 2, driver)
-    wait_for(lambda: {("macs", "t0000"), ("macs", "t0001")} <= set(gauges(cluster["metrics"])), driver)
+    wait_for(lambda: any(t.epochs >= 2 for t in read_log(study).trials.values()), driver)
+    wait_for(lambda: ("macs", "t0000") in gauges(cluster["metrics"]), driver)
     told = gauges(cluster["metrics"])
     two_nodes.stdin.write("kill\n")
     two_nodes.stdin.flush()
@@ -245,14 +245,12 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     assert driver.returncode == 0, said
 
     events, log = list(read_events(study)), read_log(study)
-    assert {name: t.status for name, t in log.trials.items()} == {"t0000": "complete", "t0001": "complete"}
-    restored = [e for e in events if e["event"] == "restore"]
-    assert len(restored) == 1, "one trial ran on the node that died"
-    trained = [e["epochs"] for e in events if e["event"] == "result" and e["trial"] == restored[0]["trial"]]
-    assert len(trained) - len(set(trained)) <= 1, "more than one epoch was trained again"
-    assert log.trials[restored[0]["trial"]].repeated <= 1
+    assert [t.status for t in log.trials.values()] == ["complete"]
+    assert sum(e["event"] == "restore" for e in events) == 1, "the trial did not run on the node that died"
     results = [e for e in events if e["event"] == "result"]
-    assert told["trials", "running"] == 2
-    for trial in ("t0000", "t0001"):
-        assert told["val_macro_avg_acc", trial] in [e["val_macro_avg_acc"] for e in results if e["trial"] == trial]
-        assert told["macs", trial] in [e["macs"] for e in results if e["trial"] == trial]
+    trained = [e["epochs"] for e in results]
+    assert sorted(set(trained)) == list(range(1, trained[-1] + 1))
+    assert len(trained) - len(set(trained)) == log.trials["t0000"].repeated <= 1, "more than one epoch was repeated"
+    assert told["trials", "running"] == 1
+    for figure in ("val_macro_avg_acc", "macs", "epochs"):
+        assert told[figure, "t0000"] in [e[figure] for e in results]
