@@ -231,6 +231,8 @@ class Walker(rt.Trainable):
     def step(self) -> dict[str, Any]:
         self.position += self.own["train.lr"]
         self.lineage.append(self.own["trial"])
+        with Path(self.own["log"]).open("a") as log:
+            log.write(f"{self.own['trial']}\n")
         epochs = len(self.lineage)
         figures = {
             "val_macro_avg_acc": self.position,
@@ -252,7 +254,9 @@ class Walker(rt.Trainable):
 def test_pbt_in_a_cluster(tmp_path: Path) -> None:
     """Weights move from better to worse trials in the dense phase; each trial keeps its name and its place."""
     space = space_from_dict({"name": "s", "parameters": {"train.lr": {"loguniform": [0.001, 0.02]}}})
-    searcher = FeasibleOptunaSearch(space, {}, lambda values: Verdict(json.dumps(values), -1.0), sampler="random")
+    searcher = FeasibleOptunaSearch(
+        space, {"log": str(tmp_path / "log")}, lambda values: Verdict(json.dumps(values), -1.0), sampler="random"
+    )
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the workers cannot import a test
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # two at a time, the others wait
     try:
@@ -271,4 +275,5 @@ def test_pbt_in_a_cluster(tmp_path: Path) -> None:
     assert sorted(m["lineage"][-1] for m in ended) == ["t0000", "t0001", "t0002", "t0003"]
     assert all(len(m["lineage"]) == 8 for m in ended)
     assert any(len(set(m["lineage"])) > 1 for m in ended)  # someone took over another's steps
+    assert len((tmp_path / "log").read_text().splitlines()) <= 4 * 8  # none was trained twice
     assert all(0.001 <= m["rate"] <= 0.02 for m in ended)

@@ -193,7 +193,8 @@ class Population(PopulationBasedTraining):
     """Population based training of the rates that `space` searches, of one network.
 
     Every eighth of the dense phase a trial of the worst quarter takes over weights and configuration of one of the
-    best quarter, and changes the searched rates. Not after the dense phase: its networks are points of the front.
+    best quarter that is as far or further, and changes the searched rates. Not after the dense phase: its networks are
+    points of the front. Where trials wait for a worker, they take turns.
     """
 
     def __init__(self, space: Space, dense_epochs: int):
@@ -226,7 +227,11 @@ class Population(PopulationBasedTraining):
         return super().on_trial_result(tune_controller, trial, result)
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
-        checkpoint: Any = self._trial_state[trial_to_clone].last_checkpoint  # Ray has waited until it is one
+        own, other = self._trial_state[trial], self._trial_state[trial_to_clone]
+        # one behind would be taken over again and again while it waits for a worker: no epoch is trained twice
+        if other.last_train_time < own.last_train_time or not (other.last_score or 0) > (own.last_score or 0):
+            return
+        checkpoint: Any = other.last_checkpoint  # Ray has waited until it is one
         if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest are kept
             super()._exploit(tune_controller, trial, trial_to_clone)
 
