@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 KERNELS = {"3x3": (3, 3), "3x1": (3, 1), "1x3": (1, 3), "1x1": (1, 1)}
 BRANCHES = (*KERNELS, "identity")
@@ -33,6 +34,17 @@ def fused_kernel(branches: Sequence[str]) -> tuple[int, int]:
     """Height and width of the smallest kernel that holds every branch: what is deployed, and so what is counted."""
     sizes = [KERNELS.get(b, (1, 1)) for b in branches]
     return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+
+class _StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with stride, taken of the positions that it reads.
+
+    In PyTorch 2.11 on CPUs, oneDNN's gradient of its weights writes past its memory when there is one input channel.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.stride
+        return F.conv2d(input[:, :, ::rows, ::columns], self.weight)
 
 
 class RepConv2d(nn.Module):
@@ -65,7 +77,11 @@ class RepConv2d(nn.Module):
             if name in KERNELS:
                 kernel = KERNELS[name]
                 padding = (kernel[0] // 2, kernel[1] // 2)
-                layers.append(nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False))
+                pointwise = kernel == (1, 1) and tuple(stride) != (1, 1) and groups == 1
+                convolution = _StridedPointwise if pointwise else nn.Conv2d
+                layers.append(
+                    convolution(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
+                )
             self.branches[name] = nn.Sequential(*layers, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
