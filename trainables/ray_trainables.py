@@ -171,7 +171,7 @@ class KDTrainable(rt.Trainable):
         self._tracker = None
         self._records.close()
         if self._checkpoints:
-            self._checkpoints.clear(1)
+            self._checkpoints.clear(KEPT if self._adopt else 1)  # another may be about to take one over
         del self._trial, self._records, self._new_trial
         gc.collect()
         if torch.cuda.is_available():

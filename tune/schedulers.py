@@ -135,8 +135,9 @@ class SuccessiveHalving(FIFOScheduler):
     def _keeps(self, rung: dict[str, Values], name: str) -> bool:
         """Whether `name` is among the best 1/factor, by rank, and within a rank by how little crowded it is.
 
-        What no other dominates goes on in any case: with several objectives a rung may hold nothing else, and stopping
-        half of a front costs more than it saves (tests/bench/search_quality.py).
+        What no other dominates goes on in any case: with several objectives a rung may hold nothing else. Stopping half
+        of that, too, cost 0.025 +- 0.012 of the final hypervolume on tests/bench/data/curves.csv.gz (300 epochs, 20
+        seeds), and a rung at the end of the dense phase 0.053 +- 0.015.
         """
         others = [values for other, values in rung.items() if other != name]
         values = np.array([*others, rung[name]])  # the trial in question is the last row
