@@ -141,5 +141,6 @@ class Mirror:
 
     def _say_alive(self, at: float) -> None:
         told = {"host": socket.gethostname(), "pid": os.getpid(), "time": at}
+        self.store.files.create_dir(self.store.path)
         with self.store.files.open_output_stream(f"{self.store.path}/{DRIVER}") as stream:
             stream.write(json.dumps(told).encode())

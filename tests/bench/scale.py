@@ -31,7 +31,7 @@ from tune.run import search
 from tune.search import FeasibleOptunaSearch
 from tune.writer import StudyWriter
 
-MARKS = (100, 1_000, 2_500, 5_000, 7_500, 10_000)
+MARKS = (100, 500, 1_000, 2_500, 5_000, 7_500, 10_000)
 
 
 class Simulated(rt.Trainable):
