@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,5 +276,6 @@ def test_pbt_in_a_cluster(tmp_path: Path) -> None:
     assert sorted(m["lineage"][-1] for m in ended) == ["t0000", "t0001", "t0002", "t0003"]
     assert all(len(m["lineage"]) == 8 for m in ended)
     assert any(len(set(m["lineage"])) > 1 for m in ended)  # someone took over another's steps
-    assert len((tmp_path / "log").read_text().splitlines()) <= 4 * 8  # none was trained twice
+    steps = (tmp_path / "log").read_text().splitlines()
+    assert max(Counter(steps).values()) < 2 * 8  # an epoch is trained twice at most, to take over one behind
     assert all(0.001 <= m["rate"] <= 0.02 for m in ended)

@@ -193,9 +193,9 @@ def crowding_distance(values: np.ndarray) -> np.ndarray:
 class Population(PopulationBasedTraining):
     """Population based training of the rates that `space` searches, of one network.
 
-    Every eighth of the dense phase a trial of the worst quarter takes over weights and configuration of one of the
-    best quarter that is as far or further, and changes the searched rates. Not after the dense phase: its networks are
-    points of the front. Where trials wait for a worker, they take turns.
+    Every eighth of the dense phase a trial of the worst quarter takes over weights and configuration of a better one of
+    the best quarter, and changes the searched rates. Not after the dense phase: its networks are points of the front.
+    Where trials wait for a worker, they take turns; one that is an eighth ahead may fall back by it, but once only.
     """
 
     def __init__(self, space: Space, dense_epochs: int):
@@ -206,6 +206,7 @@ class Population(PopulationBasedTraining):
                 f"{', '.join(MUTABLE_KEYS)} (space pbt does), or use --scheduler mo_asha"
             )
         self._specs, self._dense_epochs = space.parameters, dense_epochs
+        self._fell_back: set[tuple[str, int]] = set()  # trial, and the epoch that it fell back from
         super().__init__(
             time_attr="training_iteration",
             metric="val_macro_avg_acc",
@@ -229,11 +230,16 @@ class Population(PopulationBasedTraining):
 
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         own, other = self._trial_state[trial], self._trial_state[trial_to_clone]
-        # one behind would be taken over again and again while it waits for a worker: no epoch is trained twice
-        if other.last_train_time < own.last_train_time or not (other.last_score or 0) > (own.last_score or 0):
+        behind, now = own.last_train_time - other.last_train_time, (trial.trial_id, own.last_train_time)
+        # again and again, if it were let, while the one that it takes over waits for a worker
+        if behind > self._perturbation_interval or (behind > 0 and now in self._fell_back):
+            return
+        if not (other.last_score or 0.0) > (own.last_score or 0.0):
             return
         checkpoint: Any = other.last_checkpoint  # Ray has waited until it is one
         if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest are kept
+            if behind > 0:
+                self._fell_back.add(now)
             super()._exploit(tune_controller, trial, trial_to_clone)
 
     def _get_new_config(self, trial: Trial, trial_to_clone: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
