@@ -17,10 +17,9 @@ from ray.tune.schedulers import TrialScheduler
 
 from search_spaces import load_space, space_from_dict
 from trainables.config import MUTABLE_KEYS, key_types
+from tune.population import Population, SchedulerError
 from tune.schedulers import (
     SCHEDULERS,
-    Population,
-    SchedulerError,
     SuccessiveHalving,
     build_scheduler,
     crowding_distance,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from problems import TABLE
 from rich.console import Console
 
 from trainables.clips import TrialData
@@ -30,7 +31,6 @@ from trainables.config import TrialConfig, compose
 from trainables.runs import prepare
 from trainables.trial import Trial, run_trial
 
-TABLE = Path(__file__).parent / "data" / "curves.csv.gz"
 GRID: dict[str, tuple[Any, ...]] = {
     "student.base_channels": (8, 16, 24, 32),
     "student.expansion_rate": (1.5, 3.0),
