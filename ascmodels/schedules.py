@@ -202,7 +202,8 @@ def schedule_networks(
     isomorphic pruning do not (`PruneConfig.exact`): there they are an *estimate*, of a network with fresh weights.
     PruningError for a schedule that cannot be met; for a target it names what can be reached.
     """
-    if prune_config.exact and prune_config.goal is None:  # widths follow from the ratios: nothing is cut
+    # widths follow from the ratios: nothing is cut. TF-SepNet's layers are tied anew as they become narrow
+    if prune_config.exact and prune_config.goal is None and config.family == "mobile":
         stages = [widths or _deployed(config).widths]
         tied = config  # the branches of one layer are tied whichever they are, but for an identity over the stem
         if not config.rep_stem:
