@@ -19,7 +19,7 @@ from tune.study import StudyError, is_complete, read_manifest
 # whose code decides what a study samples, trains and measures
 CODE = (
     *("ascmodels", "data", "trainables", "search_spaces"),
-    *("tune/search.py", "tune/history.py", "tune/gate.py", "tune/schedulers.py"),
+    *("tune/search.py", "tune/history.py", "tune/gate.py", "tune/schedulers.py", "tune/population.py"),
 )
 KEPT = ("num_samples", "sampler", "scheduler", "seed", "seeds_per_config")  # decided when the study was started
 FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # those of the machine that goes on
