@@ -131,6 +131,10 @@ class StudyLog:
         """Forget what only info.json needs."""
         trial.points = [{k: v for k, v in p.items() if k not in _BULKY} for p in trial.points]
 
+    @property
+    def n_ended(self) -> int:
+        return sum(trial.ended for trial in self.trials.values())
+
     def counts(self) -> dict[str, int]:
         """Trials by status, and the samples that never became one."""
         by_status = Counter(t.status for t in self.trials.values())

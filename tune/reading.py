@@ -126,8 +126,5 @@ class Follower:
     def _take(self, event: dict[str, Any]) -> None:
         self.last = datetime.fromisoformat(event["time"]).timestamp()
         if event["event"] == "run":
-            self.began, self.ended_before = self.last, self.ended()
+            self.began, self.ended_before = self.last, self.log.n_ended
         self.log.apply(event)
-
-    def ended(self) -> int:
-        return sum(trial.ended for trial in self.log.trials.values())

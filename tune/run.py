@@ -85,8 +85,9 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
         console.print("this study is complete already; its report follows")
         if read_manifest(folder)["status"] != "complete":  # its driver was killed after the last trial
             events = list(read_events(folder))
-            catch_up(folder, events, fold(events), manifest["config"])
-            close(folder, manifest, fold(events), mirror)
+            log = fold(events)
+            catch_up(folder, events, log, manifest["config"])
+            close(folder, manifest, log, mirror)
         return report(folder, console)
     space, started, address = space_from_dict(manifest["space"]), time.monotonic(), options.address
     journal: Journal | None = None
@@ -117,7 +118,7 @@ def run_study(folder: Path, manifest: dict[str, Any], options: argparse.Namespac
     manifest["wall_s"] = round(manifest.get("wall_s", 0) + time.monotonic() - started, 1)
     close(folder, manifest, log, mirror)
     complete = is_complete(manifest, log)
-    ended = sum(t.ended for t in log.trials.values())
+    ended = log.n_ended
     if writer.hopeless:
         raise StudyError(
             f"every trial so far failed for one reason: {writer.hopeless}. When it is mended, "
@@ -221,7 +222,7 @@ def search(
             console.print(f"warm start: {told} point(s) of {escape(study)}", highlight=False, soft_wrap=True)
     scheduler = build_scheduler(manifest["scheduler"], config.train.epochs, space, journal.earlier)
     journal.earlier.clear()
-    left = max(n_trials(manifest), len(journal.log.trials)) - sum(t.ended for t in journal.log.trials.values())
+    left = max(n_trials(manifest), len(journal.log.trials)) - journal.log.n_ended
     if trainable is None:
         prunes = bool(config.prune.rounds) or any(key.startswith("prune.") for key in space.parameters)
         trainable = PruneTrainable if prunes else KDTrainable

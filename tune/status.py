@@ -32,7 +32,7 @@ def study_status(place: Place, study: Study, follower: Follower) -> dict[str, An
     """Everything that is told, as plain JSON values."""
     manifest, log, now = study.manifest, follower.log, time.time()
     driven = place.driven()
-    ended = follower.ended()
+    ended = follower.log.n_ended
     counts = {status: n for status, n in log.counts().items() if status != "rejected"}
     if not log.trials:  # a study of an older version, or one that has just begun
         counts = trial_counts(study)[0]

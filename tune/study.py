@@ -58,5 +58,4 @@ def n_trials(manifest: dict[str, Any]) -> int:
 
 def is_complete(manifest: dict[str, Any], log: StudyLog) -> bool:
     """Whether all trials have ended, or those that the space had to give."""
-    ended = sum(trial.ended for trial in log.trials.values())
-    return ended == len(log.trials) and (log.exhausted or ended >= n_trials(manifest))
+    return log.n_ended == len(log.trials) and (log.exhausted or log.n_ended >= n_trials(manifest))

@@ -50,7 +50,7 @@ class StudyWriter(rt.Callback):
         self._console, self._mirror = console, mirror
         self._front = RunningFront(journal.log)
         self._started = time.monotonic()
-        self._ended = self._ended_before = sum(t.ended for t in journal.log.trials.values())
+        self._ended = self._ended_before = journal.log.n_ended
         self._any_point = any(t.points for t in journal.log.trials.values())
         self._failures: list[str] = []  # of this driver, while no point has been measured
         self._stale, self._table_at, self._table_took = True, 0.0, 0.0  # of points.csv
