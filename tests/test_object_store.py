@@ -113,7 +113,6 @@ def test_a_machine_that_comes_back_takes_what_another_has_gone_on_with(tmp_path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.xfail(strict=False, reason="failed once on an overloaded machine; the cause is not known yet")
 def test_start_kill_resume_report(bucket: str, tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
     """The second driver starts without any file of the first one's machine."""
     space = tmp_path / "s.yaml"

@@ -56,16 +56,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def local_folder(text: str) -> tuple[Path, Mirror | None]:
-    """The study's folder; of one in an object store the driver's working folder, brought up to date."""
-    if "://" not in text:
-        return Path(text).resolve(), None
-    storage, _, name = text.rstrip("/").rpartition("/")
-    folder = working_folder(storage) / name
+    """The study's folder, named by itself or by its place in an object store; where it has one, the driver's working
+    folder is brought up to date, and what keeps both alike comes with it."""
+    if "://" in text:
+        uri = text.rstrip("/")
+        storage, _, name = uri.rpartition("/")
+        folder = working_folder(storage) / name
+    else:
+        folder = Path(text).resolve()
+        uri = read_manifest(folder).get("remote")
+    if not uri:
+        return folder, None
     try:
-        bring(folder, text)
-        return folder, Mirror(folder, text)
+        bring(folder, uri)
+        return folder, Mirror(folder, uri)
     except (OSError, ValueError) as error:  # pyarrow's are kinds of both
-        raise StudyError(f"{text} cannot be reached: {error}") from error
+        raise StudyError(f"{uri} cannot be reached: {error}") from error
 
 
 def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
