@@ -65,7 +65,7 @@ class Mirror:
     def __init__(self, folder: Path, uri: str):
         self.folder, self.store = folder, Store(uri)
         self._sent: dict[Path, tuple[int, int]] = {}  # file -> size and time of change, when it was sent
-        self._due = self._took = 0.0
+        self._due = 0.0
 
     def check_driver(self) -> None:
         """StudyError where a driver on another machine seems to run the study."""
@@ -121,8 +121,8 @@ class Mirror:
             self._sent[path] = stat.st_size, stat.st_mtime_ns
         if last:
             self._say_alive(0.0)
-        self._took = time.monotonic() - started
-        self._due = time.monotonic() + min(max(PERIOD_S, 20 * self._took), FRESH_S / 2)
+        ended = time.monotonic()
+        self._due = ended + min(max(PERIOD_S, 20 * (ended - started)), FRESH_S / 2)
 
     def _changed(self) -> list[Path]:
         found = []

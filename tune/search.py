@@ -70,7 +70,6 @@ class _Configuration:
     open: set[str]  # names of its trials that have not ended
     points: list[list[dict[str, Any]]] = field(default_factory=list)  # of each complete one
     partial: list[list[dict[str, Any]]] = field(default_factory=list)  # of each that was stopped early
-    failed: int = 0
 
 
 class FeasibleOptunaSearch(OptunaSearch):
@@ -204,9 +203,7 @@ class FeasibleOptunaSearch(OptunaSearch):
         if configuration is None or name not in configuration.open:  # of a configuration that was told before
             return
         configuration.open.remove(name)
-        if status == "failed":
-            configuration.failed += 1
-        else:
+        if status != "failed":
             (configuration.points if status == "complete" else configuration.partial).append(points)
         if not configuration.open:
             del self._configurations[config_id]
