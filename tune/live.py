@@ -13,6 +13,7 @@ import argparse
 import html
 import ipaddress
 import json
+import signal
 import sys
 import threading
 from http import HTTPStatus
@@ -163,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
             f"[red]error:[/red] {address} cannot be had ({escape(str(error))}): choose another --port or --host"
         )
         return 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
     host, port = server.server_address[:2]
     console.print(f"{escape(place.folder.name)} live at http://{host!s}:{port}   (Ctrl-C ends it)")
     try:
