@@ -21,25 +21,35 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch_pruning as tp
 from torch import nn
 
 from ascmodels.students import Student, Widths, build_student
 
-CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
-    "l1": partial(tp.importance.GroupMagnitudeImportance, p=1),
-    "l2": partial(tp.importance.GroupMagnitudeImportance, p=2),
-    "lamp": partial(tp.importance.LAMPImportance, p=2),
-    "fpgm": partial(tp.importance.FPGMImportance, p=2),
-    "random": tp.importance.RandomImportance,
-    "bn_scale": tp.importance.BNScaleImportance,
+if TYPE_CHECKING:
+    import torch_pruning as tp
+
+
+def _importance(name: str, **options: Any) -> "tp.importance.Importance":
+    import torch_pruning as tp  # here: it brings timm along, seconds that a command that prunes nothing need not spend
+
+    return getattr(tp.importance, name)(**options)
+
+
+CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
+    "l1": partial(_importance, "GroupMagnitudeImportance", p=1),
+    "l2": partial(_importance, "GroupMagnitudeImportance", p=2),
+    "lamp": partial(_importance, "LAMPImportance", p=2),
+    "fpgm": partial(_importance, "FPGMImportance", p=2),
+    "random": partial(_importance, "RandomImportance"),
+    "bn_scale": partial(_importance, "BNScaleImportance"),
 }
-DATA_CRITERIA: dict[str, Callable[[], tp.importance.Importance]] = {
-    "taylor": tp.importance.GroupTaylorImportance,
+DATA_CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
+    "taylor": partial(_importance, "GroupTaylorImportance"),
     # its accumulate_grad keeps the last clip alone; given the mean of g^2 as gradient, its score is right
-    "hessian": tp.importance.GroupHessianImportance,
+    "hessian": partial(_importance, "GroupHessianImportance"),
 }
 NARROWEST = 2  # layers of so few channels are left as they are: the stem of a small network, mostly
 Gradients = Mapping[str, torch.Tensor]  # parameter name -> what `sensitivities` gives
@@ -319,7 +329,7 @@ def _cut(student: Student, groups: Sequence[_Group], counts: Sequence[int]) -> S
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
     with torch.random.fork_rng(devices=[]):  # tracing draws
-        graph = _pruner(pruned, tp.importance.RandomImportance()).DG
+        graph = _pruner(pruned, CRITERIA["random"]()).DG
     modules = dict(pruned.named_modules())
     for group, count in zip(groups, counts, strict=True):
         if count:
@@ -331,8 +341,10 @@ def _cut(student: Student, groups: Sequence[_Group], counts: Sequence[int]) -> S
     return pruned.rebuilt().train(student.training).to(device)
 
 
-def _pruner(model: Student, importance: tp.importance.Importance) -> tp.pruner.BasePruner:
+def _pruner(model: Student, importance: "tp.importance.Importance") -> "tp.pruner.BasePruner":
     """torch-pruning's view of `model`, which it leaves in evaluation mode."""
+    import torch_pruning as tp
+
     narrow = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # GRN's scalars: they have no channels

@@ -141,6 +141,10 @@ def test_extension_of_a_complete_study_only(typed: Typed) -> None:
     assert manifest["status"] == "extended"
     assert n_trials(manifest) == 5
     assert not is_complete(manifest, read_log(folder))
+    write_manifest(folder, manifest)
+    assert n_trials(typed("--resume", "--name", "x", "--num-samples", "2")[1]) == 5  # the first command stays good
+    with pytest.raises(ConfigError, match="drop --num-samples"):
+        typed("--resume", "--name", "x", "--num-samples", "3")
 
 
 def test_a_driver_killed_after_the_last_trial_leaves_a_complete_study(typed: Typed, capsys) -> None:

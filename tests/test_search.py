@@ -391,6 +391,44 @@ def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_pat
     trainable.stop()
 
 
+@pytest.mark.slow
+def test_out_of_gpu_memory_is_a_failed_result_and_the_actor_lives(ray_config: dict, monkeypatch) -> None:
+    """The error that PyTorch raises where a GPU is full, from within a layer."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    told = "CUDA out of memory. Tried to allocate 2.00 GiB.\nProcess 1 has 79 GiB in use."
+
+    def full(*arguments) -> None:
+        raise torch.OutOfMemoryError(told)
+
+    trainable = PruneTrainable(ray_config | {"trial": "t0003"})
+    trainable._trial.model.register_forward_hook(full)
+    failed = trainable.train()
+    assert failed["done"]
+    assert not failed["finished"]
+    assert failed["failure"] == f"out of GPU memory: {told.splitlines()[0]}"
+    assert trainable.reset(ray_config | {"trial": "t0004"})
+    assert "failure" not in trainable.train()
+    trainable.stop()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_that_is_full_fails_the_trial_and_not_the_actor(ray_config: dict, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    on_gpu = ray_config | {"train.device": "cuda", "trial": "t0005"}
+    trainable = PruneTrainable(on_gpu)
+    torch.cuda.set_per_process_memory_fraction(1e-6)
+    try:
+        failed = trainable.train()
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert failed["done"]
+    assert "out of GPU memory: CUDA out of memory" in failed["failure"]
+    assert trainable.reset(on_gpu | {"trial": "t0006"})
+    assert "failure" not in trainable.train()
+    trainable.stop()
+
+
 def test_kd_trainable_refuses_to_prune(ray_config: dict) -> None:
     with pytest.raises(ConfigError, match="needs PruneTrainable"):
         KDTrainable(dict(ray_config))

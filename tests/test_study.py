@@ -177,15 +177,27 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     assert {row["trial_id"] for row in means} <= front
 
 
-def test_killed_study_resumes_to_the_points_of_an_uninterrupted_one(
+def check_interrupted(folder: Path, process: subprocess.Popen[str]) -> None:
+    """A signal ended the study in good order, and it said how to go on."""
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 130, said
+    assert f"--resume --name {folder.name}" in said
+    assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
+
+
+def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     finished: tuple[Path, str], studies: Studies
 ) -> None:
-    """SIGKILL in the middle; the resume command accounts for every trial, with equal figures (one worker, FIFO)."""
+    """SIGTERM, then SIGKILL in the middle of the resume; every trial is accounted for, with equal figures (FIFO)."""
     folder = studies.folder / "killed"
     process = studies.new("killed", "--max-concurrent", "1", "--scheduler", "fifo")
     wait_for_points(folder, 3, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send_signal(signal.SIGTERM)
+    check_interrupted(folder, process)
+    killed = studies.start("--resume", "--name", "killed")
+    wait_for_points(folder, len(rows(folder)) + 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
     resumed = studies.start("--resume", "--name", "killed")
     said, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, said
@@ -196,27 +208,20 @@ def test_killed_study_resumes_to_the_points_of_an_uninterrupted_one(
     assert found == expected
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_study_says_how_to_go_on_and_does(studies: Studies, sent: signal.Signals) -> None:
-    name = f"interrupted-{sent.name}"
-    folder = studies.folder / name
-    process = studies.new(name)
+def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: Studies) -> None:
+    n_trials = 3
+    folder = studies.folder / "interrupted"
+    process = studies.new("interrupted", "--num-samples", str(n_trials))
     wait_for_points(folder, 2, process)
-    if sent == signal.SIGINT:  # as a terminal's Ctrl-C: to the whole process group, Ray's processes too
-        os.killpg(process.pid, sent)
-    else:
-        process.send_signal(sent)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 130, said
-    assert f"--resume --name {name}" in said
-    assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
-    resumed = studies.start("--resume", "--space", "kd_prune")  # the newest unfinished study of this space
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's: to the whole process group, Ray's processes too
+    check_interrupted(folder, process)
+    resumed = studies.start("--resume", "--space", "kd_prune")
     said, _ = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, said
     manifest = json.loads((folder / "study.json").read_text())
     assert manifest["status"] == "complete"
     counts = manifest["trials"]
-    assert counts.get("complete", 0) + counts.get("stopped early", 0) == TRIALS
+    assert counts.get("complete", 0) + counts.get("stopped early", 0) == n_trials
     assert "failed" not in counts
 
 

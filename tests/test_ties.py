@@ -18,7 +18,7 @@ CONFIGS = [
 
 
 @pytest.mark.parametrize(
-    ("config", "round_to"), zip(CONFIGS, (1, 2, 1, 1), strict=True), ids=["cp", "rep", "grn", "tf_sepnet"]
+    ("config", "round_to"), list(zip(CONFIGS, (1, 2, 1, 1), strict=True)), ids=["cp", "rep", "grn", "tf_sepnet"]
 )
 @pytest.mark.slow
 def test_arithmetic_gives_the_widths_and_sizes_of_the_cut_network(config: StudentConfig, round_to: int) -> None:

@@ -2,9 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from data.features import FrontEndConfig, LogMel
 from trainables.loop import Clips
@@ -15,6 +12,10 @@ NAME = "logistic regression on log-mel means and deviations"
 
 def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig) -> float:
     """Macro average accuracy on `evaluated` of a regression fitted to `train`."""
+    from sklearn.linear_model import LogisticRegression  # here: a second that a command without it need not spend
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     model.fit(statistics(train, front_end), train.labels)
     scores = model.decision_function(statistics(evaluated, front_end))

@@ -85,12 +85,15 @@ def resumed(folder: Path, options: argparse.Namespace, overrides: Sequence[str])
     if is_complete(manifest, log):
         manifest["status"] = "extended" if goes_on else "complete"
         if options.extend:
+            manifest["extended_from"] = [*manifest.get("extended_from", []), manifest["num_samples"]]
             manifest["num_samples"] = len({t.config_id for t in log.trials.values()}) + options.extend
     return manifest
 
 
 def _check_typed(folder: Path, manifest: dict[str, Any], options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    changed = [f"--{k.replace('_', '-')}" for k in KEPT if getattr(options, k) not in (None, manifest.get(k))]
+    earlier = manifest.get("extended_from", [])  # the command that started the study stays good after --extend
+    asked = vars(options) | ({"num_samples": None} if options.num_samples in earlier else {})
+    changed = [f"--{k.replace('_', '-')}" for k in KEPT if asked[k] not in (None, manifest.get(k))]
     typed, known = ([o for o in every if not _is_place(o)] for every in (overrides, manifest["overrides"]))
     changed += typed if typed and typed != known else []
     if changed:
