@@ -27,7 +27,7 @@ test: lint
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    apt-get install -y -qq chromium chromium-driver; } || \
 	  { echo "the browser test needs Chromium and chromedriver: install them, or run pytest -m 'not browser'"; exit 1; }
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

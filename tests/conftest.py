@@ -24,6 +24,12 @@ TEST_DEVICES = ("a", "s1", "s4", "b", "s5", "s2", "s6")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a Ray cluster first: they take longest, and two processes share the files in this order."""
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: item.path not in with_ray)
+
+
 def coloured_noise(scene: int, location: int, device: int, rng: np.random.Generator) -> np.ndarray:
     """One second whose spectrum tells the scene: a falling slope and a hump, moved by location and device."""
     spectrum = np.fft.rfft(rng.standard_normal(RATE_HZ))

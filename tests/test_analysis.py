@@ -215,6 +215,7 @@ def test_points_of_a_replicated_study_are_means_over_complete_seeds(tmp_path):
         assert ends == pytest.approx(np.clip(interval, 0, 1))
 
 
+@pytest.mark.slow
 def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     """The configuration with one seed has by far the best accuracy, and is no candidate."""
     table = replicated_rows(seeds=3)
@@ -270,6 +271,7 @@ def test_single_seeds_and_old_files_are_no_means(tmp_path):
     assert old.raw["config_id"].tolist() == old.raw["trial_id"].tolist() and set(old.raw["replicate"]) == {0}
 
 
+@pytest.mark.slow
 def test_test_figures_of_seeds_are_averaged(tmp_path):
     table = replicated_rows(seeds=3)
     folder = write_study(tmp_path, table)
@@ -412,6 +414,7 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
     assert "test accuracy 43.2 % (unseen 39.9)" in hovers[0] and "test" not in hovers[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
@@ -484,6 +487,7 @@ def test_a_terminal_of_80_characters_shows_every_value(tmp_path):
         assert ",".join(f"{name}{value}" for name, value in sampled.items()) in shown
 
 
+@pytest.mark.slow
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     study = write_study(tmp_path)
     paths = report.write_report(study)

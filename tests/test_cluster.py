@@ -50,6 +50,7 @@ def commands() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_command_shown_uses_flags_that_exist() -> None:
     shown = commands()
     assert {name.split(":")[0] for name in shown} == {"aws.yaml", "job_env.yaml", "rayjob.yaml", "slurm.sh"}
@@ -164,6 +165,7 @@ def test_slurm_stops_the_driver_and_requeues_before_the_time_limit(slurm, tmp_pa
     assert (log.read_text() if log.exists() else "") == ("requeue 4711\n" if requeued else "")
 
 
+@pytest.mark.slow
 def test_slurm_asks_for_the_signal_and_ray_knows_the_flags() -> None:
     from ray.scripts.scripts import start
     from ray.scripts.symmetric_run import symmetric_run

@@ -405,6 +405,7 @@ def test_two_processes_at_once_build_one_cache(tiny_tau, tmp_path, names, fresh_
     assert contents(tmp_path / "cache") == FINISHED
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_is_used(tiny_tau, tmp_path, names, fresh_processes):
     assert fresh_processes(workers.die_building_cache, (tiny_tau, names, tmp_path)) == [-9]
     assert contents(tmp_path) == [".waveforms-KEY", "waveforms-KEY.digest", "waveforms.lock"]  # it was half-way

@@ -32,6 +32,7 @@ def test_wilson_interval() -> None:
     assert (low, high) == pytest.approx((0.98116, 1.0), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_share_of_a_space_of_which_half_fits() -> None:
     """Two widths, each drawn with probability 1/2; the limit lies between them."""
     base = compose(["student=cp_mobile", *SMALL])

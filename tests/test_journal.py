@@ -88,6 +88,7 @@ def test_a_crash_is_tried_again(tmp_path: Path) -> None:
     assert journal.log.trials["t0000"].status == "running"
 
 
+@pytest.mark.slow
 def test_driver_waits_for_a_storage_that_is_away(tmp_path: Path) -> None:
     told: list[str] = []
     study = tmp_path / "study"
@@ -102,6 +103,7 @@ def test_driver_waits_for_a_storage_that_is_away(tmp_path: Path) -> None:
     assert told[1:] == ["the storage is back"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_full_disk_loses_nothing_and_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mount = subprocess.run(

@@ -67,6 +67,7 @@ def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> t
     return found
 
 
+@pytest.mark.slow
 def test_what_the_server_answers(study, port):
     code, page = get(port, "/")
     assert code == 200 and 'id="strip"' in page and "t0000 dense, epoch 3" in page and 'id="front"' in page

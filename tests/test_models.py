@@ -438,6 +438,7 @@ def test_bytes_and_limits():
 # --- ascmodels/pruning.py ---
 
 
+@pytest.mark.slow
 def test_golden_pruned_baseline():
     model = build_student(StudentConfig())
     pruned = prune(model, 0.3)
@@ -616,6 +617,7 @@ def networks() -> dict[str, Student]:
     }
 
 
+@pytest.mark.slow
 def test_round_trips_here_and_in_a_fresh_process_are_bit_equal(networks, tmp_path, fresh_processes):
     random_state = torch.get_rng_state()
     x, arguments = features(), []
@@ -828,6 +830,7 @@ def test_a_tiny_transformer_is_one_over_patches():
         TeacherModelConfig(stride=0)
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_time_and_frequency_the_right_way_round():
     """Its first patch embedding is a convolution over [F, T] of our features: moving a patch in T moves its token."""
     teacher = build_teacher(TINY, 3, 16, 24).eval()
@@ -843,6 +846,7 @@ def test_a_teacher_sees_time_and_frequency_the_right_way_round():
     assert moved.nonzero().flatten().tolist() == [1 * 6 + 5]
 
 
+@pytest.mark.slow
 def test_teacher_round_trip(tmp_path, offline):
     torch.manual_seed(0)
     teacher, x = build_teacher(TINY, 3, 16, 24).eval(), features(5, 16, 24)

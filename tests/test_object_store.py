@@ -20,6 +20,7 @@ from tune.mirror import Mirror, check_store
 from tune.study import StudyError
 from tune.writer import append_row
 
+pytestmark = pytest.mark.slow  # starts an S3 server
 ROOT = Path(__file__).parents[1]
 SECRET = "not-a-real-secret"
 
@@ -112,7 +113,6 @@ def test_a_machine_that_comes_back_takes_what_another_has_gone_on_with(tmp_path:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_start_kill_resume_report(bucket: str, tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
     """The second driver starts without any file of the first one's machine."""
     space = tmp_path / "s.yaml"

@@ -52,6 +52,7 @@ def test_every_flag_shown_is_in_the_commands_help(script, capsys) -> None:
                 assert re.search(rf"{re.escape(word.split('=')[0])}\b", told), f"{script} {word}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["student", "teacher", "profile", "prune"])
 def test_every_shipped_configuration_is_named_and_loads(group) -> None:
     for path in (CONFIG_DIR / group).glob("*.yaml"):

@@ -70,6 +70,7 @@ def test_the_same_command_starts_and_goes_on(typed: Typed) -> None:
     assert typed(*words)[1]["status"] == "complete"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word", [["--num-samples", "5"], ["--sampler", "nsga2"], ["--seeds-per-config", "2"], ["train.lr=0.01"]]
 )
@@ -147,6 +148,7 @@ def test_extension_of_a_complete_study_only(typed: Typed) -> None:
         typed("--resume", "--name", "x", "--num-samples", "3")
 
 
+@pytest.mark.slow
 def test_a_driver_killed_after_the_last_trial_leaves_a_complete_study(typed: Typed, capsys) -> None:
     folder = typed.start("x", "--num-samples", "2")
     finish(folder)
@@ -206,6 +208,7 @@ def test_a_study_of_a_version_without_a_journal(typed: Typed) -> None:
     assert typed("--resume", "--name", "x")[1]["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_warm_start_from_what_is_not_there(typed: Typed) -> None:
     with pytest.raises(StudyError, match="--warm-start nowhere: no study of that name"):
         typed("--space", "kd", "--warm-start", "nowhere", *typed.given)

@@ -200,6 +200,7 @@ def test_no_gpu(run) -> None:
     assert "PyTorch on this machine has 0 GPU(s)" in run("--space", "kd", "--gpus-per-trial", "1")
 
 
+@pytest.mark.slow
 def test_teacher_that_is_none(run, tmp_path: Path) -> None:
     assert "no teacher checkpoint" in run("--space", "kd", "--teacher_ckpts", str(tmp_path))
 

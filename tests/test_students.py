@@ -113,6 +113,7 @@ def test_student_config_refuses(values, message):
         StudentConfig(**values)
 
 
+@pytest.mark.slow
 def test_families_and_stage_branches_by_flag_and_by_space():
     config = compose(flags_to_overrides(["student=tf_sepnet", "--activation=hardswish"]))
     assert config.student == StudentConfig(family="tf_sepnet", base_channels=40, activation="hardswish")
@@ -194,7 +195,8 @@ def test_activations_change_nothing_but_themselves(activation):
     assert set(ACTIVATIONS.values()) <= set(nessi._FREE)
 
 
-@pytest.mark.parametrize("name", ["cp_mobile", "rep_mobile", pytest.param("tf_sepnet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cp_mobile", "rep_mobile", "tf_sepnet"])
 def test_a_trial_of_its_own_by_hand(name, tmp_path):
     """Train, prune twice with training between, fuse, round to half, measure, save, load: bit for bit."""
     model = trained(seeded(TINY[name]))
@@ -285,6 +287,7 @@ def closed_form(c: int, bins: int, frames: int) -> tuple[int, int]:
     return macs + (inputs + 1) * 10 * f * t, params + (inputs + 1) * 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [8, 12, 28, 40])
 def test_tf_sepnet_counts_in_closed_form_fused_or_not(channels):
     model = build_student(StudentConfig(family="tf_sepnet", base_channels=channels))
@@ -412,6 +415,7 @@ def test_widths_that_do_not_fit_are_refused():
             build_student(model.config, widths=wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_tf_sepnet_is_within_the_limits_of_both_profiles(name):
     for n_mels in (128, 256):

@@ -18,6 +18,7 @@ import soundfile as sf
 
 from data import synthetic
 
+pytestmark = pytest.mark.slow  # builds the data set
 TRAIN, TEST, EVAL = 200, 60, 10
 ROOT = Path(__file__).resolve().parents[1]
 UNSEEN = {"s4", "s5", "s6"}
@@ -163,7 +164,6 @@ def test_evaluation_set_lies_beside_without_labels(tau: Path) -> None:
     assert not (folder / "meta.csv").exists()
 
 
-@pytest.mark.slow
 def test_same_seed_same_bytes_whatever_the_processes(tau: Path, tmp_path: Path) -> None:
     one, two = render_some(tmp_path / "one"), render_some(tmp_path / "two", workers=2)
     assert len(one) == 3 and one == two
@@ -228,7 +228,6 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_at_dest_and_the_next_one_clears_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

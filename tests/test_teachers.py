@@ -501,6 +501,7 @@ def test_ensembles_reach_the_training_clips(teachers) -> None:
     assert len(keys) == 5  # a reused actor loads anew for each
 
 
+@pytest.mark.slow
 def test_the_manifest_of_cached_logits(teachers) -> None:
     config, folders = teachers
     data = load_trial_data(config)
@@ -584,6 +585,7 @@ def test_amp_that_the_device_lacks(words: list[str]) -> None:
 # --- shipped recipes and commands ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(p.stem for p in (CONFIG_DIR / "teacher").glob("*.yaml")))
 def test_shipped_recipes_build(name: str) -> None:
     """Each at its full size, without the weights that a hub would give; whatever the profile."""

@@ -22,6 +22,7 @@ def no_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # no ~/.netrc
 
 
+@pytest.mark.slow
 def test_run_is_written_offline(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, "study-t0", "t0", "study", {"train.lr": 0.01})
     tracker.log({"train_loss": 1.5, "points": [1]}, 1)
@@ -33,6 +34,7 @@ def test_run_is_written_offline(tmp_path: Path) -> None:
     assert b"step0/macs" in binary.read_bytes()
 
 
+@pytest.mark.slow
 def test_id_that_w_and_b_refuses_gets_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, tried = wandb.init, []
 

@@ -339,6 +339,7 @@ def from_flags(*words: str) -> TrialConfig:
     return compose(flags_to_overrides(words))
 
 
+@pytest.mark.slow
 def test_every_shipped_configuration_loads():
     """Each student under each profile, and every file takes part."""
     students = sorted(p.stem for p in (CONFIG_DIR / "student").glob("*.yaml"))
@@ -377,6 +378,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+@pytest.mark.slow
 def test_flags_of_the_baseline():
     config = from_flags("--subset=5", "--kd_alpha=0.6", "--kd_temp=3.0", "--teacher_ckpts=a.ckpt,b.ckpt")
     assert config.data.subset == 5
