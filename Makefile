@@ -37,9 +37,8 @@ lint: $(INSTALLED)
 clean:
 	rm -rf .venv runs tau-synthetic
 
-# not compiled: most modules are never imported, and the others are compiled then
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	[ -x $(PY) ] || $(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
