@@ -95,9 +95,8 @@ def noise(study: Study) -> list[str]:
 def warnings(study: Study) -> list[str]:
     """What a reader must know before trusting the front."""
     said = []
-    status = study.manifest.get("status")
-    if status in ("running", "interrupted"):
-        said.append(f"The study is {status}: this front may still change.")
+    if study.manifest.get("status") in ("running", "interrupted"):  # a killed driver leaves "running"
+        said.append("The study is not complete yet: this front may still change.")
     counted = (study.manifest.get("trials") or {}).get("complete")
     rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
