@@ -15,18 +15,19 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> int:
+    answers, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it has to say of a dead node
     quick = {"metrics_report_interval_ms": 1000}  # else 10 s until a gauge is seen
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
     ray.init(cluster.address, log_to_driver=False)
     ports = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in ray.nodes()]
-    print(json.dumps({"address": cluster.address, "metrics": ports}), flush=True)
+    print(json.dumps({"address": cluster.address, "metrics": ports}), file=answers, flush=True)
     for _ in sys.stdin:
         [where] = {a["Address"]["NodeID"] for a in actors().values() if a["State"] == "ALIVE"}
         [node] = [n for n in nodes if n.node_id == where]
         cluster.remove_node(node, allow_graceful=False)
-        print("killed", flush=True)
+        print("killed", file=answers, flush=True)
     ray.shutdown()
     cluster.shutdown()
     return 0

@@ -91,9 +91,9 @@ def resumed(folder: Path, options: argparse.Namespace, overrides: Sequence[str])
 
 
 def _check_typed(folder: Path, manifest: dict[str, Any], options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    earlier = manifest.get("extended_from", [])  # the command that started the study stays good after --extend
-    asked = vars(options) | ({"num_samples": None} if options.num_samples in earlier else {})
-    changed = [f"--{k.replace('_', '-')}" for k in KEPT if asked[k] not in (None, manifest.get(k))]
+    taken = {k: [None, manifest.get(k)] for k in KEPT}
+    taken["num_samples"] += manifest.get("extended_from", [])  # the command that started it stays good after --extend
+    changed = [f"--{k.replace('_', '-')}" for k in KEPT if getattr(options, k) not in taken[k]]
     typed, known = ([o for o in every if not _is_place(o)] for every in (overrides, manifest["overrides"]))
     changed += typed if typed and typed != known else []
     if changed:
