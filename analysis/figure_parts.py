@@ -51,12 +51,12 @@ class Axis:
 
 
 def macs_axis(study: Study) -> Axis:
-    limit = (study.limit("macs") or 0) / 1e6
+    limit = (study.limits.macs or 0) / 1e6
     return Axis("macs", 1e6, "MACs (millions, log)", limit or None, f"limit {limit:g} M")
 
 
 def bytes_axis(study: Study) -> Axis:
-    limit = (study.limit("bytes") or 0) / 1e3
+    limit = (study.limits.bytes or 0) / 1e3
     title = f"model size at {study.precision} (kB = 1000 bytes, log)"
     return Axis(study.bytes_column, 1e3, title, limit or None, f"limit {limit:g} kB")
 

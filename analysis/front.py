@@ -115,7 +115,7 @@ def hypervolume(study: Study) -> float | None:
 
     None for a study without a MACs limit: nothing else gives a reference point that two studies share.
     """
-    limit = study.limit("macs")
+    limit = study.limits.macs
     if not limit:
         return None
     values = study.points.loc[candidates(study), ["val_macro_avg_acc", "macs"]].to_numpy(float)

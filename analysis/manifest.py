@@ -9,7 +9,7 @@ keys that have a default here and is read as well. `tune/` writes the file, `ana
 
 import dataclasses
 import json
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -176,7 +176,7 @@ def read_manifest(file: Path) -> StudyManifest:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ResultsError(f"{file}: no such file; is {file.parent} a study folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # json's and UTF-8's errors are ValueErrors
         raise ResultsError(f"{file}: not valid JSON, perhaps cut off: {error}") from None
     return manifest_of(content, file)
 
@@ -185,8 +185,9 @@ def manifest_of(content: Any, file: Path | str) -> StudyManifest:
     """The manifest of parsed JSON; `file` is named in errors."""
     if not isinstance(content, dict):
         raise ResultsError(f"{file}: expected an object, found {type(content).__name__}")
-    if not isinstance(found := content.get("format", 1), int) or not 1 <= found <= FORMAT:
-        raise ResultsError(f"{file}: format {found!r}; this version of asc-tune reads formats 1 to {FORMAT}")
+    found = content.get("format", 1)
+    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= FORMAT:
+        raise ResultsError(f"{file}: format is {found!r}; this version of asc-tune reads formats 1 to {FORMAT}")
     for key in ("name", "objectives"):
         if not content.get(key):
             raise ResultsError(f"{file}: key {key!r} is missing or empty")
@@ -204,21 +205,19 @@ def manifest_of(content: Any, file: Path | str) -> StudyManifest:
 
 
 def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
-    """A dataclass of the keys in `content` that it knows; null stands for the default."""
+    """Return the dataclass `cls`, filled with its keys of `content`; null stands for a key's default."""
     hints = typing.get_type_hints(cls)
-    values = {
-        f.name: _typed(content[f.name], hints[f.name], f"{where}: {f.name}")
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type] - cls is a dataclass
-        if content.get(f.name) is not None
-    }
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ResultsError(f"{where}: {cls.__name__}: {error}") from None
+    values = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type] - cls is a dataclass
+        if content.get(f.name) is not None:
+            values[f.name] = _typed(content[f.name], hints[f.name], f"{where}: {f.name}")
+        elif f.default is f.default_factory is dataclasses.MISSING:
+            raise ResultsError(f"{where}: key {f.name!r} is missing or null")
+    return cls(**values)
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """`value` of JSON as the type `kind` of a field; ResultsError where it does not fit."""
+    """Return `value`, as JSON holds it, in the type `kind` of a field; ResultsError where it does not fit."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
@@ -233,14 +232,16 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         if isinstance(value, dict):
             return {k: _typed(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value):
-            return float(value) if not isinstance(value, int) else value
+        largest = sys.float_info.max  # JSON may hold larger whole numbers, and Infinity
+        if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > largest:
+            return value  # NaN included
     elif kind is Any or (isinstance(value, kind) and not (isinstance(value, bool) and kind is int)):
         return value
     raise ResultsError(f"{where} is {json.dumps(value)[:80]}; expected {_name(kind)}")
 
 
 def _name(kind: Any) -> str:
+    """Return the name of a field's type, as an error message shows it."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if typing.get_origin(kind) is tuple:
         return "a list"

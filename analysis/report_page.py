@@ -1,8 +1,10 @@
 """The HTML of a study's report: one page that opens with no network (its template: report.html.tmpl)."""
 
+import dataclasses
 import html
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -11,6 +13,7 @@ import plotly.io as pio
 from plotly.offline import get_plotlyjs
 
 from analysis import figure_html, figure_parts, front, page_tables, sentences, summary
+from analysis.manifest import Dataset
 from analysis.results import Study
 
 TEMPLATE = Path(__file__).with_name("report.html.tmpl")
@@ -66,7 +69,7 @@ def _top(study: Study) -> str:
 
 def _plots(study: Study) -> str:
     """The two figures with captions that say how to read them."""
-    form = study.manifest.get("deployed_form")
+    form = study.manifest.resolved.deployed_form
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
     seeds = " A marker is a mean over seeds; rings are the single networks." if study.replicated else ""
     return (
@@ -87,7 +90,7 @@ def _noise(study: Study) -> str:
 
 def _space(study: Study) -> str:
     """What the space allowed, what the trials sampled, and what stands on the front."""
-    space = study.manifest.get("space") or {}
+    space = study.manifest.resolved.space
     parameters = space.get("parameters") or {}
     if not parameters:
         return ""
@@ -105,22 +108,24 @@ def _space(study: Study) -> str:
 
 
 def _reproduce(study: Study) -> str:
-    manifest = study.manifest
-    told = {
-        "Status": manifest.get("status"),
-        "Seed": manifest.get("seed"),
-        "Trials asked for": manifest.get("num_samples"),
-        "Seeds a configuration": manifest.get("seeds_per_config"),
-        "Objectives": ", ".join(f"{way} {key}" for key, way in manifest["objectives"].items()),
-        "Data": _pairs(manifest.get("dataset")),
-        "Front-end": _pairs(manifest.get("frontend")),
-        "Versions": _pairs(manifest.get("versions")),
-        "Created": manifest.get("created"),
-        "Finished": manifest.get("finished"),
-        "Wall time": f"{manifest['wall_s']:.0f} s" if manifest.get("wall_s") is not None else None,
+    asked, resolved, progress = study.manifest.asked, study.manifest.resolved, study.manifest.progress
+    known_request = asked.num_samples is not None  # without it, the other values would be defaults of the reader
+    entries = {
+        "Status": progress.status,
+        "Seed": asked.seed if known_request else None,
+        "Configurations": asked.num_samples,
+        "Seeds per configuration": asked.seeds_per_config if known_request else None,
+        "Objectives": ", ".join(f"{way} {key}" for key, way in resolved.objectives.items()),
+        "Data": _pairs(_data(study.manifest.prepared.dataset)),
+        "Notes on the data": "; ".join(study.manifest.prepared.dataset.notes),
+        "Front-end": _pairs(resolved.frontend),
+        "Versions": _pairs(resolved.versions),
+        "Created": asked.created,
+        "Finished": progress.finished,
+        "Wall time": f"{progress.wall_s:.0f} s" if progress.wall_s else None,
     }
-    command = f"<pre>{_text(manifest['command'])}</pre>" if manifest.get("command") else ""
-    known = {term: value for term, value in told.items() if value not in (None, "")}
+    command = f"<pre>{_text(asked.command)}</pre>" if asked.command else ""
+    known = {term: value for term, value in entries.items() if value not in (None, "")}
     items = "".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in known.items())
     footer = "<footer>Written by asc-tune (analysis/report.py).</footer>"
     return f"<h2>How to reproduce</h2>{command}<dl>{items}</dl>{footer}"
@@ -149,8 +154,16 @@ def _span(values: Any) -> str:
     return ", ".join(map(summary.value_text, distinct)) or summary.DASH
 
 
-def _pairs(values: Any) -> str:
-    return ", ".join(f"{key} {value}" for key, value in (values or {}).items())
+def _data(dataset: Dataset) -> dict[str, Any]:
+    """The facts of the data that a reader can use: no hashes, and the notes have a line of their own."""
+    facts = dataclasses.asdict(dataset)
+    return {
+        key: value for key, value in facts.items() if key not in ("fingerprint", "notes") and value not in (None, "")
+    }
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
 def _text(value: Any) -> str:

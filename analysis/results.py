@@ -5,20 +5,18 @@ parses no log. A file that is missing, cut off or inconsistent raises `ResultsEr
 """
 
 import csv
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from analysis import replicates
+from analysis.manifest import Limits, ResultsError, StudyManifest, read_manifest
 
-PRECISIONS = ("fp32", "fp16", "int8")
 STATUSES = ("complete", "stopped early", "failed", "running")
 TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
 POINT_COLUMNS = (
@@ -37,10 +35,6 @@ POINT_COLUMNS = (
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
 
 
-class ResultsError(Exception):
-    """A study folder that cannot be read; the message names the file and the reason."""
-
-
 @dataclass(frozen=True)
 class Study:
     """One study as it lies on disk: `raw` has one row per measured network (a trial with R prune steps has R + 1),
@@ -48,7 +42,7 @@ class Study:
     """
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: StudyManifest
     raw: pd.DataFrame
     raw_test: pd.DataFrame | None
 
@@ -71,26 +65,27 @@ class Study:
 
     @property
     def name(self) -> str:
-        return str(self.manifest["name"])
+        return self.manifest.asked.name
 
     @property
     def objectives(self) -> dict[str, str]:
         """Column of `points` to its direction, "max" or "min"; "bytes" means at the study's precision."""
-        declared = self.manifest["objectives"]
+        declared = self.manifest.resolved.objectives
         return {self.bytes_column if key == "bytes" else key: way for key, way in declared.items()}
 
     @property
     def precision(self) -> str:
         """The precision at which the bytes limit holds; fp32 where a study has no such limit."""
-        return (self.manifest.get("limits") or {}).get("precision", "fp32")
+        return self.limits.precision
 
     @property
     def bytes_column(self) -> str:
         return f"bytes_{self.precision}"
 
-    def limit(self, key: str) -> float | None:
-        """The study's limit on "macs" or "bytes"; None where it has none."""
-        return (self.manifest.get("limits") or {}).get(key)
+    @property
+    def limits(self) -> Limits:
+        """The limits that a feasible network keeps."""
+        return self.manifest.resolved.limits
 
     def prefixed(self, prefix: str) -> list[str]:
         """Columns of `points` under "val_acc/", "val_device_acc/" or "config/", in the file's order."""
@@ -114,7 +109,7 @@ def load_study(path: Path | str) -> Study:
     folder = Path(path)
     if not folder.is_dir():
         raise ResultsError(f"{folder}: not a folder; expected a study folder with study.json and points.csv")
-    manifest = _read_manifest(folder / "study.json")
+    manifest = read_manifest(folder / "study.json")
     points_file, test_file = folder / "points.csv", folder / "test.csv"
     points = _read_table(points_file, POINT_COLUMNS) if points_file.exists() else _empty(POINT_COLUMNS)
     test = _read_table(test_file, TEST_COLUMNS) if test_file.exists() else None
@@ -132,27 +127,6 @@ def load_study(path: Path | str) -> Study:
 def take(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
     """The rows of `frame` where `mask` [N] holds, as a frame (`frame[mask]` may be a series to pyright)."""
     return frame.take(np.flatnonzero(mask))
-
-
-def _read_manifest(file: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{file}: no such file; is {file.parent} a study folder?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{file}: not valid JSON, perhaps cut off: {error}") from None
-    if not isinstance(manifest, dict):
-        raise ResultsError(f"{file}: expected an object, found {type(manifest).__name__}")
-    for key in ("name", "objectives"):
-        if not manifest.get(key):
-            raise ResultsError(f"{file}: key {key!r} is missing or empty")
-    if (manifest.get("limits") or {}).get("precision", "fp32") not in PRECISIONS:
-        found = manifest["limits"]["precision"]
-        raise ResultsError(f"{file}: limits.precision is {found!r}; allowed: {', '.join(PRECISIONS)}")
-    for column, direction in manifest["objectives"].items():
-        if direction not in ("max", "min"):
-            raise ResultsError(f"{file}: objectives.{column} is {direction!r}; allowed: max, min")
-    return manifest
 
 
 def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
@@ -228,7 +202,7 @@ def _check_points(study: Study, file: Path) -> None:
     for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):
         name = f"replicate {trial['replicate']} of configuration {trial['config_id']}"
         raise ResultsError(f"{file}: {name} is more than one trial")
-    limits = {column: study.limit(key) for key, column in (("macs", "macs"), ("bytes", study.bytes_column))}
+    limits = {"macs": study.limits.macs, study.bytes_column: study.limits.bytes}
     for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"
         if point["status"] not in STATUSES:

@@ -44,13 +44,13 @@ def facts(study: Study) -> dict[str, str]:
     """Term to text: how the front was chosen, trials, limits, baseline, teachers, hypervolume."""
     trials, measured = trial_counts(study)
     detail = ", ".join(f"{number} {status}" for status, number in trials.items())
-    rejected = (study.manifest.get("trials") or {}).get("rejected")
+    rejected = (study.manifest.progress.trials or {}).get("rejected")
     told = {"Chosen on": _chosen_on(study), "Trials": detail or "none trained yet"}
     told["Trials"] += f", {rejected} rejected before training" if rejected else ""
     told["Trials"] += f"; {_plural(measured, 'measured point')}"
     if study.replicated:
         told["Seeds"] = _seeds(study)
-    macs, size = study.limit("macs"), study.limit("bytes")
+    macs, size = study.limits.macs, study.limits.bytes
     limits = [f"{macs / 1e6:g} M MACs"] if macs else []
     limits += [f"{size:,.0f} bytes at {study.precision}"] if size else []
     if limits:
@@ -58,8 +58,8 @@ def facts(study: Study) -> dict[str, str]:
     if (found := baseline(study)) is not None:
         test = "" if found[2] is None else f", {percent(found[2])} % on test"
         told["Baseline"] = f"{found[0]}: {percent(found[1])} % on validation{test}"
-    if teachers := study.manifest.get("teachers"):
-        names = (f"{t.get('name')} {percent(t.get('val_macro_avg_acc'))} %" for t in teachers)
+    if teachers := study.manifest.prepared.teachers:
+        names = (f"{teacher.name} {percent(teacher.val_macro_avg_acc)} %" for teacher in teachers)
         told["Teachers"] = f"{', '.join(names)} on validation"
     if (volume := front.hypervolume(study)) is not None and volume > 0:
         told["Hypervolume"] = f"{volume:.3f} of the rectangle accuracy 0 to 100 %, MACs 0 to the limit"
@@ -95,9 +95,9 @@ def noise(study: Study) -> list[str]:
 def warnings(study: Study) -> list[str]:
     """What a reader must know before trusting the front."""
     said = []
-    if study.manifest.get("status") in ("running", "interrupted"):  # a killed driver leaves "running"
+    if study.manifest.progress.status in ("running", "interrupted"):  # a killed driver leaves "running"
         said.append("The study is not complete yet: this front may still change.")
-    counted = (study.manifest.get("trials") or {}).get("complete")
+    counted = (study.manifest.progress.trials or {}).get("complete")
     rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
     if counted is not None and counted != found:
@@ -123,7 +123,7 @@ def warnings(study: Study) -> list[str]:
 def _chosen_on(study: Study) -> str:
     if study.test is None:
         return "validation only, a held-out part of the training split; no point was measured on test"
-    times = len(study.manifest.get("test_opened") or [1])
+    times = len(study.manifest.progress.test_opened) or 1
     opened = "once" if times == 1 else f"{times} times"
     return f"validation; the test split was opened {opened}, for the {_plural(len(study.test), 'chosen point')}"
 
@@ -187,9 +187,9 @@ def _partly_complete(study: Study) -> int:
 
     A trial that ended before its first measured network is in no table, so gaps are counted, not trials.
     """
-    if not study.replicated or study.manifest.get("status") != "complete":
+    if not study.replicated or study.manifest.progress.status != "complete":
         return 0
-    asked = dict.fromkeys(study.raw["config_id"], study.manifest.get("seeds_per_config") or 1)
+    asked = dict.fromkeys(study.raw["config_id"], study.manifest.asked.seeds_per_config)
     for config, replicate in zip(study.raw["config_id"], study.raw["replicate"], strict=True):
         asked[config] = max(asked[config], replicate + 1)
     seeds = dict(zip(study.points["trial_id"], study.points["n_seeds"], strict=True))

@@ -80,16 +80,16 @@ def span(point: Mapping[Any, Any], column: str = "val_macro_avg_acc") -> str:
 
 
 def validation_clips(study: Study) -> int | None:
-    return (study.manifest.get("dataset") or {}).get("n_validation")
+    return study.manifest.prepared.dataset.n_validation
 
 
 def baseline(study: Study) -> tuple[str, float, float | None] | None:
     """Name, validation accuracy and, where measured, test accuracy (shares) of the study's baseline."""
-    found = study.manifest.get("baseline") or {}
-    accuracy, test = found.get("val_macro_avg_acc"), found.get("test_macro_avg_acc")
-    if accuracy is None or absent(accuracy):
+    found = study.manifest.prepared.baseline
+    if found is None or found.val_macro_avg_acc is None or absent(found.val_macro_avg_acc):
         return None
-    return str(found.get("name", "baseline")), float(accuracy), None if absent(test) else test
+    test = found.test_macro_avg_acc
+    return found.name or "baseline", found.val_macro_avg_acc, None if absent(test) else test
 
 
 def roles(study: Study) -> npt.NDArray[np.str_]:
@@ -110,7 +110,7 @@ def roles(study: Study) -> npt.NDArray[np.str_]:
 
 def trial_counts(study: Study) -> tuple[dict[str, int], int]:
     """Trials that were trained, by status, from the manifest or else from the points; and points measured."""
-    counts = study.manifest.get("trials")
+    counts = study.manifest.progress.trials
     if counts is None:
         by_trial = dict(zip(study.raw["trial_id"], study.raw["status"], strict=True))
         counts = {status: list(by_trial.values()).count(status) for status in by_trial.values()}

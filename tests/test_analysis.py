@@ -18,7 +18,8 @@ from rich.console import Console
 from scipy import stats
 
 from analysis import figure_html, figure_parts, front, report, report_page, sentences, summary
-from analysis.results import ResultsError, Study, load_study
+from analysis.manifest import ResultsError, manifest_of
+from analysis.results import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"macs": 1000.0, "bytes": None, "precision": "fp16"}
@@ -177,9 +178,10 @@ def test_third_objective_bytes(tmp_path):
 def test_hypervolume_of_a_study():
     points = pd.DataFrame(rows()[:2]).assign(feasible=True, status="complete")
     points["val_macro_avg_acc"], points["macs"] = [0.5, 0.8], [100.0, 500.0]
-    study = Study(Path("nowhere"), manifest(limits=LIMITS), points, None)
+    study = Study(Path("nowhere"), manifest_of(manifest(limits=LIMITS), "study.json"), points, None)
     assert front.hypervolume(study) == pytest.approx((0.5 * 400 + 0.8 * 500) / 1000)
-    assert front.hypervolume(Study(Path("nowhere"), manifest(limits=None), points, None)) is None
+    unlimited = manifest_of(manifest(limits=None), "study.json")
+    assert front.hypervolume(Study(Path("nowhere"), unlimited, points, None)) is None
 
 
 def complete_by_point(table):
