@@ -72,7 +72,7 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
         f"{summary.millions(point['macs'])} M MACs, {summary.thousands(point['params'])} k parameters",
         f"{summary.thousands(point[study.bytes_column])} kB at {study.precision}, "
         f"sparsity {summary.percent(point['sparsity'])} %",
-        f"{point['status']}{epochs}",
+        f"trial status: {point['status']}{epochs}",
         "",
     ]
     for column in sampled:

@@ -33,7 +33,6 @@ class Role:
 ROLES = {  # drawn in this order, the front on top
     "infeasible": Role("over a limit", "#7b8794", "white", "circle", "o", 8),
     "single": Role("one seed only", "#b58900", "#f4e2ab", "square", "s", 7),
-    "unfinished": Role("trial not complete", "#cc79a7", "#efd0e1", "triangle-down", "v", 8),
     "dominated": Role("dominated", "#5b9fc9", "#a9cfe6", "circle", "o", 8),
     "front": Role("front", "#9c4400", FRONT, "diamond", "D", 11),
 }

@@ -85,13 +85,14 @@ def hypervolume_2d(values: npt.ArrayLike, directions: Sequence[str], reference: 
 
 
 def candidates(study: Study) -> npt.NDArray[np.bool_]:
-    """Which points may be on the front, bool [N]: of a complete trial, feasible, every objective finite.
+    """Return which points [N] may be on the front: those that are feasible and whose objectives are all finite.
 
-    Where a study has replicates, only means of two seeds or more: the best single draw of many beats a mean by luck.
+    The status of a point's trial does not matter: its stage was trained to the end and measured, even if the trial was
+    stopped, failed or crashed later. Where a study has replicates, only means of two seeds or more are candidates: the
+    best single draw of many beats a mean by luck.
     """
     points = study.points
-    allowed = np.isfinite(objective_values(study)).all(axis=1)
-    allowed &= (points["status"] == "complete").to_numpy(bool) & points["feasible"].to_numpy(bool)
+    allowed = np.isfinite(objective_values(study)).all(axis=1) & points["feasible"].to_numpy(bool)
     return allowed & (points["n_seeds"] >= 2).to_numpy(bool) if study.replicated else allowed
 
 

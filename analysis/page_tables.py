@@ -23,6 +23,8 @@ def front_section(study: Study) -> str:
         "sparsity %": ("sparsity", summary.percent),
     }
     numbers = {head: spec for head, spec in numbers.items() if spec[0] in best}
+    if set(best["status"]) - {"complete"}:
+        config.insert(0, "trial status", best["status"])
     words = {"trial", *(name for name in config if not all(map(_is_number, config[name])))}
     rows = ""
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):

@@ -1,10 +1,14 @@
-"""Replicates: what trials of one configuration with different seeds say together, as a mean with an interval.
+"""Replicates: trials of one configuration with different seeds, summarised as means with confidence intervals.
 
 `points.csv` and `test.csv` have a row for each network of each trial; `config_id` names a configuration's first trial
 and `replicate` (0, 1, ...) which of its seeds a trial has. Files without these columns hold one seed each.
 
-Only complete trials count. Intervals are Student's t at 95 % on the mean, and need two seeds at least.
+A mean is over all replicates that measured a step, whatever became of their trials afterwards. Where early stopping
+ended the weaker seeds before a step, the mean of that step is too good: `sentences.warnings` counts such means.
+Intervals are Student's t at 95 % on the mean, and need two seeds at least.
 """
+
+from collections import Counter
 
 import numpy as np
 import numpy.typing as npt
@@ -33,27 +37,32 @@ def identified(raw: pd.DataFrame) -> pd.DataFrame:
     return raw.assign(**{column: value for column, value in missing.items() if column not in raw})
 
 
+def measured(points: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which rows [N] hold a measurement: a finite accuracy and finite MACs."""
+    return np.isfinite(points[ACCURACY].to_numpy(float)) & np.isfinite(points["macs"].to_numpy(float))
+
+
 def replicated(raw: pd.DataFrame) -> bool:
-    """Whether any configuration has two complete replicates."""
+    """Return whether any configuration has a step that two of its replicates measured."""
     if "config_id" not in raw:
         return False
-    trials = _rows(raw, raw["status"] == "complete").drop_duplicates(["config_id", "replicate"])
-    return bool(trials["config_id"].duplicated().any())
+    return bool(_rows(raw, measured(raw)).duplicated(["config_id", "step"]).any())
 
 
 def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
-    """One row a configuration and step, named after its first trial: means over the `n_seeds` complete replicates.
+    """Return one row per configuration and step, named after the configuration's first trial: the means over the
+    `n_seeds` replicates that measured the step.
 
-    Adds `n_seeds` and the accuracy's `_std`, `_low`, `_high` (clipped to [0, 1]). Feasible is what is feasible for
-    every seed; the checkpoint is the first complete replicate's. A configuration without a complete trial shows the
-    first of its trials, with `n_seeds` 0.
+    Adds `n_seeds` and the accuracy's `_std`, `_low`, `_high` (clipped to [0, 1]). A mean is feasible if the network of
+    every seed is; its checkpoint is that of the first replicate that measured the step, and its status counts the
+    trials ("complete", or "2 complete, 1 stopped early"). A step that no replicate measured keeps the row of its
+    first replicate, with `n_seeds` 0.
     """
-    complete = (raw["status"] == "complete").to_numpy(bool)
-    known = raw["config_id"].isin(list(raw["config_id"][complete]))
-    first = raw["replicate"] == raw.groupby("config_id")["replicate"].transform("min")
-    chosen = _rows(raw, complete | (~known & first))
     keys = ["config_id", "step"]
-    made = chosen.sort_values("replicate", kind="stable").drop_duplicates(keys).sort_index().set_index(keys)
+    rows = raw.assign(n_seeds=measured(raw).astype("int64")).sort_values("replicate", kind="stable")
+    unknown = rows.groupby(keys)["n_seeds"].transform("max") == 0
+    chosen = _rows(rows, (rows["n_seeds"] == 1) | (unknown & ~rows.duplicated(keys)))
+    made = chosen.drop_duplicates(keys).sort_index().set_index(keys)  # in the order of the file
     groups = chosen.groupby(keys)
     numeric = [c for c in raw.select_dtypes("number") if c not in _FIXED and not c.startswith("config/")]
     means = _strict_means(groups, numeric)
@@ -62,7 +71,8 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
         whole = column in _WHOLE and bool(np.isfinite(values.to_numpy(float)).all())
         made[column] = values.round().astype("int64") if whole else values
     made["feasible"] = groups["feasible"].all().reindex(made.index)
-    made["n_seeds"] = groups.size().reindex(made.index).where(made["status"] == "complete", 0)
+    merged = groups.agg({"n_seeds": "sum", "status": _count_statuses})
+    made[["n_seeds", "status"]] = merged.reindex(made.index)
     made = made.join(_spread(groups, ACCURACY))
     made = made.reset_index()
     made["trial_id"] = made["config_id"]
@@ -73,9 +83,9 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
-    """Test figures of the measured networks as one row a configuration and step, with `test_n_seeds` and the
-    accuracy's `_std`, `_low`, `_high`."""
-    known = raw.loc[raw["status"] == "complete", ["trial_id", "config_id", "step"]]
+    """Return the test figures as one row per configuration and step: means over the seeds whose networks were measured
+    on test, with `test_n_seeds` and the accuracy's `_std`, `_low`, `_high`."""
+    known = raw.loc[measured(raw), ["trial_id", "config_id", "step"]]
     names = [c for c in raw_test.columns if c.startswith("test_")]
     joined = raw_test[["trial_id", "step", *names]].merge(known, on=["trial_id", "step"])
     groups = joined.groupby(["config_id", "step"])
@@ -86,8 +96,19 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:
-    """The complete networks in `raw` that a point of the study stands for; its own where there are no replicates."""
-    return _rows(raw, (raw["config_id"] == trial) & (raw["step"] == step) & (raw["status"] == "complete"))
+    """Return the measured networks in `raw` behind a point of the study: those of all seeds for a mean, its own for a
+    point of a study without replicates.
+
+    `trial` is a point's `trial_id`, which for a mean is the configuration's first trial.
+    """
+    named = (raw["config_id"] == trial) | (raw["trial_id"] == trial)
+    return _rows(raw, (named & (raw["step"] == step)).to_numpy(bool) & measured(raw))
+
+
+def _count_statuses(statuses: pd.Series) -> str:
+    """Return the status that all trials share, or how many have which."""
+    counts = Counter(statuses)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
 
 def _rows(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:

@@ -71,11 +71,12 @@ def _plots(study: Study) -> str:
     """The two figures with captions that say how to read them."""
     form = study.manifest.resolved.deployed_form
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
+    best = "a mean of feasible networks of two seeds or more" if study.replicated else "a feasible network"
     seeds = " A marker is a mean over seeds; rings are the single networks." if study.replicated else ""
     return (
         '<figure><div id="pareto" class="plot main"></div><figcaption>Validation macro average accuracy '
         "(mean of the class-wise accuracies) over multiply-accumulate operations for one clip. The step "
-        "line is the best accuracy that a feasible network of a complete trial attains up to each cost; thin "
+        f"line is the best accuracy that {best} attains up to each cost, whether its trial completed or not; thin "
         "lines join the prune steps of a trial. Point at a network for its configuration; click the legend "
         f"to hide a group.{seeds}{measured}</figcaption></figure>"
         '<figure><div id="bytes" class="plot small"></div><figcaption>The same networks over model size; '

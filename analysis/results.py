@@ -17,7 +17,13 @@ import pandas as pd
 from analysis import replicates
 from analysis.manifest import Limits, ResultsError, StudyManifest, read_manifest
 
-STATUSES = ("complete", "stopped early", "failed", "running")
+STATUSES = (
+    "complete",
+    "stopped early",
+    "failed",  # for a reason in the configuration, such as a loss that is not finite
+    "crashed",  # for a reason outside the configuration; a resume tries the trial again
+    "running",
+)
 TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
 POINT_COLUMNS = (
     "trial_id",
@@ -30,15 +36,17 @@ POINT_COLUMNS = (
     "bytes_int8",
     "sparsity",  # share of the dense parameters removed
     "feasible",  # within the study's limits
-    "status",
+    "status",  # of the trial; a point is a candidate of the front whatever it is
 )
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
 
 
 @dataclass(frozen=True)
 class Study:
-    """One study as it lies on disk: `raw` has one row per measured network (a trial with R prune steps has R + 1),
-    `raw_test` one per network that was measured on the test split, or is None while that split is closed.
+    """The result files of one study.
+
+    `raw` has one row per measured network (a trial with R prune steps has R + 1 when it is complete), `raw_test` one
+    per network that was measured on the test split; it is None while that split is closed.
     """
 
     path: Path

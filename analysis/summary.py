@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis import front
+from analysis import front, replicates
 from analysis.results import Study
 
 DASH = "\N{EN DASH}"  # a value that is not there
@@ -93,16 +93,15 @@ def baseline(study: Study) -> tuple[str, float, float | None] | None:
 
 
 def roles(study: Study) -> npt.NDArray[np.str_]:
-    """The part each point plays, [N]: front, dominated, single (one seed in a study with replicates), infeasible,
-    unfinished, or unmeasured (not drawn)."""
+    """Return the role of each point, [N]: front, dominated, single (one seed in a study with replicates), infeasible,
+    or unmeasured (the accuracy, the MACs or an objective is not finite; not drawn)."""
     points = study.points
-    measured = np.isfinite(points[["val_macro_avg_acc", "macs"]].to_numpy(float)).all(axis=1)
+    finite = replicates.measured(points) & np.isfinite(front.objective_values(study)).all(axis=1)
     single = (points["n_seeds"] == 1).to_numpy(bool) if study.replicated else np.zeros(len(points), dtype=bool)
     parts = {
-        "unmeasured": ~measured,
+        "unmeasured": ~finite,
         "infeasible": ~points["feasible"].to_numpy(bool),
         "single": single,
-        "unfinished": ~front.candidates(study),
         "front": front.front_mask(study),
     }
     return np.select(list(parts.values()), list(parts), "dominated")

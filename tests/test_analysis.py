@@ -17,9 +17,9 @@ from example_study import manifest, replicated_rows, rows, write_study, write_ta
 from rich.console import Console
 from scipy import stats
 
-from analysis import figure_html, figure_parts, front, report, report_page, sentences, summary
+from analysis import figure_html, figure_parts, front, replicates, report, report_page, sentences, summary
 from analysis.manifest import ResultsError, manifest_of
-from analysis.results import Study, load_study
+from analysis.results import STATUSES, Study, load_study
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"macs": 1000.0, "bytes": None, "precision": "fp16"}
@@ -99,8 +99,7 @@ def test_hypervolume_closed_forms():
 
 def brute_force_front(table):
     """(trial, step) of the front of rows as dicts, sorted by MACs."""
-    good = [r for r in table if r["status"] == "complete" and r["feasible"]]
-    good = [r for r in good if np.isfinite([r["val_macro_avg_acc"], r["macs"]]).all()]
+    good = [r for r in table if r["feasible"] and np.isfinite([r["val_macro_avg_acc"], r["macs"]]).all()]
     pairs = [(r["val_macro_avg_acc"], r["macs"]) for r in good]
     beaten = [any(dominates(other, pair, ("max", "min")) for other in pairs) for pair in pairs]
     best = [row for row, worse in zip(good, beaten, strict=True) if not worse]
@@ -145,21 +144,163 @@ def test_every_output_shows_the_brute_force_front(tmp_path, seed):
     assert [tuple(point) for point in traces(study)["front"]["customdata"]] == expected
 
 
-def test_unfinished_infeasible_and_nan_stay_off_the_front(tmp_path):
-    good = rows()[0] | {"macs": 100, "bytes_fp16": 100, "feasible": True, "status": "complete"}
-    table = [good | {"trial_id": name, "val_macro_avg_acc": 0.9} for name in ("early", "failed", "over", "nan")]
-    for row, change in zip(
-        table, ({"status": "stopped early"}, {"status": "failed"}, {"feasible": False}, {}), strict=True
-    ):
-        row |= change
-    table[3]["val_macro_avg_acc"] = ""
-    table.append(good | {"trial_id": "only", "val_macro_avg_acc": 0.5})
-    study = load_study(write_study(tmp_path, table, trials=None))
+def study_of(table, **changes):
+    """A study in memory, with rows as dicts."""
+    raw = replicates.identified(pd.DataFrame(table))
+    return Study(Path("nowhere"), manifest_of(manifest(**changes), "study.json"), raw, None)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_measured_point_is_a_candidate_whatever_became_of_its_trial(status):
+    """The dense point of an ended trial has the best accuracy at the same cost: it is the front."""
+    good = rows()[0] | {"macs": 100, "bytes_fp16": 100, "feasible": True, "step": 0}
+    table = [
+        good | {"trial_id": "whole", "status": "complete", "val_macro_avg_acc": 0.5},
+        good | {"trial_id": "whole", "status": "complete", "val_macro_avg_acc": 0.4, "step": 1, "macs": 50},
+        good | {"trial_id": "ended", "status": status, "val_macro_avg_acc": 0.9},
+    ]
+    study = study_of(table, trials=None)
+    best = front.pareto_points(study)
+    assert best[["trial_id", "step", "status"]].to_numpy().tolist() == [["whole", 1, "complete"], ["ended", 0, status]]
+    assert summary.roles(study).tolist() == ["dominated", "front", "front"]
+    assert front.hypervolume(study) == pytest.approx((0.4 * 50 + 0.9 * (30e6 - 100)) / 30e6)
+    assert sentences.headline(study).startswith("2 non-dominated feasible points from")
+    drawn = traces(study)["front"]
+    assert drawn["customdata"][1] == ["ended", 0] and f"trial status: {status}," in drawn["text"][1]
+    page = own_text(report_page.page(study))
+    assert table_rows(page) == [("whole", 1), ("ended", 0)]
+    shown = "Trials of the front" in sentences.facts(study)
+    assert shown == ("<dt>Trials of the front</dt>" in page) == (">trial status</button>" in page)
+    assert shown == (status != "complete")
+    assert f",{status}," in report.front_csv(study).decode().splitlines()[2]
+
+
+def test_infeasible_points_and_points_with_a_nan_stay_off_the_front():
+    good = rows()[0] | {"macs": 100, "bytes_fp16": 100, "feasible": True, "step": 0, "status": "complete"}
+    table = [
+        good | {"trial_id": "over", "val_macro_avg_acc": 0.9, "feasible": False},
+        good | {"trial_id": "no accuracy", "val_macro_avg_acc": np.nan},
+        good | {"trial_id": "no cost", "val_macro_avg_acc": 0.9, "macs": np.nan},
+        good | {"trial_id": "no size", "val_macro_avg_acc": 0.9, "bytes_fp16": np.nan},
+        good | {"trial_id": "no end", "val_macro_avg_acc": np.inf},
+        good | {"trial_id": "only", "val_macro_avg_acc": 0.5},
+    ]
+    study = study_of(table, objectives={"val_macro_avg_acc": "max", "macs": "min", "bytes": "min"}, trials=None)
     assert front.pareto_points(study)["trial_id"].tolist() == ["only"]
-    assert summary.roles(study).tolist() == ["unfinished", "unfinished", "infeasible", "unmeasured", "front"]
-    assert sentences.warnings(study) == [
-        "1 point of trials that are not complete would lie on the front; only complete trials are admitted."
-    ]  # of two equal points one stands
+    assert summary.roles(study).tolist() == ["infeasible", *["unmeasured"] * 4, "front"]
+    assert sentences.warnings(study) == []
+
+
+def random_points(seed, n_configurations=8, n_seeds=1):
+    """Rows of random trials of up to three steps, each of any status; ties, NaN and infeasible rows among them."""
+    rng = np.random.default_rng(seed)
+    made = []
+    for number, replicate in itertools.product(range(n_configurations), range(n_seeds)):
+        name = f"t{number}" + (f"r{replicate}" if replicate else "")
+        ids = {"trial_id": name, "config_id": f"t{number}", "replicate": replicate}
+        ids["status"] = str(rng.choice(STATUSES))
+        for step in range(int(rng.integers(0, 4))):
+            accuracy = float(rng.integers(1, 10)) / 10 if rng.random() < 0.85 else np.nan
+            row = rows()[0] | ids | {"step": step, "val_macro_avg_acc": accuracy, "feasible": rng.random() < 0.85}
+            made.append(row | {"macs": int(rng.integers(1, 8)), "checkpoint": f"{name}/step{step}"})
+    return [made[i] for i in rng.permutation(len(made))]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_front_of_random_tables_is_the_brute_force_one_and_does_not_depend_on_status(seed):
+    table = random_points(seed, 20)
+    expected = brute_force_front(table)
+    first = {}  # of equal points, the first in the table stands for all
+    for row in table:
+        if row["feasible"]:
+            first.setdefault((row["val_macro_avg_acc"], row["macs"]), (row["trial_id"], row["step"]))
+    values = {(r["trial_id"], r["step"]): (r["val_macro_avg_acc"], r["macs"]) for r in table}
+    expected = [point for point in expected if first[values[point]] == point]
+    for statuses in (None, "running", "crashed"):
+        changed = table if statuses is None else [row | {"status": statuses} for row in table]
+        best = front.pareto_points(study_of(changed))
+        assert list(zip(best["trial_id"], best["step"], strict=True)) == expected
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_means_of_random_tables_are_over_all_seeds_that_measured_the_step(seed):
+    """Against a loop over dicts: values, seeds, checkpoints, networks, and the front of the means."""
+    table = random_points(seed, n_seeds=3)
+    study = study_of(table)
+    seeds = {}
+    for row in sorted(table, key=lambda row: row["replicate"]):
+        seeds.setdefault((row["config_id"], row["step"]), []).append(row)
+    finite = {key: [r for r in found if np.isfinite(r["val_macro_avg_acc"])] for key, found in seeds.items()}
+    assert study.replicated == any(len(found) >= 2 for found in finite.values())
+    points = {(p["trial_id"], p["step"]): p for p in replicates.mean_points(study.raw).to_dict("records")}
+    assert set(points) == set(seeds)
+    means = []
+    for key, found in finite.items():
+        point, behind = points[key], replicates.networks(study.raw, *key)
+        assert point["n_seeds"] == len(found)
+        assert sorted(behind["trial_id"]) == sorted(r["trial_id"] for r in found)
+        if not found:
+            assert np.isnan(point["val_macro_avg_acc"]) and point["checkpoint"] == seeds[key][0]["checkpoint"]
+            continue
+        mean = np.mean([r["val_macro_avg_acc"] for r in found])
+        assert point["val_macro_avg_acc"] == pytest.approx(mean)
+        assert point["macs"] == np.round(np.mean([r["macs"] for r in found]))
+        assert point["feasible"] == all(r["feasible"] for r in found)
+        assert point["checkpoint"] == found[0]["checkpoint"]
+        counts = {r["status"]: [s["status"] for s in found].count(r["status"]) for r in found}
+        mixed = ", ".join(f"{n} {status}" for status, n in counts.items())
+        assert point["status"] == (mixed if len(counts) > 1 else found[0]["status"])
+        if len(found) >= 2:
+            means.append(point)
+    if study.replicated:
+        values = {(r["val_macro_avg_acc"], r["macs"]) for r in means if r["feasible"]}
+        best = front.pareto_points(study)
+        kept = {v for v in values if not any(dominates(other, v, ("max", "min")) for other in values)}
+        assert set(zip(best["val_macro_avg_acc"], best["macs"], strict=True)) == kept and len(best) == len(kept)
+
+
+def test_the_networks_behind_a_point_of_a_second_seed_are_its_own():
+    """The first seed measured nothing, so the study has no means and the point carries the second seed's name."""
+    good = rows()[0] | {"config_id": "t0", "macs": 100, "bytes_fp16": 100, "feasible": True, "step": 0}
+    table = [
+        good | {"trial_id": "t0", "replicate": 0, "status": "failed", "val_macro_avg_acc": np.nan},
+        good | {"trial_id": "t0r1", "replicate": 1, "status": "complete", "val_macro_avg_acc": 0.5},
+    ]
+    study = study_of(table)
+    assert not study.replicated and front.pareto_points(study)["trial_id"].tolist() == ["t0r1"]
+    assert replicates.networks(study.raw, "t0r1", 0)["trial_id"].tolist() == ["t0r1"]
+
+
+@pytest.mark.parametrize(
+    ("status", "second", "partial"),
+    [
+        ("running", "running", False),  # the second seed may still measure the step
+        ("running", "stopped early", True),
+        ("running", "crashed", True),
+        ("interrupted", "failed", True),
+        ("complete", "stopped early", True),
+        ("complete", None, True),  # it ended before its first measurement
+        ("running", None, False),
+    ],
+)
+def test_a_mean_that_lacks_seeds_is_warned_of(status, second, partial):
+    """Early stopping ends the weaker seeds, so that the mean over the others is too good."""
+    good = rows()[0] | {"config_id": "t0", "macs": 100, "bytes_fp16": 100, "feasible": True, "status": "complete"}
+    table = [
+        good | {"trial_id": name, "replicate": number, "step": step, "macs": 100 - step, "val_macro_avg_acc": 0.5}
+        for number, name in ((0, "t0"), (2, "t0r2"))
+        for step in (0, 1)
+    ]
+    if second:
+        table.append(table[0] | {"trial_id": "t0r1", "replicate": 1, "status": second, "val_macro_avg_acc": 0.2})
+    study = study_of(table, status=status, seeds_per_config=3, trials=None)
+    best = front.pareto_points(study)
+    assert best["step"].tolist() == [1]  # the dense mean over all three seeds is lower
+    assert best["val_macro_avg_acc"].tolist() == [0.5] and best["n_seeds"].tolist() == [2]
+    found = [line for line in sentences.warnings(study) if "over a part of the configuration's seeds" in line]
+    assert len(found) == partial
+    if partial:
+        assert found[0].startswith("1 point of the front")
 
 
 def test_third_objective_bytes(tmp_path):
@@ -184,24 +325,24 @@ def test_hypervolume_of_a_study():
     assert front.hypervolume(Study(Path("nowhere"), unlimited, points, None)) is None
 
 
-def complete_by_point(table):
-    """(configuration, step) -> the rows of its complete seeds."""
+def measured_by_point(table):
+    """(configuration, step) -> the rows of the seeds that measured it."""
     found = {}
     for row in table:
-        if row["status"] == "complete":
+        if np.isfinite(row["val_macro_avg_acc"]):
             found.setdefault((row["config_id"], row["step"]), []).append(row)
     return found
 
 
-def test_points_of_a_replicated_study_are_means_over_complete_seeds(tmp_path):
+def test_points_of_a_replicated_study_are_means_over_the_seeds_that_measured_them(tmp_path):
     """Against numpy and scipy, row by row; class-wise accuracies too."""
     table = replicated_rows(seeds=3)
     study = load_study(write_study(tmp_path, table))
     assert study.replicated and len(study.raw) == len(table)
-    expected = complete_by_point(table)
+    expected = measured_by_point(table)
     points = {(p["trial_id"], p["step"]): p for p in study.points.to_dict("records")}
     assert set(points) == {(row["config_id"], row["step"]) for row in table}
-    assert {n: sum(p["n_seeds"] == n for p in points.values()) for n in (0, 1, 2, 3)} == {0: 6, 1: 2, 2: 3, 3: 22}
+    assert {n: sum(p["n_seeds"] == n for p in points.values()) for n in (0, 1, 2, 3)} == {0: 2, 1: 6, 2: 2, 3: 23}
     for key, seeds in expected.items():
         point, values = points[key], [row["val_macro_avg_acc"] for row in seeds]
         assert point["n_seeds"] == len(seeds)
@@ -224,7 +365,7 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     study = load_study(write_study(tmp_path, table, trials=None, seeds_per_config=3))
     means = [
         seeds[0] | {"trial_id": config, "val_macro_avg_acc": np.mean([s["val_macro_avg_acc"] for s in seeds])}
-        for (config, _), seeds in complete_by_point(table).items()
+        for (config, _), seeds in measured_by_point(table).items()
         if len(seeds) >= 2
     ]
     expected = brute_force_front(means)
@@ -232,10 +373,14 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     assert list(zip(best["trial_id"], best["step"], strict=True)) == expected
     lucky = {row["trial_id"] for row in table if row["val_macro_avg_acc"] == 0.95}
     assert len(lucky) == 1 and not lucky & {trial for trial, _ in expected}
-    assert set(study.points["trial_id"][summary.roles(study) == "single"]) == lucky
+    stopped = {row["config_id"] for row in table if row["status"] == "stopped early"} - {"00004"}
+    assert set(study.points["trial_id"][summary.roles(study) == "single"]) == lucky | stopped
     warned = " ".join(sentences.warnings(study))
     assert "1 point with one seed would lie on the front" in warned
-    assert "2 configurations" not in warned and "1 configuration of those with two seeds or more had seeds" in warned
+    assert {("00004", 1), ("00004", 2)} <= set(
+        expected
+    )  # of whose three seeds one was stopped early after its dense point
+    assert "2 points of the front are means over a part of the configuration's seeds" in warned
     page, terminal = own_text(report_page.page(study)), Console(width=160, file=io.StringIO(), record=True)
     terminal.print(report.front_table(study))
     low, high = (summary.percent(best[f"val_macro_avg_acc_{end}"].iloc[0]) for end in ("low", "high"))
@@ -422,8 +567,8 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
     [
         (None, "is not there yet"),
         (
-            [row for row in rows() if row["status"] != "complete"],
-            "6 rows in .*, 4 of a trial that is not complete",
+            [row for row in rows() if row["status"] == "failed" or not row["feasible"]],
+            "7 rows in .*, 5 over a limit, 2 without finite objectives",
         ),
         ([row for row in rows() if not row["feasible"]], "over a limit"),
     ],

@@ -99,7 +99,7 @@ def test_every_point_of_the_front_is_drawn_with_its_line(page, study):
     assert all(box["left"] < x < box["right"] and box["top"] < y < box["bottom"] for x, y in drawn)
     heights = [-y for _, y in drawn]
     assert heights == sorted(heights)  # and so does the front's accuracy
-    roles = ("dominated", "over a limit", "trial not complete")
+    roles = ("dominated", "over a limit")
     others = sum(len(page.execute_script(MARKERS, role)) for role in roles)
     assert others + len(best) == study.points["val_macro_avg_acc"].notna().sum()
 
