@@ -49,8 +49,9 @@ def png(study: Study) -> bytes:
     plot.set_xticks(marks, [f"{mark:g}" for mark in marks])
     plot.set_xticks([], minor=True)
     plot.set(xlabel=axis.title, ylabel=parts.Y_TITLE)
-    best = "" if "front" in set(points["role"]) else ": no feasible point yet"
-    plot.set_title(f"{study.name}{best}", parse_math=False)
+    lack = "points.csv is missing" if study.points_missing else "no feasible point yet"
+    title = study.name if "front" in set(points["role"]) else f"{study.name}: {lack}"
+    plot.set_title(title, parse_math=False)
     plot.grid(color=parts.GRID, lw=0.7)
     plot.set_axisbelow(True)
     plot.spines[["top", "right"]].set_visible(False)

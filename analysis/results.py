@@ -5,6 +5,7 @@ parses no log. A file that is missing, cut off or inconsistent raises `ResultsEr
 """
 
 import csv
+import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ POINT_COLUMNS = (
     "status",  # of the trial; a point is a candidate of the front whatever it is
 )
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
+REMEDY = "the command that started the study, with --resume, writes points.csv again from the journal"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Study:
     manifest: StudyManifest
     raw: pd.DataFrame
     raw_test: pd.DataFrame | None
+    points_missing: bool = False  # points.csv is missing although trials were trained; `raw` is empty then
 
     @cached_property
     def replicated(self) -> bool:
@@ -107,24 +110,35 @@ class Study:
         return self.points.merge(self.test[kept], on=["trial_id", "step"], how="left", validate="one_to_one")
 
 
-def load_study(path: Path | str) -> Study:
-    """Read and check a study folder.
+def load_study(path: Path | str, points_text: str | None = None) -> Study:
+    """Read and check a study folder; `points_text`, where it is given, takes the place of points.csv.
 
-    A study that has measured nothing yet is an empty table, not an error. Raises ResultsError otherwise: no
-    `study.json`, a key it must have, a file cut off in the middle, a value outside its range, a `feasible`
-    that contradicts the limits, a test row for a point that was never measured.
+    Without points.csv the table is empty, and `points_missing` tells whether the file was lost or nothing has been
+    measured yet. Raises ResultsError for a folder without `study.json`, a key that it lacks, a file that is cut off, a
+    value outside its range, a `feasible` that contradicts the limits, or a test row whose point was never measured.
     """
     folder = Path(path)
     if not folder.is_dir():
         raise ResultsError(f"{folder}: not a folder; expected a study folder with study.json and points.csv")
     manifest = read_manifest(folder / "study.json")
     points_file, test_file = folder / "points.csv", folder / "test.csv"
-    points = _read_table(points_file, POINT_COLUMNS) if points_file.exists() else _empty(POINT_COLUMNS)
-    test = _read_table(test_file, TEST_COLUMNS) if test_file.exists() else None
-    study = Study(folder, manifest, replicates.identified(points), test)
+    test = _table(_read_text(test_file), test_file, TEST_COLUMNS) if test_file.exists() else None
+    missing = points_text is None and not points_file.exists()
+    if points_text is not None:
+        points = points_table(points_text, points_file)
+    elif missing:
+        points = replicates.identified(_empty(POINT_COLUMNS))
+    else:
+        try:
+            points = points_table(_read_text(points_file), points_file)
+        except ResultsError as error:
+            raise ResultsError(f"{error}; {REMEDY}") from None
+    trained = any(number for status, number in (manifest.progress.trials or {}).items() if status != "rejected")
+    study = Study(folder, manifest, points, test, missing and (trained or test is not None))
     _check_points(study, points_file)
     if test is not None:
         _check_shares(test, test_file)
+    if test is not None and not study.points_missing:
         known = set(zip(points["trial_id"], points["step"], strict=True))
         for point in zip(test["trial_id"], test["step"], strict=True):
             if point not in known:
@@ -137,13 +151,29 @@ def take(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
     return frame.take(np.flatnonzero(mask))
 
 
-def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    """A csv whose every row is whole. pandas alone would fill a row that was cut off with NaN, and would
-    read the trial id 12e4 as a number."""
+def points_table(text: str, file: Path) -> pd.DataFrame:
+    """Return the table of points in `text`, the content of a points.csv, with `config_id` and `replicate`.
+
+    Raises ResultsError, which names `file`, where a row is not complete or a value has the wrong type.
+    """
+    return replicates.identified(_table(text, file, POINT_COLUMNS))
+
+
+def _read_text(file: Path) -> str:
     try:
-        text = file.read_bytes().decode("utf-8")
-        rows = list(csv.reader(text.splitlines(keepends=True), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+        return file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ResultsError(f"{file}: not a readable csv file: {error}") from None
+
+
+def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
+    """Return the table of a csv file whose every row is complete.
+
+    pandas alone would fill a row that was cut off with NaN, and would read the trial id 12e4 as a number.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error as error:
         raise ResultsError(f"{file}: not a readable csv file: {error}") from None
     if not rows:
         raise ResultsError(f"{file}: empty, not even a header")
@@ -168,7 +198,7 @@ def _read_table(file: Path, required: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
-    """A column in its own type; an empty cell is NaN. Configurations may be numbers or words."""
+    """Return a column in its own type; an empty cell is NaN. Configurations may be numbers or words."""
     if column in TEXT_COLUMNS:
         return pd.Series(texts, dtype=str)
     if column == "feasible":
@@ -176,7 +206,10 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
             raise ResultsError(f"{file}: feasible is {sorted(unknown)[0]!r}; allowed: True, False")
         return pd.Series([text == "True" for text in texts], dtype=bool)
     if all(text.removeprefix("-").isdecimal() for text in texts):
-        numbers = pd.Series(texts, dtype=object).astype("int64")
+        try:
+            numbers = pd.Series(texts, dtype=object).astype("int64")
+        except OverflowError:
+            raise ResultsError(f"{file}: column {column} holds a number above 2**63 - 1") from None
     elif column in ("step", "replicate"):
         raise ResultsError(f"{file}: column {column}: whole numbers are expected")
     else:

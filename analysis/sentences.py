@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from analysis import front, replicates
-from analysis.results import Study
+from analysis.results import REMEDY, Study
 from analysis.summary import (
     baseline,
     millions,
@@ -48,7 +48,7 @@ def facts(study: Study) -> dict[str, str]:
     rejected = (study.manifest.progress.trials or {}).get("rejected")
     facts = {"Chosen on": _chosen_on(study), "Trials": _listed(trials) or "none trained yet"}
     facts["Trials"] += f", {rejected} rejected before training" if rejected else ""
-    facts["Trials"] += f"; {_plural(measured, 'measured point')}"
+    facts["Trials"] += "" if study.points_missing else f"; {_plural(measured, 'measured point')}"
     behind = _trials_of_front(study)
     if set(behind) - {"complete"}:
         facts["Trials of the front"] = f"{_listed(behind)}; a point counts from its measurement on"
@@ -98,13 +98,19 @@ def noise(study: Study) -> list[str]:
 
 def warnings(study: Study) -> list[str]:
     """Return what a reader must know before trusting the front."""
-    lines = []
-    if study.manifest.progress.status in ("running", "interrupted"):  # a killed driver leaves "running"
+    lines, progress = [], study.manifest.progress
+    if progress.status in ("running", "interrupted"):  # a killed driver leaves "running"
         lines.append("The study is not complete yet: this front may still change.")
-    counted = (study.manifest.progress.trials or {}).get("complete")
+    lines += [
+        f"--allow-changes accepted a change during the study ({change.time}): {change.what}. Points measured before "
+        "and after it may not be comparable."
+        for change in progress.changes
+    ]
+    counted = (progress.trials or {}).get("complete")
     rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
-    if counted is not None and counted != found:
+    closed = progress.status in ("complete", "interrupted")  # while a study runs, the counts are of its last driver
+    if closed and counted is not None and counted != found and not study.points_missing:
         lines.append(f"study.json counts {counted} complete trials, points.csv holds {found}.")
     if beyond := _singles_beyond_front(study):
         lines.append(
@@ -163,6 +169,8 @@ def _noise_of_means(study: Study) -> list[str]:
 
 def _why_empty(study: Study) -> str:
     file = study.path / "points.csv"
+    if study.points_missing:
+        return f"No front can be shown: {file} is missing, although trials were trained; {REMEDY}."
     if not len(study.points):
         return f"No feasible point yet: {file} {'holds no row' if file.exists() else 'is not there yet'}."
     reasons = {

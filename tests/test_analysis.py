@@ -1,6 +1,7 @@
 """The analysis layer: fronts against brute force and closed forms, study folders, the report's files."""
 
 import ast
+import html
 import io
 import itertools
 import json
@@ -19,7 +20,7 @@ from scipy import stats
 
 from analysis import figure_html, figure_parts, front, replicates, report, report_page, sentences, summary
 from analysis.manifest import ResultsError, manifest_of
-from analysis.results import STATUSES, Study, load_study
+from analysis.results import STATUSES, Study, load_study, points_table
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"macs": 1000.0, "bytes": None, "precision": "fp16"}
@@ -500,6 +501,7 @@ def damage_header(text):
         ),
         ("points.csv", lambda text: text.replace(",False,", ",True,", 1), "marked feasible, but its"),
         ("points.csv", lambda text: text.replace("00000,0,12", "00000,0,twelve", 1), "column epochs"),
+        ("points.csv", lambda text: text.replace("36740168", "9" * 20), "column macs"),
     ],
 )
 def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, capsys, file, damage, message):
@@ -511,7 +513,10 @@ def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, capsys, file, da
         broken.write_text(damage(text))
     before = sorted(path.name for path in broken.parent.iterdir())
     assert report.main([str(broken.parent)]) == 2
-    assert re.search(f"{re.escape(str(broken))}.*{message}", capsys.readouterr().err)
+    printed = capsys.readouterr().err
+    assert re.search(f"{re.escape(str(broken))}.*{message}", printed)
+    if "cut off" in message and file == "points.csv":
+        assert "--resume" in printed
     assert sorted(path.name for path in broken.parent.iterdir()) == before
 
 
@@ -566,6 +571,7 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
     ("table", "reason"),
     [
         (None, "is not there yet"),
+        ([rows()[0]], "1 row in .*, 1 over a limit"),
         (
             [row for row in rows() if row["status"] == "failed" or not row["feasible"]],
             "7 rows in .*, 5 over a limit, 2 without finite objectives",
@@ -574,7 +580,7 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
     ],
 )
 def test_a_study_without_a_front_says_so(tmp_path, capsys, table, reason):
-    folder = write_study(tmp_path, table)
+    folder = write_study(tmp_path, table, trials=None)
     if table is None:
         (folder / "points.csv").unlink()
     assert report.main([str(folder)]) == 0
@@ -583,6 +589,69 @@ def test_a_study_without_a_front_says_so(tmp_path, capsys, table, reason):
     assert "No feasible point yet" in page and '<table id="front"' not in page
     assert len(pd.read_csv(folder / "front.csv")) == 0
     assert (folder / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_lost_points_file_is_named_with_its_remedy(tmp_path, capsys, opened):
+    """The study trained trials, so the report must not say that nothing was measured."""
+    counts = None if opened else {"complete": 1, "rejected": 3}
+    folder = write_study(tmp_path, trials=counts)
+    if opened:
+        write_table(folder / "test.csv", [{"trial_id": "00002", "step": 2, "test_macro_avg_acc": 0.5}])
+    (folder / "points.csv").unlink()
+    study = load_study(folder)
+    assert study.points_missing and len(study.points) == 0
+    assert report.main([str(folder)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    page = (folder / "report.html").read_text()
+    for text in (printed, page):
+        assert str(folder / "points.csv") in text and "--resume" in text
+        assert "measured point" not in text and "No feasible point" not in text and "points.csv holds" not in text
+    new = load_study(write_study(tmp_path / "new", trials={"rejected": 3}))
+    assert not new.points_missing
+    (new.path / "points.csv").unlink()
+    assert not load_study(new.path).points_missing  # only samples were rejected
+
+
+def test_a_table_in_memory_takes_the_place_of_the_file(tmp_path):
+    folder = write_study(tmp_path)
+    expected, text = load_study(folder), (folder / "points.csv").read_text()
+    header = text.splitlines(keepends=True)[0]
+    for content in (None, "cut off", header):
+        (folder / "points.csv").unlink(missing_ok=True)
+        if content is not None:
+            (folder / "points.csv").write_text(content)
+        study = load_study(folder, text)
+        pd.testing.assert_frame_equal(study.raw, expected.raw)
+        assert not study.points_missing
+        empty = load_study(folder, header)
+        assert len(empty.raw) == 0 and not empty.points_missing and front.pareto_points(empty).empty
+    pd.testing.assert_frame_equal(points_table(text, folder / "points.csv"), expected.raw)
+    with pytest.raises(ResultsError, match=re.escape(str(folder / "elsewhere"))):
+        points_table(text[:-1], folder / "elsewhere")
+
+
+def test_accepted_changes_are_warned_of(tmp_path):
+    changes = [
+        {"time": "2026-01-05T09:31:00+00:00", "what": "the code has changed: data/tau.py <changed>"},
+        {"time": "2026-01-06T09:31:00+00:00", "what": "the space has changed: train.lr"},
+    ]
+    study = load_study(write_study(tmp_path, changes=changes))
+    console = Console(width=400, file=io.StringIO(), record=True)
+    console.print(report.front_table(study))
+    page, printed = own_text(report_page.page(study)), console.export_text()
+    for change in changes:
+        assert change["time"] in page and html.escape(change["what"]) in page
+        assert change["time"] in printed and change["what"] in printed
+    assert page.count("--allow-changes") == printed.count("--allow-changes") == 2
+    assert "--allow-changes" not in own_text(report_page.page(load_study(write_study(tmp_path / "same"))))
+
+
+def test_the_page_shows_the_facts_of_the_data_but_no_hashes(tmp_path):
+    dataset = manifest()["dataset"] | {"fingerprint": {"clips": "5eedbeef"}, "notes": ["left out: a.wav <cut off>"]}
+    page = own_text(report_page.page(load_study(write_study(tmp_path, dataset=dataset))))
+    assert "n_train 1600, n_validation 420" in page and "left out: a.wav &lt;cut off&gt;" in page
+    assert "fingerprint" not in page and "5eedbeef" not in page
 
 
 def test_a_partial_manifest_leaves_lines_out(tmp_path):
