@@ -61,14 +61,14 @@ def main(study: Study) -> str:
 
 
 def _top(study: Study) -> str:
-    facts = "".join(f"<dt>{term}</dt><dd>{_text(told)}</dd>" for term, told in sentences.facts(study).items())
+    facts = "".join(f"<dt>{term}</dt><dd>{_text(fact)}</dd>" for term, fact in sentences.facts(study).items())
     warnings = "".join(f'<p class="warning">{_text(line)}</p>' for line in sentences.warnings(study))
     lead = f'<p class="lead">{_text(sentences.headline(study))}</p>'
     return f"<h1>{_text(study.name)}</h1>{lead}<dl>{facts}</dl>{warnings}"
 
 
 def _plots(study: Study) -> str:
-    """The two figures with captions that say how to read them."""
+    """Return the two figures with captions that say how to read them."""
     form = study.manifest.resolved.deployed_form
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
     best = "a mean of feasible networks of two seeds or more" if study.replicated else "a feasible network"
@@ -85,27 +85,28 @@ def _plots(study: Study) -> str:
 
 
 def _noise(study: Study) -> str:
-    said = "".join(f"<p>{_text(line)}</p>" for line in sentences.noise(study))
-    return f"<h2>Which differences are resolved</h2>{said}"
+    lines = "".join(f"<p>{_text(line)}</p>" for line in sentences.noise(study))
+    return f"<h2>Which differences are resolved</h2>{lines}"
 
 
 def _space(study: Study) -> str:
-    """What the space allowed, what the trials sampled, and what stands on the front."""
+    """Return the section on the space: the range of each parameter, the values sampled, and those on the front."""
     space = study.manifest.resolved.space
-    parameters = space.get("parameters") or {}
-    if not parameters:
+    parameters, auxiliary = space.get("parameters"), space.get("auxiliary") or {}
+    if not parameters or not isinstance(parameters, dict):
         return ""
     best = front.pareto_points(study)
     rows = ""
-    for name, allowed in parameters.items():
+    for name, spec in parameters.items():
         sampled = [_span(frame.get(f"config/{name}", [])) for frame in (study.points, best)]
-        cells = "".join(f'<td class="text wrap">{_text(cell)}</td>' for cell in (name, _range(allowed), *sampled))
-        rows += f"<tr>{cells}</tr>"
+        cells = (name, range_text(spec, auxiliary), *sampled)
+        row = "".join(f'<td class="text wrap">{_text(cell)}</td>' for cell in cells)
+        rows += f"<tr>{row}</tr>"
     heads = ("parameter", "range", "sampled", "on the front")
     head = "".join(f'<th class="text">{name}</th>' for name in heads)
-    told = f"Space <b>{_text(space.get('name', ''))}</b>: {_text(space.get('description') or '')}".rstrip(" :")
+    title = f"Space <b>{_text(space.get('name', ''))}</b>: {_text(space.get('description') or '')}".rstrip(" :")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<h2>Hyper-parameters explored</h2><p>{told}</p><div class="scroll">{table}</div>'
+    return f'<h2>Hyper-parameters explored</h2><p>{title}</p><div class="scroll">{table}</div>'
 
 
 def _reproduce(study: Study) -> str:
@@ -132,27 +133,55 @@ def _reproduce(study: Study) -> str:
     return f"<h2>How to reproduce</h2>{command}<dl>{items}</dl>{footer}"
 
 
-def _range(allowed: Any) -> str:
-    """A parameter's range in words; a key it does not know is shown as it stands."""
-    if not isinstance(allowed, dict):
-        return str(allowed)
-    said = [f"{allowed['low']} to {allowed['high']}"] if {"low", "high"} <= set(allowed) else []
-    said += ["log scale"] if allowed.get("log") else []
-    for key, value in allowed.items():
-        if key in ("low", "high", "log", "type"):
-            continue
-        items = value if isinstance(value, list) else [value]
-        listed = ", ".join(summary.value_text(item) for item in items)
-        said.append(f"one of {listed}" if key in ("values", "choices") else f"{key} {listed}")
-    return ", ".join(said)
+def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
+    """Return a parameter's range in words; its kinds are those of search_spaces (uniform, int, choice, each, ...).
+
+    `auxiliary` holds the ranges that steer the length of a list.
+    """
+    match spec:
+        case {"uniform": [low, high]}:
+            return f"{low} to {high}"
+        case {"loguniform": [low, high]}:
+            return f"{low} to {high}, log scale"
+        case {"int": [low, high]}:
+            step = spec.get("step", 1)
+            return f"{low} to {high}" + (f", step {step}" if step != 1 else "")
+        case {"choice": [*values]}:
+            return f"one of {', '.join(map(summary.value_text, values))}"
+        case {"subset": [*members]}:
+            least = spec.get("min", 0)
+            return f"any of {', '.join(map(summary.value_text, members))}" + (f", at least {least}" if least else "")
+        case {"each": str(steering), "item": item}:
+            length = (auxiliary or {}).get(steering)
+            times = f" ({range_text(length)})" if length else ""
+            return f"{range_text(item)} for each of {steering}{times}"
+    return json.dumps(spec)  # of a later version
 
 
 def _span(values: Any) -> str:
-    """What a column of configurations holds: its ends for more than six numbers, else the distinct values."""
+    """Return what a column of configurations holds: few distinct values as they are, more than six as a range.
+
+    Lists of numbers, such as pruning ratios, give the range of all their numbers.
+    """
     distinct = sorted({value for value in values if not summary.absent(value)})
-    if len(distinct) > 6 and not isinstance(distinct[0], str):
-        return f"{summary.value_text(distinct[0])} to {summary.value_text(distinct[-1])}"
-    return ", ".join(map(summary.value_text, distinct)) or summary.DASH
+    if len(distinct) <= 6:
+        return ", ".join(map(summary.value_text, distinct)) or summary.DASH
+    numbers = [number for value in distinct for number in _numbers(value)]
+    if numbers:
+        return f"{summary.value_text(float(min(numbers)))} to {summary.value_text(float(max(numbers)))}"
+    return f"{len(distinct)} different values"
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return the number or numbers of a sampled value; none of words."""
+    if not isinstance(value, str):
+        return [value]
+    try:
+        items = json.loads(value)
+    except ValueError:
+        return []
+    found = items if isinstance(items, list) else [items]
+    return found if all(isinstance(item, int | float) for item in found) else []
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:

@@ -15,23 +15,23 @@ SCENES = ("airport", "bus", "metro", "metro_station", "park")
 SCENES += ("public_square", "shopping_mall", "street_pedestrian", "street_traffic", "tram")
 DEVICES = ("a", "b", "c", "s1", "s2", "s3")
 LIMITS = {"macs": 30_000_000, "bytes": 128_000, "precision": "fp16"}
-BRANCHES = ("[]", "['3x3', '1x1']", "['3x3', '3x1', '1x3']", "['3x3', '3x1', '1x3', '1x1', 'identity']")
+BRANCHES = ("[]", '["3x3", "1x1"]', '["3x3", "3x1", "1x3"]', '["3x3", "3x1", "1x3", "1x1", "identity"]')
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
     """A complete study.json; a keyword replaces a key, None removes it."""
     parameters = {
-        "distill.kd_alpha": {"type": "float", "low": 0.1, "high": 0.9},
-        "distill.kd_temp": {"type": "float", "low": 1.0, "high": 8.0},
-        "train.lr": {"type": "float", "low": 0.0005, "high": 0.02, "log": True},
-        "student.base_channels": {"type": "choice", "values": [8, 16, 24, 32, 48]},
-        "student.branches": {"type": "choice", "values": list(BRANCHES)},
-        "prune.ratios.0": {"type": "float", "low": 0.1, "high": 0.5, "when": "prune.steps >= 1"},
-        "prune.ratios.1": {"type": "float", "low": 0.1, "high": 0.5, "when": "prune.steps >= 2"},
+        "distill.kd_alpha": {"uniform": [0.1, 0.9]},
+        "distill.kd_temp": {"uniform": [1.0, 8.0]},
+        "train.lr": {"loguniform": [0.0005, 0.02]},
+        "student.base_channels": {"choice": [8, 16, 24, 32, 48]},
+        "student.branches": {"choice": [json.loads(branches) for branches in BRANCHES]},
+        "prune.ratios": {"each": "prune.steps", "item": {"uniform": [0.1, 0.5]}},
     }
+    space = {"name": "kd_prune", "description": "distillation, then pruning", "base": [], "parameters": parameters}
     made = {
         "name": "example",
-        "space": {"name": "kd_prune", "description": "distillation, then pruning", "parameters": parameters},
+        "space": space | {"auxiliary": {"prune.steps": {"int": [0, 2]}}},
         "limits": LIMITS,
         "objectives": {"val_macro_avg_acc": "max", "macs": "min"},
         "status": "complete",
@@ -77,8 +77,7 @@ def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
             "config/train.lr": float(f"{np.exp(rng.uniform(np.log(0.0005), np.log(0.02))):.3g}"),
             "config/student.base_channels": width,
             "config/student.branches": branches,
-            "config/prune.ratios.0": round(ratios[0], 3) if len(ratios) > 0 else "",
-            "config/prune.ratios.1": round(ratios[1], 3) if len(ratios) > 1 else "",
+            "config/prune.ratios": json.dumps([round(ratio, 3) for ratio in ratios]),
         }
         kept, skill = 1.0, rng.normal(0, 0.02) - (0.08 if status == "stopped early" else 0)
         for step in range(len(ratios) + 1):

@@ -21,6 +21,7 @@ from scipy import stats
 from analysis import figure_html, figure_parts, front, replicates, report, report_page, sentences, summary
 from analysis.manifest import ResultsError, manifest_of
 from analysis.results import STATUSES, Study, load_study, points_table
+from search_spaces import load_space
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"macs": 1000.0, "bytes": None, "precision": "fp16"}
@@ -194,7 +195,7 @@ def test_infeasible_points_and_points_with_a_nan_stay_off_the_front():
 
 def random_points(seed, n_configurations=8, n_seeds=1):
     """Rows of random trials of up to three steps, each of any status; ties, NaN and infeasible rows among them."""
-    rng = np.random.default_rng(seed)
+    rng, base = np.random.default_rng(seed), rows()[0]
     made = []
     for number, replicate in itertools.product(range(n_configurations), range(n_seeds)):
         name = f"t{number}" + (f"r{replicate}" if replicate else "")
@@ -202,7 +203,7 @@ def random_points(seed, n_configurations=8, n_seeds=1):
         ids["status"] = str(rng.choice(STATUSES))
         for step in range(int(rng.integers(0, 4))):
             accuracy = float(rng.integers(1, 10)) / 10 if rng.random() < 0.85 else np.nan
-            row = rows()[0] | ids | {"step": step, "val_macro_avg_acc": accuracy, "feasible": rng.random() < 0.85}
+            row = base | ids | {"step": step, "val_macro_avg_acc": accuracy, "feasible": rng.random() < 0.85}
             made.append(row | {"macs": int(rng.integers(1, 8)), "checkpoint": f"{name}/step{step}"})
     return [made[i] for i in rng.permutation(len(made))]
 
@@ -652,6 +653,39 @@ def test_the_page_shows_the_facts_of_the_data_but_no_hashes(tmp_path):
     page = own_text(report_page.page(load_study(write_study(tmp_path, dataset=dataset))))
     assert "n_train 1600, n_validation 420" in page and "left out: a.wav &lt;cut off&gt;" in page
     assert "fingerprint" not in page and "5eedbeef" not in page
+
+
+def space_table(page):
+    """parameter -> (range, sampled, on the front) of the page's table of the search space."""
+    section = page.split("<h2>Hyper-parameters explored</h2>")[1].split("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", section)]
+    return {row[0]: tuple(map(html.unescape, row[1:])) for row in rows if row}
+
+
+def test_ranges_and_samples_of_a_space_are_shown_in_words(tmp_path):
+    table = rows()
+    study = load_study(write_study(tmp_path, table, space=load_space("kd_prune").as_dict()))
+    shown = space_table(report_page.page(study))
+    assert {name: texts[0] for name, texts in shown.items()} == {
+        "distill.kd_alpha": "0.1 to 0.9",
+        "distill.kd_temp": "1.0 to 6.0",
+        "train.lr": "0.002 to 0.02, log scale",
+        "student.base_channels": "8 to 32, step 8",
+        "student.branches": "one of 3x3, 3x3+1x1+identity, 3x3+3x1+1x3, 3x3+3x1+1x3+1x1+identity",
+        "prune.ratios": "0.1 to 0.4 for each of prune.steps (1 to 3)",
+    }
+    ratios = [ratio for row in table for ratio in json.loads(row["config/prune.ratios"])]
+    assert shown["prune.ratios"][1] == f"{min(ratios):.3g} to {max(ratios):.3g}"
+    assert shown["student.base_channels"][1] == "8, 16, 24, 32, 48"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_space_is_shown_without_its_notation(tmp_path, path):
+    space = load_space(path.stem)
+    shown = space_table(report_page.page(load_study(write_study(tmp_path, space=space.as_dict()))))
+    assert list(shown) == list(space.parameters)
+    for texts in shown.values():
+        assert not set("{}[]'\"") & set("".join(texts))
 
 
 def test_a_partial_manifest_leaves_lines_out(tmp_path):
