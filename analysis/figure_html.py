@@ -54,8 +54,10 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
 
 
 def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
-    """All that is known of one point (a row of `parts.measured`), in the HTML that plotly's labels take; `sampled`
-    names the columns of its configuration."""
+    """Return the label of one point (a row of `parts.measured`) in plotly's HTML: figures, trial status, configuration.
+
+    `sampled` names the columns of its configuration.
+    """
     label = parts.ROLES[point["role"]].label
     lines = [
         f"<b>trial {html.escape(point['trial_id'])}, step {point['step']}</b> ({label})",
@@ -64,9 +66,9 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
     if not summary.absent(point.get("test_macro_avg_acc")):
         groups = [name for name in point if name.startswith("test_acc/")]
         detail = ", ".join(f"{name.removeprefix('test_acc/')} {summary.percent(point[name])}" for name in groups)
-        told = f" ({html.escape(detail)})" if detail else ""
+        by_group = f" ({html.escape(detail)})" if detail else ""
         seeds = f", mean of {point['test_n_seeds']:.0f}" if study.replicated else ""
-        lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{seeds}{told}")
+        lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{seeds}{by_group}")
     epochs = f", {point['epochs']:.0f} epochs" if not summary.absent(point.get("epochs")) else ""
     lines += [
         f"{summary.millions(point['macs'])} M MACs, {summary.thousands(point['params'])} k parameters",
@@ -82,7 +84,7 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
 
 
 def _error_text(study: Study, point: dict[Any, Any]) -> str:
-    """What stands behind a point's accuracy: its seeds and their interval, or a single run's standard error."""
+    """Return the uncertainty of a point's accuracy: its seeds and their interval, or a single run's standard error."""
     if study.replicated:
         n = point["n_seeds"]
         if n < 2:

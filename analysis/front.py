@@ -97,7 +97,7 @@ def candidates(study: Study) -> npt.NDArray[np.bool_]:
 
 
 def front_mask(study: Study) -> npt.NDArray[np.bool_]:
-    """Which points of the study are its front, bool [N]."""
+    """Return which points [N] of the study are its front."""
     allowed = candidates(study)
     mask = np.zeros(len(allowed), dtype=bool)
     values = objective_values(study)[allowed]

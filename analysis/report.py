@@ -84,7 +84,7 @@ def front_table(study: Study) -> Table:
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
         settings = ", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())
         table.add_row(escape(point["trial_id"]), *_figures(study, point).values(), escape(settings))
-    facts = [f"{term}: {told}" for term, told in sentences.facts(study).items()]
+    facts = [f"{term}: {fact}" for term, fact in sentences.facts(study).items()]
     beneath = [sentences.headline(study), *facts, *sentences.warnings(study)]
     table.caption = Text("\n".join(beneath), style="not italic not dim")
     return table

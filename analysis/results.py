@@ -59,12 +59,12 @@ class Study:
 
     @cached_property
     def replicated(self) -> bool:
-        """Whether its points are means over seeds."""
+        """Whether the points of the study are means over seeds."""
         return replicates.replicated(self.raw)
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """What can stand on the front, one row each: the networks, or means over seeds where there are replicates."""
+        """The points of the study, one row each: the networks, or means over seeds where there are replicates."""
         return replicates.mean_points(self.raw) if self.replicated else self.raw
 
     @cached_property

@@ -202,10 +202,10 @@ def _singles_beyond_front(study: Study) -> int:
 
 
 def _partial_means(study: Study) -> int:
-    """Return how many points of the front are means that lack seeds of their configuration for good.
+    """Return how many points of the front are means that lack seeds of their configuration whose trials have ended.
 
-    A trial that ended before its first measurement is in no table. Once the study is complete, it is found by the
-    number of seeds asked for; before, a seed that is missing may still be trained.
+    A trial that ended before its first measurement is in no table. In a complete study it shows as a seed that was
+    asked for and is missing; in an unfinished study, such a seed may still be trained.
     """
     if not study.replicated:
         return 0
