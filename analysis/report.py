@@ -6,9 +6,9 @@ Reads result files only; may be run while the study is still running.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from rich.text import Text
 
 from analysis import figure_png, front, report_page, sentences, summary
 from analysis.results import ResultsError, Study, load_study
+from data.files import fsync_file, replacing
 
 
 def write_report(study_dir: Path) -> dict[str, Path]:
-    """Write front.csv, front.png and report.html into a study folder; their paths by "csv", "png" and "html".
+    """Write front.csv, front.png and report.html into a study folder; return their paths by "csv", "png" and "html".
 
-    All three are made before the first is put in place, each by a rename: a reader never meets half a file,
-    and ResultsError (a folder that cannot be read) or OSError leaves the earlier report as it was.
+    All three are on disk before the first replaces an earlier one, so ResultsError (a folder that cannot be read) or
+    OSError (a full disk) leaves the earlier report unchanged.
     """
     study = load_study(study_dir)
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
@@ -38,18 +39,11 @@ def write_report(study_dir: Path) -> dict[str, Path]:
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
     paths = {key: study.path / name for key, (name, _) in makers.items()}
-    parts = {key: path.with_name(f".{path.name}.{os.getpid()}.part") for key, path in paths.items()}
-    try:
+    with ExitStack() as stack:  # at its end, each temporary file replaces the earlier one
         for key, (_, make) in makers.items():
-            with parts[key].open("wb") as stream:
-                stream.write(make(study))
-                stream.flush()
-                os.fsync(stream.fileno())
-        for key, part in parts.items():
-            part.replace(paths[key])
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+            temporary = stack.enter_context(replacing(paths[key]))
+            temporary.write_bytes(make(study))
+            fsync_file(temporary)
     return paths
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from ascmodels.checkpoint import CheckpointError, replace_folder
+from ascmodels.checkpoint import CheckpointError
 from ascmodels.teacher_ast import AST
 from ascmodels.teacher_base import Teacher, TeacherModelConfig
 from ascmodels.teacher_timm import CNN, SpectrogramViT
+from data.files import replace_folder
 
 _CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": CNN}
 
@@ -25,11 +26,11 @@ def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frame
 
 
 def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
-    """The family's weights, and `teacher.json`: its description, class names, front-end and figures."""
+    """Replace `folder` by the family's weights and `teacher.json`: description, class names, front-end and figures."""
 
-    def write(beside: Path) -> None:
-        teacher.save(beside)
-        (beside / "teacher.json").write_text(json.dumps(extra | {"model": teacher.describe()}, indent=1))
+    def write(temporary: Path) -> None:
+        teacher.save(temporary)
+        (temporary / "teacher.json").write_text(json.dumps(extra | {"model": teacher.describe()}, indent=1))
 
     replace_folder(folder, write)
 

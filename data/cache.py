@@ -4,13 +4,12 @@
     waveforms = cache.batch(cache.rows(filenames))          # float32 [B, S]
 
 int16 with one scale a clip (a fixed scale would drown quiet clips in rounding), keyed by the files' content, built
-beside and renamed under a lock: two processes may ask for it at once, and a killed build leaves nothing behind.
+in a temporary folder under a lock: two processes may open it at once, and the next call removes what a killed one left.
 """
 
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from data.files import locked
+from data.files import locked, make_folder, remove_temporary, replace_folder, replace_text
 from data.tau import DatasetError, check_files
 
 SOURCE_RATE = 44_100  # Hz
@@ -72,24 +71,21 @@ def open_cache(
     workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
     files = sorted(filenames)
     check_files(root, files)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(cache_dir)
     with locked(cache_dir / "waveforms.lock"):
-        for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        remove_temporary(cache_dir, "waveforms-")  # of killed builds: we hold the lock
         key = _content_key(root, files, sample_rate, skip_broken, cache_dir, progress, workers)
         folder = cache_dir / f"waveforms-{key}"
         if not folder.is_dir():
-            beside = cache_dir / f".waveforms-{key}"
-            try:
-                _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
-                beside.rename(folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
+            replace_folder(
+                folder,
+                lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
+            )
     return WaveformCache(folder)
 
 
 def _build(
-    beside: Path,
+    folder: Path,
     root: Path,
     files: list[str],
     rate: int,
@@ -98,15 +94,15 @@ def _build(
     progress: bool,
     workers: int,
 ) -> None:
-    beside.mkdir()
+    """Fill `folder`, which is empty, with the waveforms, their scales and the manifest."""
     length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
-    samples = np.lib.format.open_memmap(beside / "waveforms.npy", "w+", np.int16, (len(files), length))
-    with (beside / "waveforms.npy").open("r+b") as handle:
+    samples = np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (len(files), length))
+    with (folder / "waveforms.npy").open("r+b") as handle:
         try:  # claim the space now: a memory map on a full disk ends in SIGBUS, without a message
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
         except OSError as error:
             raise DatasetError(
-                f"no room for the waveform cache ({samples.nbytes:,} bytes) in {beside}: {error}"
+                f"no room for the waveform cache ({samples.nbytes:,} bytes) in {folder}: {error}"
             ) from error
     scales = np.ones(len(files), np.float32)
     kept, skipped = [], {}
@@ -141,9 +137,9 @@ def _build(
                 skipped |= bad
                 bar.update(len(good) + len(bad))
     samples.flush()
-    np.save(beside / "scales.npy", scales)
+    np.save(folder / "scales.npy", scales)
     manifest = {"format": FORMAT, "key": key, "sample_rate": rate, "filenames": kept, "skipped": skipped}
-    (beside / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def read_clip(path: Path) -> np.ndarray:
@@ -181,8 +177,6 @@ def _content_key(
             digest = hashlib.sha256()
             for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):
                 digest.update(name.encode() + b"\0" + content)
-        beside = memo.with_name(f".{memo.name}")
-        beside.write_text(digest.hexdigest())
-        beside.replace(memo)
+        replace_text(memo, digest.hexdigest())
     text = f"{FORMAT} {memo.read_text()} {rate} {skip_broken}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]

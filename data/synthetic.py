@@ -11,15 +11,11 @@ nothing about real scenes: it is there so that every command can run, and differ
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import multiprocessing
 import os
-import shutil
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
@@ -29,6 +25,7 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
+from data.files import locked, make_folder, mend_folder, replace_folder
 from data.synthetic_sound import CHUNKS, DEVICES, RATE_HZ, SCENES, amplitude, generator, record, render
 
 FORMAT_VERSION = 1  # raise it with every change of the sound or the layout
@@ -208,37 +205,26 @@ def _end_with_parent() -> None:
 
 
 def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], None]) -> None:
-    """Fills `dest` by `write`, all or nothing; a finished folder of these parameters is left alone."""
+    """Build the folder `dest` with `write`, unless it is there and complete.
+
+    FileExistsError when `dest` holds anything but a data set of these parameters.
+    """
     asked = {"format": FORMAT_VERSION, **parameters}
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(dest.parent):
+
+    def write_all(temporary: Path) -> None:
+        write(temporary)
+        (temporary / MANIFEST).write_text(json.dumps(asked) + "\n")
+
+    make_folder(dest.parent)
+    with locked(dest.parent):  # the directory itself: no lock file is left in a folder of the user's
+        mend_folder(dest)
         if dest.exists() and any(dest.iterdir()):
             manifest = dest / MANIFEST
             found = json.loads(manifest.read_text()) if manifest.exists() else "files of another kind"
             if found != asked:
                 raise FileExistsError(f"{dest} holds {found}, asked for {asked}: delete it or name another folder")
             return
-        for leftover in dest.parent.glob(f".{dest.name}.building-*"):  # of a killed build: we hold the lock
-            shutil.rmtree(leftover)
-        scratch = dest.parent / f".{dest.name}.building-{uuid.uuid4().hex[:8]}"
-        scratch.mkdir()
-        try:
-            write(scratch)
-            (scratch / MANIFEST).write_text(json.dumps(asked) + "\n")
-            scratch.replace(dest)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One builder at a time; a lock on the folder itself leaves no file behind and dies with us."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+        replace_folder(dest, write_all)
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from data.files import make_folder, replace_bytes
+
 SCENES = (
     *("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall"),
     *("street_pedestrian", "street_traffic", "tram"),
@@ -138,17 +140,17 @@ def split_file(root: Path, name: str, split_dir: str | None = None, download_dir
     problem = f"{name}.csv is in none of {places}"
     if split_dir or not download_dir:
         raise DatasetError(f"{problem}; get it from {SPLIT_URL}{name}.csv")
-    download_dir.mkdir(parents=True, exist_ok=True)
-    beside = download_dir / f".{name}.csv.{os.getpid()}"
+    target = download_dir / f"{name}.csv"
     try:
+        make_folder(download_dir)
         with urllib.request.urlopen(f"{SPLIT_URL}{name}.csv", timeout=20) as response:
-            beside.write_bytes(response.read())
+            replace_bytes(target, response.read())
     except (urllib.error.URLError, OSError) as error:
         raise DatasetError(
             f"{problem} and could not be downloaded ({error}); "
             f"fetch {SPLIT_URL}{name}.csv yourself and put it into {root / 'split_setup'}"
         ) from error
-    return beside.replace(download_dir / f"{name}.csv")
+    return target
 
 
 def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:

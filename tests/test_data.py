@@ -322,8 +322,9 @@ def few(tiny_tau, tmp_path, names):
 
 
 def contents(folder: Path) -> list[str]:
-    """What a cache folder holds, keys left out."""
-    return sorted(re.sub(r"[0-9a-f]{16}", "KEY", path.name) for path in folder.iterdir())
+    """What a cache folder holds, without keys and random parts of names."""
+    names = (re.sub(r"\.[0-9a-f]{8}\.", ".RANDOM.", path.name) for path in folder.iterdir())
+    return sorted(re.sub(r"[0-9a-f]{16}", "KEY", name) for name in names)
 
 
 FINISHED = ["waveforms-KEY", "waveforms-KEY.digest", "waveforms.lock"]
@@ -408,7 +409,7 @@ def test_two_processes_at_once_build_one_cache(tiny_tau, tmp_path, names, fresh_
 @pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_is_used(tiny_tau, tmp_path, names, fresh_processes):
     assert fresh_processes(workers.die_building_cache, (tiny_tau, names, tmp_path)) == [-9]
-    assert contents(tmp_path) == [".waveforms-KEY", "waveforms-KEY.digest", "waveforms.lock"]  # it was half-way
+    assert contents(tmp_path) == [".waveforms-KEY.RANDOM.tmp", *FINISHED[1:]]  # it was half-way
     opened = open_cache(tiny_tau, names, 8000, tmp_path, progress=False)
     assert contents(tmp_path) == FINISHED
     last = opened.filenames[-1]
@@ -418,10 +419,10 @@ def test_a_killed_build_leaves_nothing_that_is_used(tiny_tau, tmp_path, names, f
 
 
 def test_a_process_killed_while_hashing_does_not_spoil_the_cache(few, tmp_path):
-    """The digest is written beside and renamed: its leftover is a file, where a killed build's is a folder."""
+    """Its temporary file holds a part of the digest, where a killed build leaves a folder."""
     root, chosen = few
     (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / f".waveforms-{'0' * 16}.digest").write_text("half")
+    (tmp_path / "cache" / f".waveforms-{'0' * 16}.digest.{'0' * 8}.tmp").write_text("half")
     open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
     assert contents(tmp_path / "cache") == FINISHED
 

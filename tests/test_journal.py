@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ascmodels.checkpoint import seal
+from data.files import seal
 from trainables.storage import TrialCheckpoints
 from tune import journal as journal_module
 from tune.journal import Journal, read_events, read_log, segments

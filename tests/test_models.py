@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torchinfo
 import workers
 from torch import nn
 
-from ascmodels import checkpoint, nessi
+from ascmodels import nessi
 from ascmodels.checkpoint import CheckpointError, load_student, load_tensors, save_student
 from ascmodels.cp_mobile import Block
 from ascmodels.nessi import Limits, UncountableError, get_deployed_size, get_torch_size, size_bytes
@@ -726,7 +727,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(networks, tmp_path, monkeypatch
     def refuse(*_):
         raise OSError("no space")
 
-    monkeypatch.setattr(checkpoint.Path, "rename", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     with pytest.raises(OSError, match="no space"):
         save_student(folder, networks["pruned"], {"n": 2})
     monkeypatch.undo()
@@ -751,18 +752,11 @@ def test_replacing_never_shows_half_a_checkpoint(networks, tmp_path, monkeypatch
         monkeypatch.setattr(owner, name, watched)
 
     for name in ("unlink", "rmdir", "rename", "replace"):
-        watch(name, checkpoint.os, getattr(checkpoint.os, name))
+        watch(name, os, getattr(os, name))
     save_student(folder, networks["plain"], {"n": 2})
     monkeypatch.undo()
     assert load_student(folder)[1] == {"n": 2}
     assert {n for _, n in seen} == {1, 2}
-
-
-def test_text_is_replaced_whole(tmp_path):
-    checkpoint.replace_text(tmp_path / "a.txt", "one")
-    checkpoint.replace_text(tmp_path / "a.txt", "two")
-    assert (tmp_path / "a.txt").read_text() == "two"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
 class Bomb:

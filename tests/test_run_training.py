@@ -12,7 +12,6 @@ import pytest
 import safetensors.torch
 import torch
 
-from ascmodels.checkpoint import mend_folder
 from data.tau import SCENES
 from trainables.config import TrialConfig
 from trainables.run_training import main
@@ -138,17 +137,6 @@ def test_a_run_keeps_its_configuration_and_its_lock(tmp_path, capsys) -> None:
     with run.lock():
         assert main([f"--storage={tmp_path}", "--ckpt_id=abc"]) == 2
     assert "another process works on run abc" in " ".join(capsys.readouterr().out.split())
-
-
-def test_folder_that_a_kill_left_aside_is_put_back(tmp_path) -> None:
-    (tmp_path / "state").mkdir()
-    (tmp_path / "state" / "a").write_text("old")
-    (tmp_path / "state").rename(tmp_path / ".state.1.old")  # as far as `replace_folder` comes in its first half
-    mend_folder(tmp_path / "state")
-    assert (tmp_path / "state" / "a").read_text() == "old"
-    mend_folder(tmp_path / "state")
-    mend_folder(tmp_path / "none")
-    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 def test_no_checkpoint_to_be_found(tmp_path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ascmodels.checkpoint import CheckpointError, mend_folder, save_student
+from ascmodels.checkpoint import CheckpointError, save_student
 from ascmodels.students import StudentConfig, build_student
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
 from data.features import FrontEndConfig
@@ -129,17 +129,6 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(words, tmp_path, capsy
 )
 def test_naming_teachers_in_any_way_means_distillation(typed: list[str], taught: bool) -> None:
     assert distils(typed) == taught
-
-
-def test_of_several_folders_left_aside_the_newest_is_put_back(tmp_path) -> None:
-    for number, text in ((2, "older"), (1, "newer")):
-        (tmp_path / f".state.{number}.old").mkdir()
-        (tmp_path / f".state.{number}.old" / "a").write_text(text)
-    (tmp_path / ".state.3").mkdir()
-    (tmp_path / ".states.3").mkdir()  # another folder's
-    mend_folder(tmp_path / "state")
-    assert (tmp_path / "state" / "a").read_text() == "newer"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".states.3", "state"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

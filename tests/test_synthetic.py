@@ -224,7 +224,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "write_segment", fail_midway)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "tau")
-    assert len(scratch) == 1 and scratch[0].startswith(".tau.building-")  # nothing at DEST while it went on
+    assert len(scratch) == 1 and scratch[0].startswith(".tau.")  # nothing at DEST while it went on
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,10 +234,10 @@ def test_a_killed_build_leaves_nothing_at_dest_and_the_next_one_clears_up(
     command = [sys.executable, "-m", "data.synthetic", str(tmp_path / "tau")]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".tau.building-*/audio/*.wav")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".tau.*.tmp/audio/*.wav")) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.kill()
-    assert [path.name.startswith(".tau.building-") for path in tmp_path.iterdir()] == [True]
+    assert [path.name.startswith(".tau.") for path in tmp_path.iterdir()] == [True]
     monkeypatch.setattr(synthetic, "write_segment", name_only)
     build(tmp_path / "tau")
     assert {path.name for path in tmp_path.iterdir()} == {"tau", synthetic.EVALUATION_FOLDER}

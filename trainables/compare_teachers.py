@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from tqdm import tqdm
 
+from data.files import make_folder
 from data.tau import SUBSETS
 from trainables.clips import load_clips
 from trainables.config import CONFIG_DIR, TrialConfig
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     def work(console: Console) -> int:
         check(options, rest)
         out = (options.out or options.storage / "teachers.csv").expanduser().resolve()
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(out.parent)
         quiet_transformers()
         rows, steps = [], len(options.subsets) * options.seeds * len(options.teachers)
         with tqdm(total=steps, desc="teachers", unit="teacher", position=0) as bar:

@@ -26,11 +26,12 @@ from torch import fx, nn
 from tqdm import tqdm
 
 from ascmodels import export, quantize
-from ascmodels.checkpoint import CheckpointError, load_student, replace_folder
+from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.export import ExportError, Runner
 from ascmodels.nessi import get_deployed_size, size_bytes
 from ascmodels.students import Student
 from data.features import FrontEndConfig, LogMel
+from data.files import replace_folder
 from data.impulse import impulses_for
 from data.tau import SCENES, resolved
 from trainables.config import TrialConfig, flags_to_overrides

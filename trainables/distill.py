@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from ascmodels.checkpoint import CheckpointError
+from data.files import replacing
 
 MODES = ("offline", "online")
 ENSEMBLES = ("logits", "probabilities", "greedy")
@@ -127,10 +128,9 @@ def save_logits(
             f"{len(broken)} of {len(half)} clips have teacher logits that are not finite in float16, first "
             f"{filenames[broken[0]]}: the teacher is damaged or has diverged"
         )
-    beside = path.with_name(f".{path.name}")
     metadata = {"filenames": "\n".join(filenames), "manifest": json.dumps(dict(manifest or {}))}
-    safetensors.torch.save_file({"logits": half}, beside, metadata)
-    beside.replace(path)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file({"logits": half}, temporary, metadata)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

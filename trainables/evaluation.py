@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ascmodels.checkpoint import CheckpointError, load_student, replace_text
+from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import Student
 from data import tau
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
+from data.files import replace_text
 from trainables.clips import clips_of
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import Clips, predict

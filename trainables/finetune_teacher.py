@@ -15,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from ascmodels.checkpoint import replace_folder
 from ascmodels.teachers import read_extra
+from data.files import replace_folder
 from trainables.clips import TrialData, load_clips
 from trainables.config import TrialConfig, flags_to_overrides, key_types
 from trainables.metrics import measure
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         folder = fine_tuned_teacher(config, progress=True)
         if out:
-            replace_folder(out, lambda beside: _copy(folder, beside))
+            replace_folder(out, lambda temporary: _copy(folder, temporary))
         tell(config, out or folder, clips, console)
         return 0
 
@@ -81,9 +81,9 @@ def tell(config: TrialConfig, folder: Path, clips: TrialData, console: Console) 
         console.print(escape(line), highlight=False, soft_wrap=True)
 
 
-def _copy(folder: Path, beside: Path) -> None:
+def _copy(folder: Path, target: Path) -> None:
     for path in folder.iterdir():
-        shutil.copy(path, beside)
+        shutil.copy(path, target)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     for record in run_shared(trial, study / "parents"): ...      # as run_trial(trial), record for record, bit for bit
 
 A parent is a folder named by the hash of all that shapes the dense stage. After each of its epochs one of the trials
-that want it leaves there, written beside and renamed,
+that want it leaves there, in one atomic write,
 
     <parents>/<key>/state-0003/      that trial's state after epoch 3 (`Trial.save`), sealed with the records so far
 
@@ -27,9 +27,7 @@ from typing import Any
 
 import torch
 
-from ascmodels import checkpoint
-from ascmodels.checkpoint import CheckpointError
-from data.files import locked
+from data.files import SealError, check_seal, locked, make_folder, remove_temporary, replace_folder, seal
 from trainables.distill import folder_hash
 from trainables.identity import code_hash
 from trainables.records import Point, Record
@@ -90,7 +88,7 @@ class Parent:
         self.records: list[dict[str, Any]] = []  # of the newest whole state, when last looked at
         self.state: Path | None = None  # that state
         self._looked_at = ""  # name of the newest state then
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def look(self) -> int:
         """Epochs that can be taken over. Cheap: only a new state is read."""
@@ -106,9 +104,9 @@ class Parent:
         self.state, self.records = None, []
         for state in states:
             try:
-                self.state, self.records = state, checkpoint.check_seal(state)["records"]
+                self.state, self.records = state, check_seal(state)["records"]
                 break
-            except CheckpointError:  # damaged, or just being removed: an older one may be whole
+            except SealError:  # damaged, or just being removed: an older one may be whole
                 continue
         return len(self.records)
 
@@ -117,13 +115,12 @@ class Parent:
         records = [*self.records, asdict(record)]
         state = self.folder / f"state-{record.epochs:04d}"
 
-        def write(beside: Path) -> None:
-            trial.save(beside)
-            checkpoint.seal(beside, records=records)
+        def write(temporary: Path) -> None:
+            trial.save(temporary)
+            seal(temporary, records=records)
 
-        for stale in self.folder.glob(".state-*"):  # of killed ones
-            shutil.rmtree(stale)
-        checkpoint.replace_folder(state, write)
+        remove_temporary(self.folder, "state-")  # of killed processes: we hold the lock
+        replace_folder(state, write)
         self.state, self.records, self._looked_at = state, records, state.name
         for old in self._states()[KEPT:]:
             shutil.rmtree(old)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ascmodels.checkpoint import replace_text
 from ascmodels.nessi import size_bytes
 from ascmodels.schedules import PruneConfig
 from ascmodels.students import Student, Widths
+from data.files import replace_text
 from trainables.clips import TrialData
 from trainables.config import TrialConfig
 from trainables.records import write_rows

@@ -28,8 +28,9 @@ import torch
 from pyarrow.fs import FileType
 from ray._raylet import setproctitle  # type: ignore[attr-defined] - Ray brings the package along
 
-from ascmodels.checkpoint import CheckpointError, check_seal, load_tensors, seal
+from ascmodels.checkpoint import load_tensors
 from ascmodels.pruning import PruningError
+from data.files import SealError, check_seal, seal
 from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
 from trainables.loop import TrainingDiverged
@@ -112,7 +113,7 @@ class KDTrainable(rt.Trainable):
         try:
             check_seal(Path(checkpoint))
             self._load(Path(checkpoint))
-        except CheckpointError as error:
+        except SealError as error:
             _LOG.warning("%s: %s", self._trial.folder.name, error)
             self._load_newest()
 

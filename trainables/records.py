@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ascmodels.checkpoint import replace_text
+from data.files import make_folder, replace_text
 
 EXPERIMENTS = "experiments"  # folder of a study, or of the single runs, that holds one folder a trial
 
@@ -92,7 +92,7 @@ def point_row(
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """A csv of `rows` (replaced whole) with the union of their columns, `columns` first."""
+    """Replace the csv file at `path` by `rows`, with the union of their columns, `columns` first."""
     names = list(dict.fromkeys([*columns, *(k for row in rows for k in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -102,8 +102,8 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:
-    """`info.json` of one trial: configuration, status, points."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Replace the `info.json` of one trial: configuration, status, points."""
+    make_folder(folder)
     replace_text(folder / "info.json", json.dumps(info, indent=1))
 
 

@@ -26,11 +26,11 @@ from rich.console import Console
 from rich.markup import escape
 from tqdm import tqdm
 
-from ascmodels.checkpoint import CheckpointError, mend_folder, replace_folder, save_student
+from ascmodels.checkpoint import CheckpointError, save_student
 from ascmodels.nessi import UncountableError
 from ascmodels.pruning import PruningError
 from ascmodels.teachers import read_extra
-from data.files import locked
+from data.files import locked, make_folder, mend_folder, replace_folder
 from data.impulse import impulses_for
 from data.tau import DatasetError, resolved
 from trainables.clips import TrialData, load_clips, with_enough_epochs
@@ -186,7 +186,7 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """RunError when another process works on this run."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         try:
             with locked(self.folder / ".lock", wait=False):
                 yield
@@ -228,7 +228,7 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     """Run `trial` to its end: a progress bar with the time left, results.csv, points.csv, W&B, and the state after
     each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
     folder = trial.folder
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     mend_folder(folder / "state")
     curves, rows = folder / "results.csv", list[dict[str, Any]]()
     if (folder / "state").is_dir():

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-from ascmodels.checkpoint import SEAL, CheckpointError, check_seal
+from data.files import SEAL, SealError, check_seal, make_folder, replace_folder, replacing
 
 KEPT = 4  # newest checkpoints of a trial: a damaged one falls back to the one before
 _T = TypeVar("_T")
@@ -39,12 +39,27 @@ class Store:
         fs.copy_files(str(local), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
 
     def pull(self, name: str, local: Path) -> None:
-        """Copy the file or folder `name` here."""
-        is_folder = self.files.get_file_info(f"{self.path}/{name}").type == fs.FileType.Directory
-        (local if is_folder else local.parent).mkdir(parents=True, exist_ok=True)
-        fs.copy_files(
-            f"{self.path}/{name}", str(local), source_filesystem=self.files, destination_filesystem=fs.LocalFileSystem()
-        )
+        """Copy the file or folder `name` to `local`; an interrupted pull leaves no partial file there.
+
+        A folder that does not exist locally appears when all its files have arrived. In one that exists, the files of
+        the store replace those of the same name, one by one, and other files stay.
+        """
+        if self.files.get_file_info(f"{self.path}/{name}").type != fs.FileType.Directory:
+            self._pull_file(name, local)
+        elif local.exists():
+            self._pull_files(name, local)
+        else:
+            replace_folder(local, lambda temporary: self._pull_files(name, temporary))
+
+    def _pull_files(self, name: str, local: Path) -> None:
+        for file in self.sizes(name, recursive=True):
+            self._pull_file(f"{name}/{file}", local / file)
+
+    def _pull_file(self, name: str, local: Path) -> None:
+        make_folder(local.parent)
+        with replacing(local) as temporary:
+            source, target = f"{self.path}/{name}", fs.LocalFileSystem()
+            fs.copy_files(source, str(temporary), source_filesystem=self.files, destination_filesystem=target)
 
     def names(self, name: str) -> list[str]:
         """What lies directly in the folder `name`, sorted; nothing where there is no such folder."""
@@ -83,7 +98,7 @@ class TrialCheckpoints:
                 with self._opened(name) as folder:
                     check_seal(folder)
                     return load(folder)
-            except CheckpointError as error:
+            except SealError as error:
                 tell(f"{self.trial}: {name} is passed over: {error}")
         return None
 

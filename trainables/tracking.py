@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import wandb
 
+from data.files import make_folder
+
 PROJECT = "asc-tune"
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Tracker:
     def __init__(
         self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any], project: str = PROJECT
     ):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder = folder
         settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
         arguments: dict[str, Any] = {

@@ -13,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ascmodels.checkpoint import replace_text
-from data.files import locked
+from data.files import locked, replace_text
 from tune.journal import StudyLog
 
 
