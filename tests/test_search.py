@@ -1,6 +1,7 @@
 """The searcher - what it draws, refuses, tells Optuna and remembers - and the Trainables, without a Ray cluster."""
 
 import json
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from ray.tune.search import Searcher
 
 import tune.search
 from search_spaces import SpaceError, load_space, space_from_dict
+from tests.power_loss import is_private
 from trainables.config import ConfigError, TrialConfig, compose
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 from tune.gate import NetworkGate, stages, violation
@@ -362,6 +364,38 @@ def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeyp
     with pytest.raises(ConfigError, match=r"train\.lr"):
         reused.train()
     reused.stop()
+
+
+@pytest.mark.slow
+def test_an_actor_works_in_a_private_folder_of_its_own_for_a_study_in_a_store(
+    ray_config: dict, tmp_path: Path, monkeypatch
+) -> None:
+    """Nothing of another user's or bucket's is read, followed or deleted; networks go to the store."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
+    (elsewhere / "step0").mkdir(parents=True)
+    planted = temporary / "asc-tune" / "x" / "experiments"
+    planted.mkdir(parents=True)
+    (planted / "t0000").symlink_to(elsewhere)
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    config = {k: v for k, v in ray_config.items() if k != "study_dir"} | {"train.epochs": 1}
+    first = PruneTrainable(config | {"remote": str(tmp_path / "one" / "x")})
+    folder = first._trial.folder
+    assert first.train()["points"][0]["checkpoint"] == "step0"
+    assert (tmp_path / "one" / "x" / "experiments" / "t0000" / "step0" / "student.json").is_file()
+    assert first.reset(config | {"remote": str(tmp_path / "one" / "x"), "trial": "t0001"})
+    assert first._trial.folder == folder.with_name("t0001")
+    assert (folder / "step0" / "student.json").is_file()
+    second = PruneTrainable(config | {"remote": str(tmp_path / "two" / "x")})  # the same study and trial elsewhere
+    assert repr(second) == "x/t0000"
+    private = [trial_folder.relative_to(temporary).parts[0] for trial_folder in (folder, second._trial.folder)]
+    assert private[0] != private[1]
+    assert all(is_private(temporary / name) for name in private)
+    first.stop()
+    second.stop()
+    assert [p.name for p in temporary.glob("asc-tune*")] == ["asc-tune"]
+    assert [p.name for p in elsewhere.iterdir()] == ["step0"]
+    assert len(list((tmp_path / "one" / "x" / "wandb").iterdir())) == 2
 
 
 @pytest.mark.slow

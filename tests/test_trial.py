@@ -14,6 +14,7 @@ from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.pruning import PruningError
 from data.features import FrontEndConfig
+from tests.power_loss import Disk, visible
 from trainables.clips import TrialData
 from trainables.config import TrialConfig, compose
 from trainables.loop import TrainingDiverged
@@ -220,6 +221,54 @@ def test_impossible_pruning_is_refused_before_training(config: TrialConfig, data
     impossible = replace(config, prune=replace(config.prune, ratios=(0.97,)))
     with pytest.raises(PruningError, match="would empty a layer"):
         Trial(impossible, data, tmp_path)
+
+
+def test_a_trial_that_starts_again_keeps_its_network_until_the_next_replaces_it(
+    config: TrialConfig, data: TrialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "experiments" / "t0000"
+    first = run_trial(Trial(config, data, folder))
+    before = [next(first) for _ in range(2)][-1].point
+    assert before
+    network, old = folder / before.checkpoint, content_of(folder)
+    disk = Disk(tmp_path, monkeypatch)
+    again = run_trial(Trial(replace(config, replicate=1), data, folder))  # other weights, to tell them apart
+    assert next(again).point is None
+    assert content_of(folder) == old
+    assert next(again).point
+    new = content_of(folder)
+    assert list(new) == list(old)
+    assert new != old
+    assert {p.parent for p in new} == {network}
+    for state in disk.states:  # a kill or power loss at any moment leaves one of the two
+        shown = {tmp_path / path: found for path, found in visible(state).items()}
+        assert shown in (old, new) or not shown
+        assert shown or set(old.values()) <= set(state.values())  # between two renames
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainables.trial.checkpoint.save_student", lambda *_: None)
+        network.rename(network.with_name(".step0.0000000a.old"))  # a kill between two renames
+        third = run_trial(Trial(config, data, folder))
+        next(third)
+        next(third)
+    assert content_of(folder) == new
+
+
+def test_a_network_and_its_new_folders_are_on_disk_before_its_point_is_reported(
+    config: TrialConfig, data: TrialData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study" / "experiments" / "t0000"
+    trial = Trial(config, data, folder)
+    disk = Disk(tmp_path, monkeypatch)
+    for record in run_trial(trial):
+        if record.point:
+            durable = {tmp_path / path for path in visible(disk.surely())}
+            assert durable >= {folder / record.point.checkpoint / f for f in ("student.json", "weights.safetensors")}
+    assert visible(disk.surely()) == disk.now()
+    assert len(disk.now()) == 2 * len(trial.points) == 6
+
+
+def content_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_divergence_stops_the_trial_and_keeps_the_last_point(

@@ -16,6 +16,7 @@ same.
 
 import gc
 import logging
+import shutil
 import tempfile
 from collections.abc import Generator
 from dataclasses import asdict
@@ -53,6 +54,7 @@ class KDTrainable(rt.Trainable):
         self._data: tuple[str, TrialData] | None = None
         self._tracker: Tracker | None = None
         self._broken: Exception | None = None
+        self._private: Path | None = None  # of this actor, for studies in an object store
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -120,6 +122,8 @@ class KDTrainable(rt.Trainable):
     def cleanup(self) -> None:
         if not self._broken:
             self._end()
+        if self._private:
+            shutil.rmtree(self._private, ignore_errors=True)
 
     def _begin(self, config: dict[str, Any]) -> None:
         values = {k: v for k, v in config.items() if k not in RESERVED}
@@ -131,7 +135,9 @@ class KDTrainable(rt.Trainable):
             self._data = (key, load_trial_data(trial_config))
         name, remote = config.get("trial", "trial"), config.get("remote")
         if remote:
-            study_dir = Path(tempfile.gettempdir()) / "asc-tune" / remote.rpartition("/")[2]
+            # readable by this user only, and in nobody's way: the name is new, so no planted link is followed
+            self._private = self._private or Path(tempfile.mkdtemp(prefix="asc-tune-"))
+            study_dir = self._private / remote.rpartition("/")[2]
         else:
             study_dir = Path(config.get("study_dir") or tempfile.mkdtemp(prefix="asc-tune-"))
         self._adopt = config.get("adopt") or ()

@@ -9,7 +9,6 @@
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from ascmodels.students import Student, Widths, build_student
 from data import tau
 from data.augment import Draws
 from data.features import LogMel
+from data.files import mend_folder
 from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
 from trainables.config import ConfigError, TrialConfig
@@ -125,10 +125,7 @@ class Trial:
 
     def start_stage(self) -> None:
         """Prune (except before the dense stage) and begin with a fresh optimiser."""
-        if not self.stage:
-            for stale in self.folder.glob("step*"):  # of a trial of this name that a crash made Ray forget
-                shutil.rmtree(stale)
-        else:
+        if self.stage:
             self.model = _pruned(self)
             self._place()
             if self.look:
@@ -140,8 +137,13 @@ class Trial:
         self.optimizer = self._new_optimizer()
 
     def end_stage(self, point: Point, deployed: Student) -> None:
-        """Keep the stage's point with its network as shipped, and stand before the next stage."""
+        """Keep the stage's point with its network as shipped, and advance to the next stage.
+
+        The network is on disk when this returns, before the point is reported. It replaces one that the trial left
+        there before it started again: a network that was reported exists until its successor does.
+        """
         extra = describe_use(self.config) | {"point": point_dict(point)}
+        mend_folder(self.folder / point.checkpoint)  # this process alone writes here
         checkpoint.save_student(self.folder / point.checkpoint, deployed, extra)
         self.points.append(point)
         self.model, self.average = self.network, None
