@@ -26,6 +26,7 @@ WRAPPED = {
     "hydra": {"trainables/config.py"},
     "torchinfo": {"ascmodels/nessi.py"},
 }
+PENDING = {"tune/optuna_export.py", "tune/reading.py"}
 
 
 @cache
@@ -120,6 +121,55 @@ def test_ray_stays_in_tune_and_with_the_trainables():
 def test_files_needs_nothing_but_the_standard_library():
     assert set(map(top, imports("data.files"))) <= sys.stdlib_module_names
     assert not sources()["data"].read_text()
+
+
+def renames(code: str) -> list[int]:
+    """Return the lines that rename a file: `os.replace(a, b)`, `path.replace(b)`, `shutil.move(a, b)`.
+
+    `text.replace(old, new)`, `table.rename(columns=...)` and `replace(config, seed=1)` rename none.
+    """
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module in ("os", "shutil"):
+            found += [node.lineno for name in node.names if name.name in ("move", "rename", "renames", "replace")]
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        owner, called = ast.unparse(node.func.value), node.func.attr
+        keywords = {keyword.arg for keyword in node.keywords}
+        of_path = "target" in keywords or (called == "rename" and node.args)
+        of_path = of_path or (called == "replace" and len(node.args) == 1 and not keywords)
+        if (called in ("rename", "replace") and of_path) or (
+            (owner, called) in (("os", "rename"), ("os", "renames"), ("os", "replace"), ("shutil", "move"))
+        ):
+            found.append(node.lineno)
+    return sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("path.rename(other)", [1]),
+        ("x = 1\nPath(a).with_name(b).replace(other)", [2]),
+        ("path.replace(target=other)", [1]),
+        ("import os\nos.replace(a, b)\nos.rename(src=a, dst=b)", [2, 3]),
+        ("from os import path, replace", [1]),
+        ("from shutil import move", [1]),
+        ("shutil.move(a, b)", [1]),
+        ("text.replace(a, b)\ntext.replace(a, b, 1)", []),
+        ("table.rename(columns=names)", []),
+        ("time.replace(tzinfo=None)\nreplace(config, seed=1)\ndataclasses.replace(config, seed=1)", []),
+        ("from dataclasses import replace", []),
+    ],
+)
+def test_renames_are_told_from_other_calls(code, lines):
+    assert renames(code) == lines
+
+
+def test_only_one_file_renames():
+    files = {str(path.relative_to(ROOT)): renames(path.read_text()) for path in sources().values()}
+    wrong = {name: lines for name, lines in files.items() if lines and name not in PENDING | {"data/files.py"}}
+    assert not wrong, f"{wrong}: write by data.files"
+    assert len(files["data/files.py"]) > 3
 
 
 def test_analysis_reads_files_only():
