@@ -33,9 +33,10 @@ _WINDOW = 256  # such chunks under way at once
 class WaveformCache:
     """Clips `[N, S]` on disk, in the order of `filenames`; `skipped` maps left-out files to the reason."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, content: str):
         manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
+        self.content = content  # digest of names and bytes of all clips, the skipped ones too, at any sample rate
         self.sample_rate: int = manifest["sample_rate"]
         self.filenames: list[str] = manifest["filenames"]
         self.skipped: dict[str, str] = manifest["skipped"]
@@ -73,15 +74,24 @@ def open_cache(
     check_files(root, files)
     make_folder(cache_dir)
     with locked(cache_dir / "waveforms.lock"):
-        remove_temporary(cache_dir, "waveforms-")  # of killed builds: we hold the lock
-        key = _content_key(root, files, sample_rate, skip_broken, cache_dir, progress, workers)
+        for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        content = _content(root, files, cache_dir, progress, workers)
+        key = cache_key(content, sample_rate, skip_broken)
         folder = cache_dir / f"waveforms-{key}"
         if not folder.is_dir():
-            replace_folder(
-                folder,
-                lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
-            )
-    return WaveformCache(folder)
+            beside = cache_dir / f".waveforms-{key}"
+            try:
+                _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
+                beside.rename(folder)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+    return WaveformCache(folder, content)
+
+
+def cache_key(content: str, sample_rate: int, skip_broken: bool) -> str:
+    """Return the key of the cache that holds the clips of a content digest at `sample_rate` Hz."""
+    return hashlib.sha256(f"{FORMAT} {content} {sample_rate} {skip_broken}".encode()).hexdigest()[:16]
 
 
 def _build(
@@ -158,18 +168,19 @@ def read_clip(path: Path) -> np.ndarray:
 
 
 def _stamp(root: Path, files: Sequence[str]) -> str:
-    """A cheap fingerprint of the files (path, size, time of change): decides whether content is hashed again."""
+    """Return a digest of the files' paths, sizes and times of change, which decides whether content is hashed again.
+
+    The inode's time of change is part of it: unlike the modification time, `cp -p` and `touch -d` cannot set it.
+    """
     digest = hashlib.sha256()
     for name in files:
         stat = (root / name).stat()
-        digest.update(f"{root}\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        digest.update(f"{root}\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
     return digest.hexdigest()[:16]
 
 
-def _content_key(
-    root: Path, files: list[str], rate: int, skip_broken: bool, cache_dir: Path, progress: bool, workers: int
-) -> str:
-    """Key of names, contents and what is made of them. The contents' digest is remembered under the stamp."""
+def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, workers: int) -> str:
+    """Return the digest of the files' names and bytes, which is remembered under their stamp."""
     memo = cache_dir / f"waveforms-{_stamp(root, files)}.digest"
     if not memo.is_file():
         with ThreadPoolExecutor(workers) as pool:
@@ -177,6 +188,7 @@ def _content_key(
             digest = hashlib.sha256()
             for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):
                 digest.update(name.encode() + b"\0" + content)
-        replace_text(memo, digest.hexdigest())
-    text = f"{FORMAT} {memo.read_text()} {rate} {skip_broken}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        beside = memo.with_name(f".{memo.name}")
+        beside.write_text(digest.hexdigest())
+        beside.replace(memo)
+    return memo.read_text()

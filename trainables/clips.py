@@ -58,6 +58,11 @@ def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
     return clips
 
 
+def filenames(clips: Clips) -> list[str]:
+    """Return the clips' filenames, relative to the data set, in the clips' order."""
+    return [clips.cache.filenames[row] for row in clips.rows]
+
+
 def check_all_scenes(clips: Clips, part: str) -> None:
     """DatasetError when leaving out broken clips has emptied a scene: a mean over nine classes is another metric."""
     absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]

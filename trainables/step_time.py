@@ -130,4 +130,4 @@ def _noise(folder: Path, n: int, sample_rate: int) -> WaveformCache:
     names = [f"{i}.wav" for i in range(n)]
     manifest = {"sample_rate": sample_rate, "filenames": names, "skipped": {}, "key": "noise"}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    return WaveformCache(folder)
+    return WaveformCache(folder, content="noise")

@@ -23,7 +23,7 @@ from data import tau
 from data.features import FrontEndConfig, LogMel
 from data.files import locked
 from data.impulse import impulses_for
-from trainables.clips import TrialData, load_clips, with_enough_epochs
+from trainables.clips import TrialData, filenames, load_clips, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import folder_hash, load_logits, read_manifest, save_logits
 from trainables.ensemble import combine, greedy
@@ -194,11 +194,6 @@ def quiet_transformers() -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-
-
-def filenames(clips: Clips) -> list[str]:
-    """Of the clips, in their order."""
-    return [clips.cache.filenames[row] for row in clips.rows]
 
 
 def validation_hash(validation: Clips) -> str:

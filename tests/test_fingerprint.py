@@ -1,0 +1,216 @@
+"""The data fingerprint: every change of the data that a resume must notice, and moves that it must not."""
+
+import json
+import os
+import re
+import shutil
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from data.tau import DatasetError
+from trainables.clips import load_clips
+from trainables.config import TrialConfig, compose
+from trainables.fingerprint import DataFingerprint, differences, fingerprint
+
+RATE_HZ = 8000
+
+
+@pytest.fixture
+def root(tiny_tau: Path, tmp_path: Path) -> Path:
+    """A copy of the data set that a test may change."""
+    return Path(shutil.copytree(tiny_tau, tmp_path / "tau"))
+
+
+def configured(root: Path, *words: str, cache: Path | None = None) -> TrialConfig:
+    cache = cache or root.parent / "cache"
+    return compose([f"data.dataset_dir={root}", f"data.cache_dir={cache}", *words])
+
+
+def taken(root: Path, *words: str, cache: Path | None = None, rate: int = RATE_HZ) -> DataFingerprint:
+    config = configured(root, *words, cache=cache)
+    return fingerprint(config, load_clips(config, rate))
+
+
+def parts(old: DataFingerprint, new: DataFingerprint) -> dict[str, str]:
+    """Part -> sentence of each difference; the two directions name the same parts, and equal data have none."""
+    assert differences(old, old) == differences(new, new) == []
+    told = {sentence.partition(":")[0]: sentence for sentence in differences(old, new)}
+    assert set(told) == {sentence.partition(":")[0] for sentence in differences(new, old)}
+    assert (not told) == (old == new)
+    return told
+
+
+def flip_one_bit(path: Path) -> None:
+    samples, rate = soundfile.read(path, dtype="int32")
+    samples[20_000] ^= 1 << 20
+    soundfile.write(path, samples, rate, "PCM_24")
+
+
+def edit(path: Path, pattern: str, replacement: str, count: int = 0) -> None:
+    text, changes = re.subn(pattern, replacement, path.read_text(), count=count, flags=re.MULTILINE)
+    assert changes
+    path.write_text(text)
+
+
+def train_clip(root: Path) -> str:
+    config = configured(root)
+    clips = load_clips(config, RATE_HZ).train
+    return clips.cache.filenames[clips.rows[0]]
+
+
+def test_json_keeps_it_and_it_is_small(root):
+    first = taken(root)
+    text = json.dumps(first.as_dict())
+    assert DataFingerprint.from_dict(json.loads(text)) == first
+    assert len(text) < 2000
+    assert (first.n_train, first.n_validation, first.subset, first.validation_share, first.seed) == (
+        30,
+        20,
+        100,
+        0.2,
+        0,
+    )
+    assert sum(first.scenes.values()) == sum(first.device_counts.values()) == 50
+    assert (len(first.scenes), set(first.device_counts)) == (10, {"a", "b", "c", "s1", "s2", "s3"})
+
+
+@pytest.mark.parametrize("change", ["format", "unknown", "missing", "no mapping"])
+def test_another_format_is_refused(root, change):
+    values = taken(root).as_dict()
+    if change == "format":
+        values["format"] += 1
+    elif change == "unknown":
+        values["sounds"] = "a"
+    elif change == "missing":
+        del values["sound"]
+    with pytest.raises(DatasetError, match="format"):
+        DataFingerprint.from_dict([] if change == "no mapping" else values)  # type: ignore[arg-type]
+
+
+def test_a_moved_data_set_and_a_moved_cache_are_the_same(root, tmp_path):
+    first = taken(root)
+    assert taken(root, cache=tmp_path / "another") == first
+    assert taken(root, rate=4000) == first
+    moved = root.rename(tmp_path / "moved")
+    assert taken(moved, cache=tmp_path / "cache") == first
+    os.utime(moved / train_clip(moved))
+    assert taken(moved, cache=tmp_path / "cache") == first
+
+
+def test_changed_sound_of_one_clip_and_of_all(root):
+    first = taken(root)
+    time.sleep(0.01)
+    flip_one_bit(root / train_clip(root))
+    one = taken(root)
+    assert set(parts(first, one)) == {"sound"}
+    for path in (root / "audio").iterdir():
+        flip_one_bit(path)
+    every = taken(root)
+    told = parts(one, every)
+    assert set(told) == {"sound"}
+    assert one.sound[:16] in told["sound"]
+    assert every.sound[:16] in told["sound"]
+
+
+def test_a_clip_replaced_with_its_size_and_modification_time_kept_is_noticed(root):
+    """As `cp -p` or rsync leave it: the inode's time of change is new all the same."""
+    path = root / train_clip(root)
+    first, before = taken(root), path.stat()
+    time.sleep(0.01)
+    flip_one_bit(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert set(parts(first, taken(root))) == {"sound"}
+
+
+def test_changed_labels_name_the_scenes(root):
+    first = taken(root)
+    clip = train_clip(root)  # airport: its name says so, the tables decide
+    for table in ("meta.csv", "split_setup/split100.csv"):
+        edit(root / table, rf"^({re.escape(clip)}\t)airport", r"\1tram")
+    told = parts(first, taken(root))
+    assert "labels" in told
+    assert "sound" not in told
+    for words in ("airport 4 clips before, 3 now", "tram 6 clips before, 7 now"):
+        assert words in told["labels"]
+
+
+def test_exchanged_devices_are_noticed(root):
+    first = taken(root)
+    rows = [line.split("\t") for line in (root / "meta.csv").read_text().splitlines()]
+    one = next(row for row in rows if row[0] == train_clip(root))
+    two = next(
+        row
+        for row in rows
+        if row[0] in (root / "split_setup" / "split100.csv").read_text()
+        and row[3] != one[3]
+        and row[3] != "source_label"
+    )
+    one[3], two[3] = two[3], one[3]
+    (root / "meta.csv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    told = parts(first, taken(root))
+    assert set(told) == {"devices"}
+    for value in (first.devices, taken(root).devices):
+        assert value in told["devices"]
+
+
+def test_a_removed_split_line_names_the_counts(root):
+    first = taken(root)
+    edit(root / "split_setup" / "split100.csv", rf"^{re.escape(train_clip(root))}\t.*\n", "")
+    told = parts(first, taken(root))
+    assert "clips of the split" in told
+    assert not {"sound", "labels", "devices"} & set(told)
+    assert "50 before, 49 now" in told["clips of the split"]
+
+
+def test_another_order_of_the_training_clips_is_noticed(root):
+    first = taken(root)
+    path = root / "split_setup" / "split100.csv"
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    assert set(parts(first, taken(root))) == {"training clips", "validation clips"}
+
+
+@pytest.mark.parametrize(
+    ("word", "part", "values"),
+    [
+        ("data.validation_share=0.4", "data.validation_share", ("0.2", "0.4")),
+        ("data.subset=25", "data.subset", ("100", "25")),
+        ("seed=3", "seed", ("0", "3")),
+    ],
+)
+def test_another_division_names_both_values(root, word, part, values):
+    first = taken(root)
+    told = parts(first, taken(root, word))
+    assert all(value in told[part] for value in values)
+    assert first.describes(configured(root))
+    assert not first.describes(configured(root, word))
+
+
+def test_a_newly_broken_file_that_is_skipped_is_named(root):
+    first = taken(root, "data.skip_broken=true")
+    assert (first.n_skipped, first.skipped) == (0, ())
+    clip = train_clip(root)
+    (root / clip).write_bytes(b"")
+    now = taken(root, "data.skip_broken=true")
+    told = parts(first, now)
+    assert clip in told["skipped files"]
+    assert "30 before, 29 now" in told["training clips"]
+    assert now.skipped == (clip,)
+
+
+def test_every_part_counts(root):
+    """No field of the fingerprint can change without a sentence."""
+    first = taken(root)
+    changed = {"skipped": ("audio/x.wav",), "scenes": {"bus": 1}, "device_counts": {"a": 1}}
+    for field in fields(first):
+        if field.name in ("format", "scenes", "device_counts"):
+            continue  # shown beside the hash that decides
+        value = getattr(first, field.name)
+        other = changed.get(field.name, value + 1 if isinstance(value, int | float) else "another")
+        assert differences(first, replace(first, **{field.name: other})), field.name
