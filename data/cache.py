@@ -3,13 +3,16 @@
     cache = open_cache(root, filenames, sample_rate=32000, cache_dir=Path("runs/cache"))
     waveforms = cache.batch(cache.rows(filenames))          # float32 [B, S]
 
-int16 with one scale a clip (a fixed scale would drown quiet clips in rounding), keyed by the files' content, built
-in a temporary folder under a lock: two processes may open it at once, and the next call removes what a killed one left.
+int16 with one scale a clip (a fixed scale would drown quiet clips in rounding), keyed by the files' content. A lock
+is held only to hash and to build, which ends with a rename: two processes may ask for a cache at once, a killed build
+leaves nothing behind, and readers of an existing cache never wait.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,14 +23,16 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from data.files import locked, make_folder, remove_temporary, replace_folder, replace_text
-from data.tau import DatasetError, check_files
+from data.files import locked
+from data.tau import DatasetError
 
 SOURCE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 44_100  # 1 s
 FORMAT = 1
+LOCK = "waveforms.lock"  # in the cache folder
 _CHUNK = 32  # clips a worker decodes and resamples together
 _WINDOW = 256  # such chunks under way at once
+_STATS = 1024  # files that a thread looks at in one go
 
 
 class WaveformCache:
@@ -63,35 +68,55 @@ def open_cache(
     skip_broken: bool = False,
     progress: bool = True,
     num_workers: int | None = None,
+    content: str | None = None,
 ) -> WaveformCache:
-    """The cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it is not there yet.
+    """Return the cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it does not exist.
 
     DatasetError names a broken clip: not mono 44.1 kHz, not 1 s, unreadable. With `skip_broken` such clips are left
     out and listed in `skipped`. `num_workers` threads decode (none: one for each core).
+
+    `content` is the `WaveformCache.content` that somebody else has just found for these clips (a study's driver for
+    its actors). An existing cache of it is opened without looking at the files; where there is none, DatasetError
+    when the files here have another content.
     """
-    workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
     files = sorted(filenames)
-    check_files(root, files)
-    make_folder(cache_dir)
-    with locked(cache_dir / "waveforms.lock"):
-        for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
-            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-        content = _content(root, files, cache_dir, progress, workers)
-        key = cache_key(content, sample_rate, skip_broken)
-        folder = cache_dir / f"waveforms-{key}"
-        if not folder.is_dir():
-            beside = cache_dir / f".waveforms-{key}"
-            try:
-                _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
-                beside.rename(folder)
-            finally:
-                shutil.rmtree(beside, ignore_errors=True)
-    return WaveformCache(folder, content)
+    if content is not None:
+        folder = _folder(cache_dir, content, sample_rate, skip_broken)
+        if folder.is_dir():
+            known = WaveformCache(folder, content)
+            if sorted([*known.filenames, *known.skipped]) != files:
+                raise DatasetError(f"the split names other clips than the waveform cache {folder}: it has changed")
+            return known
+    workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
+    found = _content(root, files, cache_dir, progress, workers)
+    if content not in (None, found):
+        raise DatasetError(
+            f"the clips in {root} have another content (digest {found[:16]}) than those that the study was started or "
+            f"resumed with (digest {content[:16]}): the data changed, or differ between machines"
+        )
+    folder = _folder(cache_dir, found, sample_rate, skip_broken)
+    if not folder.is_dir():
+        with locked(cache_dir / LOCK):
+            for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            if not folder.is_dir():  # else another process built it while we waited
+                key = cache_key(found, sample_rate, skip_broken)
+                beside = cache_dir / f".waveforms-{key}"
+                try:
+                    _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
+                    beside.rename(folder)
+                finally:
+                    shutil.rmtree(beside, ignore_errors=True)
+    return WaveformCache(folder, found)
 
 
 def cache_key(content: str, sample_rate: int, skip_broken: bool) -> str:
     """Return the key of the cache that holds the clips of a content digest at `sample_rate` Hz."""
     return hashlib.sha256(f"{FORMAT} {content} {sample_rate} {skip_broken}".encode()).hexdigest()[:16]
+
+
+def _folder(cache_dir: Path, content: str, sample_rate: int, skip_broken: bool) -> Path:
+    return cache_dir / f"waveforms-{cache_key(content, sample_rate, skip_broken)}"
 
 
 def _build(
@@ -167,22 +192,47 @@ def read_clip(path: Path) -> np.ndarray:
     return samples[:, 0]
 
 
-def _stamp(root: Path, files: Sequence[str]) -> str:
+def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
     """Return a digest of the files' paths, sizes and times of change, which decides whether content is hashed again.
 
     The inode's time of change is part of it: unlike the modification time, `cp -p` and `touch -d` cannot set it.
+    Every file is looked at once, by `workers` threads, as a network file system answers slowly. DatasetError for
+    missing files.
     """
+
+    def look(names: Sequence[str]) -> list[str | None]:
+        return [_facts(root / name) for name in names]
+
+    chunks = [files[i : i + _STATS] for i in range(0, len(files), _STATS)]
+    with ThreadPoolExecutor(workers) as pool:
+        facts = [fact for found in pool.map(look, chunks) for fact in found]
+    missing = [name for name, fact in zip(files, facts, strict=True) if fact is None]
+    if missing:
+        raise DatasetError(f"{len(missing)} of {len(files)} clips are not in {root}, first {missing[0]}")
     digest = hashlib.sha256()
-    for name in files:
-        stat = (root / name).stat()
-        digest.update(f"{root}\0{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0".encode())
+    for name, fact in zip(files, facts, strict=True):
+        digest.update(f"{root}\0{name}\0{fact}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def _facts(path: Path) -> str | None:
+    """Return size and times of change of a file; None where there is no file."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return f"{found.st_size}\0{found.st_mtime_ns}\0{found.st_ctime_ns}" if stat.S_ISREG(found.st_mode) else None
 
 
 def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, workers: int) -> str:
     """Return the digest of the files' names and bytes, which is remembered under their stamp."""
-    memo = cache_dir / f"waveforms-{_stamp(root, files)}.digest"
-    if not memo.is_file():
+    memo = cache_dir / f"waveforms-{_stamp(root, files, workers)}.digest"
+    if known := _read_digest(memo):
+        return known
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    with locked(cache_dir / LOCK):
+        if known := _read_digest(memo):  # another process hashed while we waited
+            return known
         with ThreadPoolExecutor(workers) as pool:
             hashes = pool.map(lambda name: hashlib.sha256((root / name).read_bytes()).digest(), files)
             digest = hashlib.sha256()
@@ -191,4 +241,13 @@ def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, work
         beside = memo.with_name(f".{memo.name}")
         beside.write_text(digest.hexdigest())
         beside.replace(memo)
-    return memo.read_text()
+        return digest.hexdigest()
+
+
+def _read_digest(memo: Path) -> str:
+    """Return the digest in a memo file; "" where there is none, or a power loss has left it empty."""
+    try:
+        text = memo.read_text()
+    except FileNotFoundError:
+        return ""
+    return text if len(text) == hashlib.sha256().digest_size * 2 else ""

@@ -121,13 +121,6 @@ def read_evaluation(root: Path) -> tuple[Path, list[str]]:
     return folder, list(_read_tsv(table, ("filename",)).filename)
 
 
-def check_files(root: Path, filenames: list[str]) -> None:
-    """DatasetError naming the first clip that is not on disk and how many more there are."""
-    missing = [f for f in filenames if not (root / f).is_file()]
-    if missing:
-        raise DatasetError(f"{len(missing)} of {len(filenames)} clips are not in {root}, first {missing[0]}")
-
-
 def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
     """Where `<name>.csv` is, absolute; downloaded to `download_dir` where it is nowhere. DatasetError if in vain."""
     folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]

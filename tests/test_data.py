@@ -5,6 +5,7 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from data import cache, tau
 from data.augment import AugmentConfig, augment_features, augment_waveforms, draw_waveforms, freq_mixstyle, mask
 from data.cache import open_cache, read_clip
 from data.features import FrontEndConfig, LogMel
+from data.files import locked
 from data.holdout import HoldOut, hold_out
 from data.tau import SCENES, SUBSETS, DataConfig, DatasetError, dataset_root, read_split
 
@@ -391,6 +393,82 @@ def test_the_key_follows_contents_names_and_rate_not_the_place(few, tmp_path):
     (moved / "spare").rename(moved / chosen[1])
     assert key(moved) not in (original, changed)  # two clips have changed places
     assert len([p for p in cache_dir.iterdir() if p.is_dir()]) == 5
+
+
+@pytest.fixture
+def looked_at(monkeypatch) -> list[str]:
+    """The clips whose files are looked at (stat), in order; the real call follows."""
+    names, real = [], Path.stat
+
+    def stat(self: Path, **options):
+        if self.suffix == ".wav":
+            names.append(self.name)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    return names
+
+
+def test_each_opening_looks_once_at_each_file(few, tmp_path, looked_at):
+    root, chosen = few
+    once = sorted(Path(name).name for name in chosen)
+    first = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
+    assert sorted(looked_at) == once
+    looked_at.clear()
+    open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
+    assert sorted(looked_at) == once
+    looked_at.clear()
+    known = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False, content=first.content)
+    assert looked_at == []
+    assert (known.folder, known.content, known.filenames) == (first.folder, first.content, first.filenames)
+
+
+def test_many_files_are_looked_at_in_chunks(few, tmp_path, monkeypatch):
+    """The stamp does not depend on how the files are shared out."""
+    root, chosen = few
+    whole = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
+    monkeypatch.setattr(cache, "_STATS", 4)
+    before = contents(tmp_path / "cache")
+    again = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False, num_workers=3)
+    assert again.content == whole.content
+    assert contents(tmp_path / "cache") == before
+
+
+def test_known_content_is_compared_where_there_is_no_cache_of_it(few, tmp_path):
+    """A machine of its own: equal copies are cached, other ones are refused before anything is decoded."""
+    root, chosen = few
+    content = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False).content
+    copy = Path(shutil.copytree(root, tmp_path / "copy"))
+    assert open_cache(copy, chosen, 8000, tmp_path / "local", progress=False, content=content).content == content
+    spoil(copy / chosen[0], "stereo")
+    with pytest.raises(DatasetError, match=content[:16]):
+        open_cache(copy, chosen, 8000, tmp_path / "other", progress=False, content=content)
+    with pytest.raises(DatasetError, match="other clips"):
+        open_cache(root, chosen[1:], 8000, tmp_path / "cache", progress=False, content=content)
+
+
+def test_readers_of_an_existing_cache_do_not_wait_for_whoever_builds(few, tmp_path):
+    root, chosen = few
+    first = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
+    opened = []
+
+    def read() -> None:
+        opened.append(open_cache(root, chosen, 8000, tmp_path / "cache", progress=False).folder)
+
+    with locked(tmp_path / "cache" / cache.LOCK):  # somebody builds another cache
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        reader.join(timeout=60)
+        assert opened == [first.folder]
+
+
+def test_a_digest_that_a_power_loss_left_empty_is_made_again(few, tmp_path):
+    root, chosen = few
+    first = open_cache(root, chosen, 8000, tmp_path / "cache", progress=False)
+    (memo,) = (tmp_path / "cache").glob("*.digest")
+    memo.write_text("")
+    assert open_cache(root, chosen, 8000, tmp_path / "cache", progress=False).key == first.key
+    assert memo.read_text() == first.content
 
 
 @pytest.mark.slow

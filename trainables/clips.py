@@ -37,13 +37,13 @@ def read_parts(config: TrialConfig):
     return root, hold_out(split, config.data.validation_share, config.seed)
 
 
-def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> TrialData:
-    """Both parts at `sample_rate` Hz, without teacher logits."""
+def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> TrialData:
+    """Return both parts at `sample_rate` Hz, without teacher logits; for `content` see `open_cache`."""
     root, parts = read_parts(config)
     names = [*parts.train.filename, *parts.validation.filename]
     cache_dir = Path(config.data.cache_dir)
     d = config.data
-    cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
+    cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers, content)
     notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
     train, validation = clips_of(parts.train, cache, "training"), clips_of(parts.validation, cache, "validation")
     return TrialData(train, validation, notes)

@@ -82,7 +82,7 @@ def load_online(config: TrialConfig, data: TrialData, progress: bool = False) ->
             raise CheckpointError(f"{source} is a file; distill.mode=online needs the folder of a teacher")
         teacher, extra = load_teacher(source, tau.SCENES)
         front_end = FrontEndConfig(**extra["frontend"])
-        cache = load_clips(config, front_end.sample_rate, progress).train.cache
+        cache = load_clips(config, front_end.sample_rate, progress, data.train.cache.content).train.cache
         clips = Clips(cache, cache.rows(filenames(data.train)), data.train.labels, data.train.devices)
         members.append(Member(teacher, front_end, clips))
     return OnlineTeachers(tuple(members), config.distill.ensemble, ensemble_weights(config, data, progress))

@@ -8,6 +8,8 @@ A Ray config is the flat TrialConfig plus entries that are not the trial's own:
     checkpoints  path or URI of the folder of all drivers' checkpoints
     parents      folder of shared dense trainings, if any
     adopt        keys in which a checkpoint may differ (population based training)
+    fingerprint  the data's fingerprint (`DataFingerprint.as_dict`) as the driver found it: actors compare theirs, and
+                 open the waveform cache without looking at each file
 
 A trial goes on from the newest checkpoint that is whole, whichever driver or machine left it. Actors are reused:
 `reset_config` starts a new trial and keeps nothing of the last one but the read-only clips, where the new one uses the
@@ -34,6 +36,7 @@ from ascmodels.pruning import PruningError
 from data.files import SealError, check_seal, seal
 from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
+from trainables.fingerprint import DataFingerprint
 from trainables.loop import TrainingDiverged
 from trainables.parents import run_shared
 from trainables.records import EXPERIMENTS, Record, point_dict
@@ -41,7 +44,7 @@ from trainables.storage import KEPT, Store, TrialCheckpoints
 from trainables.tracking import Tracker
 from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
-RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt")
+RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint")
 _LOG = logging.getLogger(__name__)
 
 
@@ -132,7 +135,9 @@ class KDTrainable(rt.Trainable):
             raise ConfigError("KDTrainable trains dense students; pruning needs PruneTrainable")
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
-            self._data = (key, load_trial_data(trial_config))
+            given = config.get("fingerprint")
+            known = DataFingerprint.from_dict(given) if given else None
+            self._data = (key, load_trial_data(trial_config, known=known))
         name, remote = config.get("trial", "trial"), config.get("remote")
         if remote:
             # readable by this user only, and in nobody's way: the name is new, so no planted link is followed

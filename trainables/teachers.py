@@ -125,24 +125,30 @@ def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, ep
     return measure(logits.numpy(), validation.labels, validation.devices).macro_avg_acc
 
 
-def teacher_logits(config: TrialConfig, source: Path, filenames: Sequence[str], progress: bool = False) -> torch.Tensor:
-    """Logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
+def teacher_logits(
+    config: TrialConfig,
+    source: Path,
+    filenames: Sequence[str],
+    progress: bool = False,
+    content: str | None = None,
+) -> torch.Tensor:
+    """Return the logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
 
-    CheckpointError for a teacher of other classes, or when a file has no logits.
+    For `content` see `open_cache`. CheckpointError for a teacher of other classes, or when a file has no logits.
     """
-    path = source if source.is_file() else logits_file(config, source, progress)
+    path = source if source.is_file() else logits_file(config, source, progress, content)
     return load_logits(path, filenames, tau.SCENES)
 
 
-def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Path:
-    """The cached logits of the teacher in `folder` for both parts of the training split, computed where they are not
-    there yet; key: checkpoint, waveforms, front-end."""
+def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
+    """Return the file of the logits of the teacher in `folder` for both parts of the training split, computed where
+    they are not cached yet; key: checkpoint, waveforms, front-end. For `content` see `open_cache`."""
     cache_dir, extra = Path(config.data.cache_dir), read_extra(folder)
     told = ("classes", "frontend", "validation", "val_macro_avg_acc")
     if not set(told) <= set(extra):
         raise CheckpointError(f"{folder / 'teacher.json'} lacks some of {', '.join(told)}: fine-tune the teacher again")
     front_end = FrontEndConfig(**extra["frontend"])
-    clips = load_clips(config, front_end.sample_rate, progress).train
+    clips = load_clips(config, front_end.sample_rate, progress, content).train
     names = clips.cache.filenames
     manifest = {
         "format": FORMAT,
@@ -173,7 +179,8 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False) -> Pa
 def ensemble_logits(config: TrialConfig, data: TrialData, progress: bool = False) -> torch.Tensor:
     """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
     weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
-    heard = [teacher_logits(config, source, filenames(data.train), progress) for source in sources]
+    names, content = filenames(data.train), data.train.cache.content
+    heard = [teacher_logits(config, source, names, progress, content) for source in sources]
     return combine(heard, config.distill.ensemble, weights)
 
 
@@ -185,7 +192,8 @@ def ensemble_weights(config: TrialConfig, data: TrialData, progress: bool = Fals
     if d.ensemble != "greedy":
         return d.teacher_weights
     sources = map(Path, d.teacher_ckpts)
-    held_out = [teacher_logits(config, source, filenames(data.validation), progress) for source in sources]
+    names, content = filenames(data.validation), data.validation.cache.content
+    held_out = [teacher_logits(config, source, names, progress, content) for source in sources]
     return greedy(held_out, data.validation.labels).weights
 
 

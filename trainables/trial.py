@@ -33,6 +33,7 @@ from data.impulse import impulses_for
 from trainables.clips import TrialData, load_clips
 from trainables.config import ConfigError, TrialConfig
 from trainables.distill import kd_loss, similarity_loss
+from trainables.fingerprint import DataFingerprint, check_unchanged, fingerprint
 from trainables.identity import clips_hash, differences
 from trainables.loop import Epoch, EpochResult, Listener, Loss, TrainingDiverged, WeightAverage, predict, train_epoch
 from trainables.metrics import Metrics, measure
@@ -384,9 +385,17 @@ def describe_use(config: TrialConfig) -> dict[str, Any]:
     return {"classes": list(tau.SCENES), "frontend": asdict(config.frontend)}
 
 
-def load_trial_data(config: TrialConfig, progress: bool = False) -> TrialData:
-    """The clips with the ensemble's logits (computed where they are not cached yet)."""
-    data = load_clips(config, config.frontend.sample_rate, progress)
+def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFingerprint | None = None) -> TrialData:
+    """Return the clips with the ensemble's logits (computed where they are not cached yet).
+
+    `known` is the fingerprint that the driver has found for the study's data. Where it is of this configuration's
+    clips, their files are not looked at again; DatasetError when what is loaded differs from it.
+    """
+    if known and not known.describes(config):
+        known = None  # the space searches the data's division
+    data = load_clips(config, config.frontend.sample_rate, progress, known.sound if known else None)
+    if known:
+        check_unchanged(known, fingerprint(config, data))
     if not config.distill.taught:
         return data
     if config.distill.mode == "online":
