@@ -15,8 +15,6 @@ import torch
 from conftest import make_tau
 from rich.console import Console
 
-import tune.prepare
-from search_spaces import space_from_dict
 from trainables.clips import with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from tune.journal import Journal
@@ -94,19 +92,6 @@ def test_bad_space(run, tmp_path: Path, text: str, words: str) -> None:
 )
 def test_bad_configuration(run, flag: str, words: str) -> None:
     assert words in run("--space", "kd", flag)
-
-
-def test_features_that_are_searched_need_a_teacher(tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
-    def fine_tuned(*_, **__) -> None:
-        raise ConfigError("a teacher is asked for")
-
-    monkeypatch.setattr(tune.prepare, "fine_tuned_teacher", fine_tuned)
-    monkeypatch.setattr(tune.prepare, "baseline_accuracy", lambda *_: 0.1)
-    space = {"name": "s", "parameters": {"distill.feature_weight": {"uniform": [1.0, 9.0]}}}
-    values = {"data.dataset_dir": str(tiny_tau), "data.cache_dir": str(tmp_path)}
-    config = TrialConfig.from_flat(values | {"distill.kd_alpha": 1.0, "distill.mode": "online"})
-    with pytest.raises(ConfigError, match="a teacher is asked for"):
-        tune.prepare.prepare(config, space_from_dict(space), Console(quiet=True))
 
 
 def result(epochs: int, **more) -> dict:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers import Teacher, build_teacher, load_teacher, parameter_groups, read_extra, save_teacher
 from data import tau
+from data.cache import cache_key
 from data.features import FrontEndConfig, LogMel
 from data.files import locked
 from data.impulse import impulses_for
@@ -32,27 +33,34 @@ from trainables.metrics import measure
 from trainables.train_config import pick_device, schedule, set_up_process, training_device
 
 FORMAT = 2
+_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # of teacher.json, needed to use a teacher
 _CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of `predict`'s batch
 
 
-def fine_tuned_teacher(config: TrialConfig, progress: bool = False) -> Path:
-    """Folder of the teacher that `config.teacher` describes, trained first where it is not there yet."""
-    cache_dir = Path(config.data.cache_dir)
-    clips = load_clips(config, config.teacher.frontend.sample_rate, progress)
-    key = teacher_key(config, clips)
-    folder = cache_dir / f"teacher-{key}"
-    with locked(cache_dir / f"teacher-{key}.lock"):
+def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str | None = None) -> Path:
+    """Return the folder of the teacher that `config.teacher` describes, trained first where it is not cached yet; for
+    `content` see `open_cache`."""
+    clips = load_clips(config, config.teacher.frontend.sample_rate, progress, content)
+    folder = teacher_folder(config, clips)
+    with locked(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
             config = with_enough_epochs(config, len(clips.train.rows))
-            _fine_tune(config, clips.train, clips.validation, folder, key, progress)
+            _fine_tune(config, clips.train, clips.validation, folder, teacher_key(config, clips), progress)
     return folder
 
 
+def teacher_folder(config: TrialConfig, clips: TrialData) -> Path:
+    """Return where the fine-tuned teacher of `config` and `clips` is cached, whether it is there yet or not."""
+    return Path(config.data.cache_dir) / f"teacher-{teacher_key(config, clips)}"
+
+
 def teacher_key(config: TrialConfig, clips: TrialData) -> str:
-    """Equal for configurations and clips that give the same teacher."""
+    """Return a key that is equal for configurations and clips that give the same teacher. `clips` may be at any sample
+    rate: the teacher's own is part of the key."""
     config = with_enough_epochs(config, len(clips.train.rows))
     described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
-    described |= {"waveforms": clips.train.cache.key, "train": clips.train.rows.tolist(), "format": FORMAT}
+    waveforms = _waveforms(config, config.teacher.frontend, clips.train.cache.content)
+    described |= {"waveforms": waveforms, "train": clips.train.rows.tolist(), "format": FORMAT}
     impulses = impulses_for(config.teacher.augment, config.teacher.frontend.sample_rate)
     if impulses is not None:  # the folder's content may change
         described["impulses"] = hashlib.sha256(impulses.numpy().tobytes()).hexdigest()
@@ -143,10 +151,9 @@ def teacher_logits(
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
     """Return the file of the logits of the teacher in `folder` for both parts of the training split, computed where
     they are not cached yet; key: checkpoint, waveforms, front-end. For `content` see `open_cache`."""
-    cache_dir, extra = Path(config.data.cache_dir), read_extra(folder)
-    told = ("classes", "frontend", "validation", "val_macro_avg_acc")
-    if not set(told) <= set(extra):
-        raise CheckpointError(f"{folder / 'teacher.json'} lacks some of {', '.join(told)}: fine-tune the teacher again")
+    if content is not None and (path := logits_path(config, folder, content)).is_file():
+        return path
+    extra = _teacher_facts(folder)
     front_end = FrontEndConfig(**extra["frontend"])
     clips = load_clips(config, front_end.sample_rate, progress, content).train
     names = clips.cache.filenames
@@ -155,10 +162,9 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
         "teacher": folder.name,
         "checkpoint": folder_hash(folder),
         "waveforms": clips.cache.key,
-        **{key: extra[key] for key in told},
+        **{key: extra[key] for key in _FACTS},
     }
-    text = f"{FORMAT} {manifest['checkpoint']} {clips.cache.key} {extra['frontend']}"
-    path = cache_dir / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    path = logits_path(config, folder, clips.cache.content)
     with locked(path.with_suffix(".lock")):
         if not path.is_file():
             try:
@@ -174,6 +180,29 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
                     bar.update(len(rows))
             save_logits(path, names, torch.cat(parts), manifest)
     return path
+
+
+def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
+    """Return where the logits of the teacher in `folder` for clips of this content digest are cached, whether they are
+    there yet or not."""
+    extra = _teacher_facts(folder)
+    waveforms = _waveforms(config, FrontEndConfig(**extra["frontend"]), content)
+    text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
+    return Path(config.data.cache_dir) / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _teacher_facts(folder: Path) -> dict[str, Any]:
+    extra = read_extra(folder)
+    if not set(_FACTS) <= set(extra):
+        raise CheckpointError(
+            f"{folder / 'teacher.json'} lacks some of {', '.join(_FACTS)}: fine-tune the teacher again"
+        )
+    return extra
+
+
+def _waveforms(config: TrialConfig, front_end: FrontEndConfig, content: str) -> str:
+    """Return the key of the waveform cache that a teacher's front-end reads."""
+    return cache_key(content, front_end.sample_rate, config.data.skip_broken)
 
 
 def ensemble_logits(config: TrialConfig, data: TrialData, progress: bool = False) -> torch.Tensor:

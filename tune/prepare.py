@@ -1,26 +1,66 @@
-"""What all trials of a study share, made before the first: cached waveforms, the baseline, the teacher's logits."""
+"""What all trials of a study share, prepared before the first one: waveforms, the baseline, the teacher, its logits.
 
+    config, prepared = prepare(config, space, console)                           everything in this process
+    config, prepared = prepare(config, space, console, ray_runner(cpus=1, gpus=1))        parts as Ray tasks
+
+The three expensive parts are plain functions of a flat configuration, `measure_baseline`, `fine_tune_teacher` and
+`compute_logits`. What they compute is cached by key below `data.cache_dir`: a part whose result is there is not run.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.markup import escape
 
 from data.tau import SCENES
 from search_spaces import Space
 from trainables.baseline import NAME as BASELINE
-from trainables.baseline import baseline_accuracy
+from trainables.baseline import baseline_file, cached_baseline, read_baseline
 from trainables.clips import TrialData, load_clips, with_enough_epochs
 from trainables.config import TrialConfig
-from trainables.teachers import fine_tuned_teacher, teacher_summary, validation_hash
+from trainables.fingerprint import DataFingerprint, check_unchanged, fingerprint
+from trainables.teachers import (
+    fine_tuned_teacher,
+    logits_path,
+    quiet_transformers,
+    teacher_folder,
+    teacher_summary,
+    validation_hash,
+)
 from trainables.trial import load_trial_data
 
+Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) where the data are known
+Part = Callable[[Flat], Any]  # returns JSON values
+Runner = Callable[[Part, Flat], Any]
+# a space that searches one of these may ask for a teacher where the base configuration does not
+TEACHER_KEYS = ("distill.kd_alpha", "distill.feature_weight")
 
-def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialConfig, dict[str, Any]]:
-    """Cached waveforms, the baseline, the teacher with its logits: what all trials share."""
+
+def prepare(
+    config: TrialConfig,
+    space: Space,
+    console: Console,
+    run: Runner | None = None,
+    known: DataFingerprint | None = None,
+) -> tuple[TrialConfig, dict[str, Any]]:
+    """Prepare a study; return its configuration (enough epochs, named teachers) and what its manifest keeps.
+
+    `run(part, flat)` executes a part that is not cached yet (none: in this process). `known` is the fingerprint of the
+    data that the study was started with: DatasetError, before anything is computed, when the data have changed.
+    """
+    run = run or run_here
     data = load_clips(config, config.frontend.sample_rate, progress=True)
-    tell_data(config, data, console)
+    print_data(config, data, console)
+    found = fingerprint(config, data)
+    if known:
+        check_unchanged(known, found)
     asked, config = config, with_enough_epochs(config, len(data.train.rows))
     if config.train.epochs > asked.train.epochs:
         console.print(
@@ -30,23 +70,18 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
             highlight=False,
             soft_wrap=True,
         )
-    accuracy = baseline_accuracy(data.train, data.validation, config.frontend)
-    console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation", highlight=False)
-    teachers = []
-    if config.distill.taught or {"distill.kd_alpha", "distill.feature_weight"} & set(space.parameters):
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()  # transformers': ours tells more
-        folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
-        folders = folders or [str(fine_tuned_teacher(config, progress=True))]
-        config = replace(config, distill=replace(config.distill, teacher_ckpts=tuple(folders)))
-        load_trial_data(replace(config, distill=replace(config.distill, kd_alpha=0.5)), progress=True)
-        teachers = [teacher_summary(Path(f)) for f in folders]
+    accuracy = _baseline(config, data, found, run, console)
+    teachers: list[dict[str, Any]] = []
+    if config.distill.taught or set(TEACHER_KEYS) & set(space.parameters):
+        quiet_transformers()
+        config = _with_teachers(config, data, found, run, console)
+        _logits(config, data, found, run, console)
+        teachers = [teacher_summary(Path(f)) for f in config.distill.teacher_ckpts]
         for teacher in teachers:
-            told = f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation"
+            line = f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation"
             if teacher["validation"] != validation_hash(data.validation):
-                told += "; fine-tuned on another division, so it may know this study's validation clips"
-            console.print(told, highlight=False, soft_wrap=True)
+                line += "; fine-tuned on another division, so it may know this study's validation clips"
+            console.print(line, highlight=False, soft_wrap=True)
     dataset = {
         "dataset_dir": config.data.dataset_dir,
         "subset": config.data.subset,
@@ -55,12 +90,14 @@ def prepare(config: TrialConfig, space: Space, console: Console) -> tuple[TrialC
         "n_classes": len(SCENES),
         "holdout": f"{config.data.validation_share:.0%} of the training split, whole recording locations",
         "notes": list(data.notes),
+        "fingerprint": found.as_dict(),
     }
     baseline = {"name": BASELINE, "val_macro_avg_acc": accuracy, "test_macro_avg_acc": None}
     return config, {"config": config.flat(), "dataset": dataset, "baseline": baseline, "teachers": teachers}
 
 
-def tell_data(config: TrialConfig, data: TrialData, console: Console) -> None:
+def print_data(config: TrialConfig, data: TrialData, console: Console) -> None:
+    """Print the numbers of clips and what was peculiar about the data."""
     console.print(
         f"data: split{config.data.subset}, {len(data.train.rows)} training and {len(data.validation.rows)} validation "
         "clips (held out by recording location); the test split stays closed",
@@ -69,3 +106,118 @@ def tell_data(config: TrialConfig, data: TrialData, console: Console) -> None:
     )
     for note in data.notes:
         console.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
+
+
+def _baseline(config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console) -> float:
+    path = baseline_file(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
+    accuracy, took = read_baseline(path), "from the cache"
+    if accuracy is None:
+        console.print(f"baseline: fitting a {BASELINE} ({len(data.train.rows)} clips)", highlight=False)
+        accuracy, took = _timed(run, measure_baseline, config, found)
+    console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation ({took})", highlight=False)
+    return accuracy
+
+
+def _with_teachers(
+    config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console
+) -> TrialConfig:
+    """Return `config` with absolute teachers in `distill.teacher_ckpts`: those it names, or one that is fine-tuned."""
+    folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
+    if not folders:
+        folder, took = str(teacher_folder(config, data)), "from the cache"
+        if not Path(folder).is_dir():
+            teacher = config.teacher
+            console.print(
+                f"teacher: fine-tuning {teacher.model.family} ({teacher.train.epochs} epochs on "
+                f"{len(data.train.rows)} clips)",
+                highlight=False,
+            )
+            folder, took = _timed(run, fine_tune_teacher, config, found)
+        console.print(f"teacher: fine-tuned ({took})", highlight=False)
+        folders = [folder]
+    return replace(config, distill=replace(config.distill, teacher_ckpts=tuple(folders)))
+
+
+def _logits(config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console) -> None:
+    d = config.distill
+    folders = [Path(f) for f in d.teacher_ckpts if not Path(f).is_file()]
+    if d.mode == "online" and d.ensemble != "greedy":
+        folders = []  # the teachers hear each batch; nothing is cached
+    missing = [f for f in folders if not logits_path(config, f, data.train.cache.content).is_file()]
+    if missing:
+        n_clips = len(data.train.rows) + len(data.validation.rows)
+        console.print(f"logits: computing those of {len(missing)} teacher(s) for {n_clips} clips", highlight=False)
+        _, took = _timed(run, compute_logits, config, found)
+        console.print(f"logits: computed ({took})", highlight=False)
+    else:
+        compute_logits(_flat(config, found))  # reads what is cached, and refuses what does not fit
+        if folders:
+            console.print("logits: from the cache", highlight=False)
+
+
+def _timed(run: Runner, part: Part, config: TrialConfig, found: DataFingerprint) -> tuple[Any, str]:
+    started = time.monotonic()
+    result = run(part, _flat(config, found))
+    return result, f"{time.monotonic() - started:.0f} s"
+
+
+def _flat(config: TrialConfig, found: DataFingerprint) -> Flat:
+    return config.flat() | {"fingerprint": found.as_dict()}
+
+
+def measure_baseline(flat: Flat) -> float:
+    """Return the baseline's validation accuracy and leave it in the cache."""
+    config, known = _parsed(flat)
+    data = load_clips(config, config.frontend.sample_rate, content=known.sound if known else None)
+    return cached_baseline(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
+
+
+def fine_tune_teacher(flat: Flat) -> str:
+    """Fine-tune the teacher that `teacher` describes; return its folder in the cache."""
+    config, known = _parsed(flat)
+    quiet_transformers()
+    return str(fine_tuned_teacher(config, _on_terminal(), known.sound if known else None))
+
+
+def compute_logits(flat: Flat) -> None:
+    """Compute the logits of all teachers of `distill.teacher_ckpts` that are not cached yet."""
+    config, known = _parsed(flat)
+    quiet_transformers()
+    taught = replace(config, distill=replace(config.distill, kd_alpha=0.5))  # whatever a trial's own weight will be
+    load_trial_data(taught, _on_terminal(), known)
+
+
+def _parsed(flat: Mapping[str, Any]) -> tuple[TrialConfig, DataFingerprint | None]:
+    config = TrialConfig.from_flat({k: v for k, v in flat.items() if k != "fingerprint"})
+    return config, DataFingerprint.from_dict(flat["fingerprint"]) if "fingerprint" in flat else None
+
+
+def _on_terminal() -> bool:
+    """Return whether progress bars have a terminal: not in a Ray task, whose output is collected line by line."""
+    return sys.stderr.isatty()
+
+
+def run_here(part: Part, flat: Flat) -> Any:
+    """Run a part in this process."""
+    return part(flat)
+
+
+def ray_runner(cpus: float, gpus: float) -> Runner:
+    """Return a runner that executes a part as one Ray task with these resources; Ray must have been started.
+
+    `auto` devices resolve in the task, so a driver without a GPU fine-tunes on the workers'. A part's own exception
+    is raised as it is, without Ray's wrapper. Ctrl-C stops the task.
+    """
+
+    def run(part: Part, flat: Flat) -> Any:
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(part).remote(flat)
+        try:
+            return ray.get(task)
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, Exception) else error) from None
+        except KeyboardInterrupt:
+            ray.cancel(task, force=True)  # what it writes is renamed into place, so nothing is left half-written
+            raise
+
+    return run
