@@ -11,7 +11,6 @@ leaves nothing behind, and readers of an existing cache never wait.
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ import torch
 import torchaudio
 from tqdm import tqdm
 
-from data.files import locked
+from data.files import locked, make_folder, remove_temporary, replace_folder, replace_text
 from data.tau import DatasetError
 
 SOURCE_RATE = 44_100  # Hz
@@ -97,16 +96,13 @@ def open_cache(
     folder = _folder(cache_dir, found, sample_rate, skip_broken)
     if not folder.is_dir():
         with locked(cache_dir / LOCK):
-            for stale in cache_dir.glob(".waveforms-*"):  # of killed builds: we hold the lock
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            remove_temporary(cache_dir, "waveforms-")  # of killed builds: we hold the lock
             if not folder.is_dir():  # else another process built it while we waited
                 key = cache_key(found, sample_rate, skip_broken)
-                beside = cache_dir / f".waveforms-{key}"
-                try:
-                    _build(beside, root, files, sample_rate, skip_broken, key, progress, workers)
-                    beside.rename(folder)
-                finally:
-                    shutil.rmtree(beside, ignore_errors=True)
+                replace_folder(
+                    folder,
+                    lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
+                )
     return WaveformCache(folder, found)
 
 
@@ -229,7 +225,7 @@ def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, work
     memo = cache_dir / f"waveforms-{_stamp(root, files, workers)}.digest"
     if known := _read_digest(memo):
         return known
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(cache_dir)
     with locked(cache_dir / LOCK):
         if known := _read_digest(memo):  # another process hashed while we waited
             return known
@@ -238,9 +234,7 @@ def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, work
             digest = hashlib.sha256()
             for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):
                 digest.update(name.encode() + b"\0" + content)
-        beside = memo.with_name(f".{memo.name}")
-        beside.write_text(digest.hexdigest())
-        beside.replace(memo)
+        replace_text(memo, digest.hexdigest())
         return digest.hexdigest()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ascmodels.checkpoint import replace_text
 from data.features import FrontEndConfig, LogMel
+from data.files import replace_text
 from trainables.loop import Clips
 from trainables.metrics import measure
 
