@@ -1,6 +1,7 @@
 """What the two Trainables take from their driver on trust, and what they check; without a Ray cluster."""
 
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from data.tau import DatasetError
-from trainables.config import TrialConfig, compose
+from trainables.config import ConfigError, TrialConfig, compose
 from trainables.fingerprint import fingerprint
+from trainables.identity import code_hash
 from trainables.ray_trainables import KDTrainable
 from trainables.teachers import fine_tuned_teacher
 from trainables.trial import load_trial_data
@@ -91,3 +93,17 @@ def test_an_actor_refuses_data_that_changed_under_a_running_study(taught, looked
             trainable(config, fingerprint=known)
     finally:
         table.write_text(text)
+
+
+def test_an_actor_that_runs_other_code_than_its_driver_refuses(taught, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    config = replace(taught, distill=replace(taught.distill, kd_alpha=1.0))
+    with pytest.raises(ConfigError) as refused:
+        trainable(config, code="0123456789abcdef")
+    for value in ("0123456789abcdef", code_hash(), socket.gethostname(), str(Path(__file__).resolve().parents[1])):
+        assert value in str(refused.value)
+    actor = trainable(config, code=code_hash())
+    assert actor.reset(config.flat() | RAY_OWN | {"code": "0123456789abcdef"})
+    with pytest.raises(ConfigError):  # a reused actor, too
+        actor.train()
+    actor.stop()

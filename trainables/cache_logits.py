@@ -6,8 +6,12 @@
 A teacher is a folder that finetune_teacher.py has left, or a file of logits by filename, as this command writes.
 """
 
+import runpy
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 from rich.console import Console
 from rich.markup import escape

@@ -10,10 +10,14 @@ With --seeds, each seed divides the clips anew; means and standard deviations ar
 """
 
 import argparse
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 from rich.box import SIMPLE
 from rich.console import Console

@@ -11,11 +11,15 @@ flags change them. int8 figures hold for CPUs like the one they were measured on
 
 import argparse
 import json
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 import numpy as np
 import torch

@@ -8,9 +8,13 @@
 cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a killed run starts anew.
 """
 
+import runpy
 import shutil
 import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 from rich.console import Console
 from rich.markup import escape

@@ -3,17 +3,19 @@
 differences(old.flat(), new.flat())      "" where a training begun with `old` can go on with `new`
 clips_hash(data)                         of the clips of both parts, whatever folder they lie in
 code_hash()                              of the files that a training's figures depend on
+check_code(hash of the driver's code)    ConfigError in a worker that runs other code
 """
 
 import hashlib
 import json
+import socket
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from trainables.clips import TrialData
-from trainables.config import TrialConfig
+from trainables.config import ConfigError, TrialConfig
 
 # where things lie; what lies there is told apart by `clips_hash`
 PLACES = ("data.dataset_dir", "data.split_dir", "data.cache_dir", "data.num_workers")
@@ -48,6 +50,16 @@ def clips_hash(data: TrialData) -> str:
 def code_hash() -> str:
     """Of every Python file of the packages that shape a training, as it was when this process first asked."""
     return hashlib.sha256(json.dumps(code_files(SHAPING)).encode()).hexdigest()[:16]
+
+
+def check_code(expected: str | None) -> None:
+    """ConfigError in a process whose `code_hash` is not `expected`, its driver's; None is not checked."""
+    if expected is not None and expected != code_hash():
+        raise ConfigError(
+            f"code={expected!r} is the driver's, but this worker on {socket.gethostname()} runs other code "
+            f"({code_hash()} in {Path(__file__).resolve().parents[1]}): install the driver's version on every machine "
+            "and do not edit it while a study runs"
+        )
 
 
 def code_files(packages: Iterable[str]) -> dict[str, str]:

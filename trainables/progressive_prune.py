@@ -19,9 +19,13 @@ one convolution with bias, batch normalisation kept, parameters rounded to fp16 
 
 import hashlib
 import json
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 import yaml
 from rich.console import Console

@@ -10,6 +10,7 @@ A Ray config is the flat TrialConfig plus entries that are not the trial's own:
     adopt        keys in which a checkpoint may differ (population based training)
     fingerprint  the data's fingerprint (`DataFingerprint.as_dict`) as the driver found it: actors compare theirs, and
                  open the waveform cache without looking at each file
+    code         the driver's `code_hash()`: an actor that runs other code refuses to train
 
 A trial goes on from the newest checkpoint that is whole, whichever driver or machine left it. Actors are reused:
 `reset_config` starts a new trial and keeps nothing of the last one but the read-only clips, where the new one uses the
@@ -37,6 +38,7 @@ from data.files import SealError, check_seal, seal
 from trainables.clips import TrialData
 from trainables.config import ConfigError, TrialConfig
 from trainables.fingerprint import DataFingerprint
+from trainables.identity import check_code
 from trainables.loop import TrainingDiverged
 from trainables.parents import run_shared
 from trainables.records import EXPERIMENTS, Record, point_dict
@@ -44,7 +46,7 @@ from trainables.storage import KEPT, Store, TrialCheckpoints
 from trainables.tracking import Tracker
 from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
-RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint")
+RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code")
 _LOG = logging.getLogger(__name__)
 
 
@@ -129,6 +131,7 @@ class KDTrainable(rt.Trainable):
             shutil.rmtree(self._private, ignore_errors=True)
 
     def _begin(self, config: dict[str, Any]) -> None:
+        check_code(config.get("code"))
         values = {k: v for k, v in config.items() if k not in RESERVED}
         trial_config = TrialConfig.from_flat(values)
         if trial_config.prune.rounds and not self.prunes:

@@ -13,9 +13,14 @@ split only, a part of which is held out for validation; at the end the last epoc
 
 import json
 import re
+import runpy
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 from rich.console import Console
 from rich.markup import escape

@@ -1,0 +1,44 @@
+"""Use the packages of this checkout, whatever else is installed.
+
+A command that is started as a file runs this file before it imports any of our packages:
+
+    if __name__ == "__main__":  # started as a file: use the packages of this checkout
+        runpy.run_path(str(Path(__file__).with_name("checkout.py")))
+
+Without it, Python searches the command's own folder and then what is installed, which may be another checkout. Child
+processes (Ray's workers on this machine) inherit the choice through PYTHONPATH. Exit status 2 where the packages come
+from elsewhere all the same.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("analysis", "ascmodels", "data", "search_spaces", "trainables", "tune")
+
+
+def use_own_packages() -> None:
+    """Put this checkout first on the module search path; exit with status 2 where another one is imported already."""
+    script_folder = Path(sys.argv[0]).resolve().parent
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0]).resolve() == script_folder:
+        del sys.path[0]  # its files are modules of a package, not modules of their own
+    root = str(ROOT)
+    sys.path[:] = [root, *(p for p in sys.path if p != root)]
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p not in ("", root)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, *inherited])
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)  # finds, and imports nothing; of an imported package, where it is from
+        found = Path(spec.origin).parent.resolve() if spec and spec.origin else None
+        if found != ROOT / name:
+            print(
+                f"error: package {name!r} comes from {found}, but {sys.argv[0]} belongs to {ROOT / name}: "
+                "two checkouts would be mixed; start the command of the other one, or in a fresh process",
+                file=sys.stderr,
+            )
+            sys.exit(2)
+
+
+if __name__ == "<run_path>":  # run by a command, not imported
+    use_own_packages()
