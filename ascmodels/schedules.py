@@ -44,7 +44,7 @@ GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 class PruneConfig:
     """Progressive pruning. At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` says how far."""
 
-    ratios: tuple[float, ...] = ()  # share of the channels left that each step removes; none: no pruning
+    ratios: tuple[float, ...] = ()  # share of the channels left that each step removes, rounded up; none: no pruning
     n_steps: int | None = None  # prune steps on the way to total_ratio or a target
     total_ratio: float | None = None  # share of the channels removed after all steps
     target_macs: float | None = None  # of the last network as deployed

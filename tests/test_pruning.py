@@ -1,7 +1,9 @@
 """Criteria against their formulas, scopes against torch-pruning's own, schedules and targets, every refusal."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -19,10 +21,11 @@ from ascmodels.pruning import (
     prune,
     prune_below,
     prune_to_widths,
+    removed_channels,
     sensitivities,
 )
-from ascmodels.schedules import PruneConfig, schedule_sizes, shares, take_step
-from ascmodels.students import Student, StudentConfig, build_student
+from ascmodels.schedules import PruneConfig, schedule_networks, schedule_sizes, shares, take_step
+from ascmodels.students import Student, StudentConfig, Widths, build_student
 
 MELS, FRAMES = 32, 24
 SMALL = StudentConfig(base_channels=16, n_blocks=(1, 1), strides=("b2:2x1",), branches=("3x3", "identity"))
@@ -125,6 +128,55 @@ def test_a_scope_chooses_what_torch_pruning_itself_would(small: Student, scope: 
         assert torch.equal(a, b), name
 
 
+def test_the_amount_removed_is_the_exact_share_rounded_up() -> None:
+    """Against rational arithmetic, for every total up to 128 and every ratio in hundredths."""
+    differs_from_torch_prunings = 0
+    for total in range(1, 129):
+        for hundredths in range(101):
+            exact = math.ceil(Fraction(hundredths, 100) * total)
+            assert removed_channels(total, hundredths / 100) == exact
+            kept = 1 - hundredths / 100  # as a limit on a layer has it
+            assert total - removed_channels(total, kept) == math.floor(Fraction(hundredths, 100) * total)
+            theirs = total - int(total * (1 - hundredths / 100))
+            assert theirs in (exact, exact + 1)
+            differs_from_torch_prunings += theirs != exact
+    assert differs_from_torch_prunings == 68
+    composed = 1 - (1 - 0.75) / (1 - 0.5)  # as a schedule's steps are made: not 0.5 but for rounding
+    assert [removed_channels(total, composed) for total in (2, 64, 100_000)] == [1, 32, 50_000]
+
+
+@pytest.mark.parametrize(
+    ("total", "ratio"),
+    [(10, 0.8), (20, 0.9), (25, 0.56), (50, 0.34), (50, 0.78), (60, 0.55), (32, 0.3), (48, 0.35), (33, 0.01), (7, 0.5)],
+)
+def test_networks_lose_that_amount_and_torch_prunings_own_at_most_one_more(total: int, ratio: float) -> None:
+    widths = Widths((total, total), (total,), (total,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = build_student(ONE_BLOCK, widths=widths)
+        student = build_student(ONE_BLOCK, widths=widths)
+    pruned = prune(student, ratio, "l2").widths
+    removed = total - pruned.expand[0]
+    assert set(flat_widths(pruned)) == {total - removed}
+    assert removed == math.ceil(Fraction(str(ratio)) * total)
+    *_, planned = schedule_networks(ONE_BLOCK, PruneConfig((ratio,)), MELS, FRAMES, widths=widths)
+    assert planned[2] == pruned
+    pruner = tp.pruner.BasePruner(
+        theirs,
+        torch.zeros(1, 1, 64, 64),
+        importance=CRITERIA["l2"](),  # type: ignore[arg-type]
+        pruning_ratio=ratio,
+        ignored_layers=theirs.unprunable(),
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+        channel_groups={},
+    )
+    pruner.step()
+    assert total - theirs.widths.expand[0] == total - int(total * (1 - ratio))
+    assert total - theirs.widths.expand[0] - removed in (0, 1)
+
+
 def test_a_layer_never_loses_more_than_its_share(small: Student) -> None:
     """One layer made worthless: torch-pruning would skip it or take it whole; here it keeps what it must."""
     student = trained(SMALL)
@@ -152,7 +204,11 @@ def test_round_to_keeps_multiples_in_every_scope(small: Student) -> None:
 
 
 def flat(student: Student) -> list[int]:
-    return [width for widths in asdict(student.widths).values() for width in widths]
+    return flat_widths(student.widths)
+
+
+def flat_widths(widths: Widths) -> list[int]:
+    return [width for part in asdict(widths).values() for width in part]
 
 
 def test_criteria_that_cannot_rank_say_so() -> None:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from ascmodels import pruning
 from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.pruning import PruningError
+from ascmodels.students import build_student
 from data.features import FrontEndConfig
 from tests.power_loss import Disk, visible
 from trainables.clips import TrialData
@@ -309,3 +311,29 @@ def test_without_teacher_kd_alpha_must_be_one(config: TrialConfig, data: TrialDa
     assert not record.finished
     assert last.finished
     assert json.loads((tmp_path / "step0" / "student.json").read_text())["extra"]["classes"][0] == "airport"
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+def test_a_trial_of_a_version_that_rounded_otherwise_goes_on(
+    config: TrialConfig, data: TrialData, tmp_path: Path, monkeypatch, stop_after: int
+) -> None:
+    """torch-pruning's own rounding takes 18 of 50 channels at 0.34, and 17 are asked for."""
+    pruned = replace(config, prune=replace(config.prune, ratios=(0.34, 0.3)))
+    widths = replace(build_student(config.student).widths, expand=(50,) * sum(config.student.n_blocks))
+
+    def started(name: str) -> Trial:
+        return Trial(pruned, data, tmp_path / name, widths=widths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pruning, "removed_channels", lambda total, ratio: total - int(total * (1 - ratio)))
+        old = started("old")
+        driver = run_trial(old)
+        for _ in range(stop_after):
+            next(driver)
+        old.save(tmp_path)
+    new = started("new")
+    assert new.sizes != old.sizes
+    new.load(tmp_path)
+    list(run_trial(new))
+    kept = [point.widths["expand"][0] for point in new.points]
+    assert kept == ([50, 32, 22] if stop_after > 2 else [50, 33, 23])

@@ -22,7 +22,7 @@ import torch
 from ascmodels import checkpoint
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.nessi import BYTES_PER_PARAMETER, get_deployed_size, size_bytes
-from ascmodels.pruning import DATA_CRITERIA, prune_to_widths, sensitivities
+from ascmodels.pruning import DATA_CRITERIA, PruningError, prune_to_widths, sensitivities
 from ascmodels.schedules import PruneConfig, schedule_sizes, take_step
 from ascmodels.students import Student, Widths, build_student
 from data import tau
@@ -192,7 +192,10 @@ class Trial:
         self.from_base, self.val_acc_pruned = state.get("from_base", False), state.get("val_acc_pruned")
         self.in_parent, self.adopted = state.get("in_parent", False), state.get("adopted", False) or bool(differing)
         self.widths = Widths(**json.loads(state["widths"])) if state.get("widths") else None
-        self.sizes = [(macs, params) for macs, params in state.get("sizes", self.sizes)]
+        saved = [(macs, params) for macs, params in state.get("sizes", self.sizes)]
+        if saved != self.sizes:
+            self.sizes = saved
+            self._plan_later_stages()
         self.points = [Point(**p) for p in json.loads(state["points"])]
         self.optimizer = None
         if state["optimizer"] is not None:
@@ -214,6 +217,21 @@ class Trial:
         if self.from_base and self.widths:
             return [measure(PruneConfig(), widths=w)[0] for w in (first, self.widths)]
         return measure(c.prune, widths=first)
+
+    def _plan_later_stages(self) -> None:
+        """Renew the sizes of the stages to come from the network's own widths: the version that saved this trial may
+        have rounded a number of channels otherwise."""
+        prune = self.config.prune
+        if not prune.exact or prune.goal is not None or (self.from_base and self.widths):
+            return
+        measured = self.stage if self.epoch or not self.stage else self.stage - 1  # the stage of `self.model`
+        later = PruneConfig(prune.step_ratios[measured:], round_to=prune.round_to)
+        c = self.config
+        mels, frames, widths = c.frontend.n_mels, c.frontend.frames, self.model.widths
+        try:
+            self.sizes[measured + 1 :] = schedule_sizes(c.student, later, mels, frames, c.limits.precision, widths)[1:]
+        except PruningError:  # the step itself will raise it
+            return
 
     def _place(self) -> None:
         self.model = placed(self.model, self.device)
