@@ -31,6 +31,7 @@ FORMAT = 1
 LOCK = "waveforms.lock"  # in the cache folder
 _CHUNK = 32  # clips a worker decodes and resamples together
 _WINDOW = 256  # such chunks under way at once
+_NAMED = 5  # missing files that an error names
 _STATS = 1024  # files that a thread looks at in one go
 
 
@@ -72,7 +73,8 @@ def open_cache(
     """Return the cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it does not exist.
 
     DatasetError names a broken clip: not mono 44.1 kHz, not 1 s, unreadable. With `skip_broken` such clips are left
-    out and listed in `skipped`. `num_workers` threads decode (none: one for each core).
+    out and listed in `skipped`; missing files mean an incomplete data set and are always refused. `num_workers`
+    threads decode (none: one for each core).
 
     `content` is the `WaveformCache.content` that somebody else has just found for these clips (a study's driver for
     its actors). An existing cache of it is opened without looking at the files; where there is none, DatasetError
@@ -204,7 +206,11 @@ def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
         facts = [fact for found in pool.map(look, chunks) for fact in found]
     missing = [name for name, fact in zip(files, facts, strict=True) if fact is None]
     if missing:
-        raise DatasetError(f"{len(missing)} of {len(files)} clips are not in {root}, first {missing[0]}")
+        names = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
+        raise DatasetError(
+            f"{len(missing)} of {len(files)} clips are not in {root}: {names}; complete the data set, or remove their "
+            "lines from the split's csv file (data.skip_broken leaves out broken files, not missing ones)"
+        )
     digest = hashlib.sha256()
     for name, fact in zip(files, facts, strict=True):
         digest.update(f"{root}\0{name}\0{fact}\0".encode())

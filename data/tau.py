@@ -42,7 +42,7 @@ class DataConfig:
     cache_dir: str = "runs/cache"  # decoded waveforms, teachers and their logits; tune/run.py: <storage>/cache
     subset: int = 100  # per cent of the training data: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # of the training split's clips, held out by recording location
-    skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping
+    skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping; missing ones still stop
     num_workers: int | None = None  # threads that decode WAV files into the cache; none: one for each core
 
     def __post_init__(self):
@@ -66,6 +66,9 @@ def dataset_root(dataset_dir: str | None) -> Path:
         raise DatasetError(f"no data set given: {how}")
     root = Path(value).expanduser().resolve()
     if not (root / "meta.csv").is_file():
+        if (root.parent / "meta.csv").is_file():
+            way = f"--dataset_dir={root.parent} (data.dataset_dir)" if dataset_dir else f"TAU24_PATH={root.parent}"
+            raise DatasetError(f"{root} holds no meta.csv, but its parent folder does: set {way}")
         raise DatasetError(f"{root} holds no meta.csv, so it is not a TAU data set: {how}")
     return root
 

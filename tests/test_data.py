@@ -130,11 +130,31 @@ def test_an_empty_csv_is_named(tables):
         read_split(tables, "split5")
 
 
-def test_a_clip_that_is_not_on_disk_is_named(tiny_tau, tmp_path):
+@pytest.mark.parametrize("skip_broken", [False, True])
+def test_clips_that_are_not_on_disk_are_named_and_never_skipped(tiny_tau, tmp_path, skip_broken):
     names = list(read_split(tiny_tau, "split5").filename)
-    with pytest.raises(DatasetError, match=rf"2 of {len(names) + 2} clips are not in .*first audio/gone-1\.wav"):
-        open_cache(tiny_tau, [*names, "audio/gone-1.wav", "audio/gone-2.wav"], 8000, tmp_path / "cache")
+    gone = [f"audio/gone-{i}.wav" for i in range(7)]
+    with pytest.raises(DatasetError) as error:
+        open_cache(tiny_tau, [*names, *gone], 8000, tmp_path / "cache", skip_broken)
+    told = str(error.value)
+    assert f"7 of {len(names) + 7} clips" in told
+    assert str(tiny_tau) in told
+    assert [name in told for name in gone] == [True] * 5 + [False] * 2
+    assert "data.skip_broken" in told
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_folder_inside_the_data_set_points_to_its_parent(tiny_tau, monkeypatch):
+    monkeypatch.delenv("TAU24_PATH", raising=False)
+    for inside in ("audio", "split_setup"):
+        with pytest.raises(DatasetError) as error:
+            dataset_root(str(tiny_tau / inside))
+        assert f"--dataset_dir={tiny_tau} " in str(error.value)
+        assert "6337421" not in str(error.value)
+    monkeypatch.setenv("TAU24_PATH", str(tiny_tau / "audio"))
+    with pytest.raises(DatasetError) as error:
+        dataset_root(None)
+    assert str(error.value).endswith(f"TAU24_PATH={tiny_tau}")
 
 
 def test_places_of_the_split_tables(tables, tmp_path, monkeypatch):

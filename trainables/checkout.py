@@ -1,9 +1,8 @@
 """Use the packages of this checkout, whatever else is installed.
 
-A command that is started as a file runs this file before it imports any of our packages:
+A command that is started as a file runs this file, by its path, before it imports any of our packages:
 
-    if __name__ == "__main__":  # started as a file: use the packages of this checkout
-        runpy.run_path(str(Path(__file__).with_name("checkout.py")))
+    runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
 Without it, Python searches the command's own folder and then what is installed, which may be another checkout. Child
 processes (Ray's workers on this machine) inherit the choice through PYTHONPATH. Exit status 2 where the packages come
