@@ -91,6 +91,20 @@ def tiny_tau(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tau(tmp_path_factory.mktemp("tau") / "TAU-urban-acoustic-scenes-2022-mobile-development")
 
 
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the clips whose files are looked at (stat), in order; the real call follows."""
+    names, real = [], Path.stat
+
+    def stat(self: Path, **options):
+        if self.suffix == ".wav":
+            names.append(self.name)
+        return real(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    return names
+
+
 @pytest.fixture(scope="session")
 def fresh_processes() -> Callable[..., list[Any]]:
     """`run(function, *argument_tuples)`: one new process each, at once; their exit codes.

@@ -38,20 +38,6 @@ def taught(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
     return replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
 
 
-@pytest.fixture
-def looked_at(monkeypatch) -> list[str]:
-    """The clips whose files are looked at (stat); the real call follows."""
-    names, real = [], Path.stat
-
-    def stat(self: Path, **options):
-        if self.suffix == ".wav":
-            names.append(self.name)
-        return real(self, **options)
-
-    monkeypatch.setattr(Path, "stat", stat)
-    return names
-
-
 @pytest.mark.parametrize("mode", ["offline", "online"])
 @pytest.mark.parametrize("ensemble", ["logits", "greedy"])
 def test_with_the_drivers_fingerprint_no_clip_is_looked_at(taught, looked_at, mode, ensemble):

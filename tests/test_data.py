@@ -415,20 +415,6 @@ def test_the_key_follows_contents_names_and_rate_not_the_place(few, tmp_path):
     assert len([p for p in cache_dir.iterdir() if p.is_dir()]) == 5
 
 
-@pytest.fixture
-def looked_at(monkeypatch) -> list[str]:
-    """The clips whose files are looked at (stat), in order; the real call follows."""
-    names, real = [], Path.stat
-
-    def stat(self: Path, **options):
-        if self.suffix == ".wav":
-            names.append(self.name)
-        return real(self, **options)
-
-    monkeypatch.setattr(Path, "stat", stat)
-    return names
-
-
 def test_each_opening_looks_once_at_each_file(few, tmp_path, looked_at):
     root, chosen = few
     once = sorted(Path(name).name for name in chosen)
