@@ -92,7 +92,7 @@ class Asked:
     seed: int = 0
     max_concurrent: int | None = None
     cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
+    gpus_per_trial: float | None = None  # share of a GPU; None: not resolved yet
     warm_start: tuple[str, ...] = ()  # folders of earlier studies
     confirmations: tuple[str, ...] = ()  # names of the trials that `--confirm` added
     extended_from: tuple[int, ...] = ()  # `num_samples` before each `--extend`

@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,19 @@ def fresh_processes() -> Callable[..., list[Any]]:
         return [process.exitcode for process in processes]
 
     return run
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A disk of 256 kB."""
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mount.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from machines import TOKEN
 
 from trainables.config import compose, flags_to_overrides
-from tune.journal import read_events, read_log
 from tune.options import parser
+from tune.study.events import EpochReported, TrialRestored
+from tune.study.journal import read_events, read_state
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "tune" / "cluster"
@@ -180,7 +182,6 @@ def test_slurm_asks_for_the_signal_and_ray_knows_the_flags() -> None:
 
 
 # A study on two nodes. The token is the test's own, so that it does not matter what this machine's user has.
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
 
 
 @pytest.fixture
@@ -237,7 +238,7 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
         stderr=subprocess.STDOUT,
         text=True,
     )
-    wait_for(lambda: any(t.epochs >= 2 for t in read_log(study).trials.values()), driver)
+    wait_for(lambda: any(t.epochs >= 2 for t in read_state(study).trials.values()), driver)
     wait_for(lambda: ("macs", "t0000") in gauges(cluster["metrics"]), driver)
     told = gauges(cluster["metrics"])
     two_nodes.stdin.write("kill\n")
@@ -246,13 +247,14 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     said, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, said
 
-    events, log = list(read_events(study)), read_log(study)
-    assert [t.status for t in log.trials.values()] == ["complete"]
-    assert sum(e["event"] == "restore" for e in events) == 1, "the trial did not run on the node that died"
-    results = [e for e in events if e["event"] == "result"]
-    trained = [e["epochs"] for e in results]
+    events, state = list(read_events(study)), read_state(study)
+    assert [t.status for t in state.trials.values()] == ["complete"]
+    assert sum(isinstance(e, TrialRestored) for e in events) == 1, "the trial did not run on the node that died"
+    results = [e for e in events if isinstance(e, EpochReported)]
+    trained = [e.epochs for e in results]
     assert sorted(set(trained)) == list(range(1, trained[-1] + 1))
-    assert len(trained) - len(set(trained)) == log.trials["t0000"].repeated <= 1, "more than one epoch was repeated"
+    assert len(trained) - len(set(trained)) == state.trials["t0000"].repeated <= 1, "more than one epoch was repeated"
     assert told["trials", "running"] == 1
-    for figure in ("val_macro_avg_acc", "macs", "epochs"):
-        assert told[figure, "t0000"] in [e[figure] for e in results]
+    for figure in ("val_macro_avg_acc", "macs"):
+        assert told[figure, "t0000"] in [e.figures[figure] for e in results]
+    assert told["epochs", "t0000"] in trained

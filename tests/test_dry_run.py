@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from analysis.manifest import Asked
 from ascmodels.nessi import Limits
 from search_spaces import Space, load_space, space_from_dict
 from trainables.config import TrialConfig, compose
 from trainables.step_time import StepTime, random_training
-from tune.dry_run import draw, dry_run, nothing_fits
-from tune.estimate import Rungs, duration, makespan, trial_hours, until_stopped, wilson
+from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson
+from tune.planning.dry_run import draw, dry_run, nothing_fits
+from tune.run import main
 
 SMALL = ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.batch_size=8"]
-MANIFEST = {"seed": 0, "num_samples": 5, "scheduler": "mo_asha", "cpus_per_trial": 1.0, "gpus_per_trial": 0.0}
+ASKED = Asked(name="planned", num_samples=5)
 WIDTHS = space_from_dict({"name": "widths", "parameters": {"student.base_channels": {"choice": [8, 24]}}})
 
 
@@ -75,7 +77,7 @@ def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_pat
     space = load_space("kd_prune")
     config = small(space, tiny_tau, tmp_path, "train.epochs=8", "train.min_steps=0", "prune.epochs=2")
     told = StringIO()
-    found = dry_run(space, config, MANIFEST, Console(file=told, width=200), n_draws=10)
+    found = dry_run(space, config, ASKED, Console(file=told, width=200), n_draws=10)
     text = told.getvalue()
     for words in ("of 10 random draws fit", "distinct networks", "measured on", "mo_asha, at best"):
         assert words in text
@@ -87,6 +89,44 @@ def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_pat
     assert all(e <= w for w, e in zip(whole, early, strict=True))
     assert min(found["trial_hours"]) <= whole[-1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scheduler", "epochs", "shown"),
+    [
+        ("mo_asha", 4, "(after each prune step)"),
+        ("mo_asha", 8, "(epochs 4, after each prune step)"),
+        ("asha", 8, "(epochs 4)"),
+        ("asha", 4, None),
+        ("fifo", 8, None),
+    ],
+)
+def test_rungs_are_shown_as_far_as_there_are_any(
+    scheduler: str, epochs: int, shown: str | None, tiny_tau: Path, tmp_path: Path
+) -> None:
+    """A short dense phase has none; then no list of epochs is printed, and no column for early stopping without any."""
+    space = load_space("prune")
+    config = small(space, tiny_tau, tmp_path, f"train.epochs={epochs}", "train.min_steps=0", "prune.epochs=1")
+    printed = StringIO()
+    dry_run(space, config, replace(ASKED, scheduler=scheduler), Console(file=printed, width=200), n_draws=1)
+    text = " ".join(printed.getvalue().split())
+    assert "(epochs ," not in text and ", )" not in text and "()" not in text
+    assert ("at best" in text) == (shown is not None)
+    if shown:
+        assert shown in text
+
+
+@pytest.mark.slow
+def test_the_command_plans_a_study_and_leaves_nothing(tiny_tau: Path, tmp_path: Path, capsys) -> None:
+    storage = tmp_path / "runs"
+    words = ["--space", "prune", "--storage", str(storage), f"--dataset_dir={tiny_tau}", *SMALL, "--dry-run"]
+    assert main([*words, "augment.freq_mask=4", "train.epochs=8"]) == 0
+    assert "estimate for 12 trials" in capsys.readouterr().out
+    assert main([*words, "augment.freq_mask=4", "--limits", "macs=1000"]) == 1
+    assert main([*words, "frontend.hop_length=10000000"]) == 2
+    assert capsys.readouterr().out.count("error:") == 1
+    assert not list(storage.iterdir())
 
 
 def test_a_measured_step_trains_as_a_trial_does(tmp_path: Path) -> None:
@@ -119,16 +159,15 @@ def test_makespan_is_that_of_a_queue() -> None:
 
 
 def test_early_stopping_by_lot_has_the_mean_that_halving_has() -> None:
-    space = load_space("kd_prune")
-    rungs = Rungs("mo_asha", 16, space)
+    rungs = Rungs("mo_asha", 16)
     assert rungs.epochs == [4, 8]
     stages = [16.0, 2.0, 2.0]  # an epoch an hour
     assert rungs.hours(stages) == [4, 8, 18]  # the end of the last stage saves nothing
     expected = 4 / 2 + 8 / 4 + 18 / 8 + 20 / 8
     rng = np.random.default_rng(0)
     assert np.mean([until_stopped(stages, rungs, rng) for _ in range(20_000)]) == pytest.approx(expected, rel=0.02)
-    assert not Rungs("fifo", 16, space)
-    assert until_stopped(stages, Rungs("fifo", 16, space), rng) == 20
+    assert not Rungs("fifo", 16)
+    assert until_stopped(stages, Rungs("fifo", 16), rng) == 20
 
 
 def test_durations_have_a_fitting_unit() -> None:

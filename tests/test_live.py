@@ -10,27 +10,49 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
-from example_study import rows, write_study, write_table
-from test_status import Driver
+from driven_study import Driver, measured
+from example_study import write_study
 
 from analysis.front import pareto_points
-from analysis.results import load_study
 from tune.live import Server, main
-from tune.reading import open_place
+from tune.status import current_study
+from tune.study.journal import read_state, segments
+from tune.study.reader import open_place
 
 ROOT = Path(__file__).parents[1]
 
 
-def running_study(folder: Path) -> Path:
-    """A study under way, with a journal, that has not yet measured what `rows()` has beyond the first dozen."""
-    write_study(folder, rows()[:12], status="running", trials=None, num_samples=18)
+def running_study(folder: Path, trials: int = 12) -> Path:
+    """A study under way: `trials` trials have measured their networks, and t0000 trains."""
+    write_study(folder, status="running", trials=None, num_samples=18)
+    (folder / "points.csv").unlink()
     driver = Driver(folder)
-    driver.trial("t0000")
-    driver.result("t0000", 3)
-    driver.journal.close()
+    driver.create("t0000")
+    driver.epoch("t0000", 3)
+    measure_more(driver, 1, trials)
+    driver.close()
     return folder
+
+
+def measure_more(driver: Driver, first: int, last: int) -> None:
+    """Trials `first` to `last`, each with a dense and a pruned network; the front grows with them."""
+    for i in range(first, last + 1):
+        name = f"t{i:04d}"
+        driver.create(name)
+        driver.epoch(name, 8)
+        driver.point(name, measured(0, 0.5 + 0.01 * i, 4_000_000 + 100_000 * i))
+        driver.epoch(name, 10, stage=1, epoch=2)
+        driver.point(name, measured(1, 0.4 + 0.01 * i, 2_000_000 + 100_000 * (i % 5)))
+        driver.end(name)
+
+
+def best_points(folder: Path) -> list[list[Any]]:
+    """Trial and step of the front's points, by MACs."""
+    best = pareto_points(current_study(folder, read_state(folder)))
+    return best[["trial_id", "step"]].to_numpy().tolist()
 
 
 @contextmanager
@@ -74,15 +96,19 @@ def test_what_the_server_answers(study, port):
     assert "connect-src 'self'" in page
     assert get(port, "/points.csv") == (200, (study / "points.csv").read_text())
     status = json.loads(get(port, "/status.json")[1])
-    assert status["running"][0]["trial"] == "t0000" and len(status["front"]) == len(pareto_points(load_study(study)))
+    assert status["running"][0]["trial"] == "t0000"
+    assert [[p["trial_id"], p["step"]] for p in status["front"]] == best_points(study)
     before = json.loads(get(port, "/version")[1])
     assert json.loads(get(port, "/version")[1])["version"] == before["version"]
-    Driver(study).result("t0000", 4)
+    driver = Driver(study)
+    driver.epoch("t0000", 4)
     after = json.loads(get(port, "/version")[1])
     assert after["version"] == before["version"] and "epoch 4" in after["strip"]  # the report is as it was
-    write_table(study / "points.csv", rows())
+    measure_more(driver, 13, 14)  # points.csv is behind now: its driver writes it now and then
     assert json.loads(get(port, "/version")[1])["version"] != before["version"]
-    assert "pareto" in json.loads(get(port, "/report.json")[1])["figures"]
+    report = json.loads(get(port, "/report.json")[1])
+    assert "pareto" in report["figures"] and 'data-trial="t0014"' in report["main"]
+    assert "\nt0014," in get(port, "/points.csv")[1] and "\nt0014," not in (study / "points.csv").read_text()
 
 
 def test_nothing_else_is_served(study, port):
@@ -92,16 +118,30 @@ def test_nothing_else_is_served(study, port):
         assert get(port, "/status.json", method)[0] == 501
     assert get(port, "/status.json", host="evil.example")[0] == 403
     assert get(port, "/status.json", host=f"localhost:{port}")[0] == 200
+
+
+def test_damage_is_answered_by_its_line_and_points_csv_is_not_needed(study, port):
     (study / "points.csv").write_text("trial_id\n")
-    code, said = get(port, "/")
-    assert code == 503 and "missing column(s)" in said
+    assert get(port, "/")[0] == 200
+    path = segments(study)[0].path
+    whole = path.read_text()
+    more = whole.splitlines(keepends=True)[-1].replace("t0012", "t0000")
+    path.write_text(f"{whole}{more}damaged\n")
+    for _ in range(2):
+        code, text = get(port, "/")
+        assert code == 503 and f"{path.name}, line {whole.count(chr(10)) + 2} " in text
+    path.write_text(whole)
+    assert get(port, "/")[0] == 200
 
 
-def test_a_study_without_points_says_so(tmp_path, study, port):
+def test_a_study_without_points_says_so(tmp_path):
+    study = running_study(tmp_path / "new", trials=0)
     (study / "points.csv").unlink()
-    code, page = get(port, "/")
-    assert code == 200 and "No feasible point yet" in page and "is not there yet" in page
-    assert get(port, "/points.csv")[0] == 404
+    with serving(study) as port:
+        code, page = get(port, "/")
+        assert code == 200 and "No feasible point yet" in page and "t0000 dense, epoch 3" in page
+        table = get(port, "/points.csv")
+        assert table[0] == 200 and table[1].count("\n") == 1  # the header
 
 
 def test_bad_input(study, tmp_path, capsys):

@@ -1,27 +1,30 @@
-"""The command `tune/run.py` before anything is searched: what it refuses and in which words; it leaves nothing."""
+"""The command `tune/run.py` before anything is searched: what it refuses, naming key and value; it leaves nothing."""
 
+import os
 import shutil
 import subprocess
 import sys
-from io import StringIO
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import soundfile
 import torch
 from conftest import make_tau
-from rich.console import Console
+from driven_study import Commands
 
+from search_spaces import FOLDER, load_space, space_from_dict
 from trainables.clips import with_enough_epochs
-from trainables.config import ConfigError, TrialConfig
-from tune.journal import Journal
-from tune.options import DEFAULTS, limit_overrides, open_study, parser
-from tune.run import main
-from tune.study import StudyError, lock, write_manifest
-from tune.writer import Hopeless, StudyWriter
+from trainables.config import ConfigError, TrialConfig, compose
+from tune.driver import shares_dense
+from tune.options import DEFAULTS, limit_overrides, parser, read_request, resolve_gpus
+from tune.run import main, on_cluster, with_gpus
+from tune.study.lease import lock
+from tune.study.manifest import StudyError, read_manifest, write_manifest
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "teacher.train.epochs=1")
@@ -29,7 +32,7 @@ SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32"
 
 @pytest.fixture
 def run(tiny_tau: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Type the command with `words`; its exit status and what it said. The storage folder stays without a study."""
+    """Type the command with `words`, which it refuses; what it printed. No study is there afterwards."""
 
     def type_command(*words: str, dataset: Path | None = None) -> str:
         storage = tmp_path / "runs"
@@ -38,6 +41,19 @@ def run(tiny_tau: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert main([*words, *storing, *given]) == 2
         assert not list(storage.glob("*/*")), "something was written"
         return " ".join(capsys.readouterr().out.split())
+
+    return type_command
+
+
+@pytest.fixture
+def refused_early(run, tmp_path: Path):
+    """The same for what is refused before any work: no folder, no lock, no decoded clip, no Ray."""
+
+    def type_command(*words: str) -> str:
+        printed = run(*words)
+        assert not (tmp_path / "runs").exists() and not (tmp_path / "cache").exists()
+        assert printed.count("error:") == 1 and not ray.is_initialized()
+        return printed
 
     return type_command
 
@@ -86,53 +102,12 @@ def test_bad_space(run, tmp_path: Path, text: str, words: str) -> None:
         ("--subset=7", "data.subset=7: expected one of 5, 10, 25, 50, 100"),
         ("--kd_alfa=0.5", "did you mean kd_alpha?"),
         ("distill.kd_temp=0", "distill.kd_temp=0.0: expected a finite temperature above 0"),
-        ("train.lr=fast", "train.lr"),
+        ("train.weight_decay=fast", "train.weight_decay"),
         ("student=resnet", "resnet"),
     ],
 )
 def test_bad_configuration(run, flag: str, words: str) -> None:
-    assert words in run("--space", "kd", flag)
-
-
-def result(epochs: int, **more) -> dict:
-    figures = {"stage": 0, "epoch": epochs, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "done": False}
-    return {"epochs": epochs, "finished": False, "points": [], **figures, **more}
-
-
-def studied(folder: Path, n_trials: int) -> tuple[StudyWriter, StringIO, list[Any]]:
-    """A writer of a study with `n_trials` drawn trials, what it tells, and the trials as Ray has them."""
-    told, journal, trials = StringIO(), Journal(folder), []
-    for i in range(n_trials):
-        name = f"t{i:04d}"
-        journal.add("trial", trial=name, config_id=name, replicate=0, params={}, values={"prune.ratios": [0.3, 0.2]})
-        trials.append(SimpleNamespace(config={"trial": name, "prune.ratios": [0.3, 0.2]}, error_file=None))
-    return StudyWriter(folder, journal, n_trials, Console(file=told, width=200)), told, trials
-
-
-def test_a_point_is_told_and_written(tmp_path: Path) -> None:
-    writer, told, (trial,) = studied(tmp_path, 1)
-    point = {"feasible": True, "step": 0, "val_macro_avg_acc": 0.5, "macs": 2_000_000, "params": 3_000}
-    point |= {"checkpoint": "step0", "class_acc": {"bus": 0.5}, "device_acc": {"a": 0.5}, "group_acc": {}}
-    writer.on_trial_result(0, [], trial, result(1))
-    writer.on_trial_result(0, [], trial, result(2, points=[point]))
-    assert "t0000 step 0/2:  50.0% validation,   2.00 M MACs" in told.getvalue()
-    writer.write_table()
-    assert (tmp_path / "points.csv").read_text().splitlines()[1].startswith("t0000,t0000,0,0,")
-    curve = (tmp_path / "experiments" / "t0000" / "results.csv").read_text().splitlines()
-    assert [line.split(",")[2] for line in curve] == ["epochs", "1", "2"]
-
-
-def test_a_study_whose_first_trials_fail_for_one_reason_is_hopeless(tmp_path: Path) -> None:
-    """Numbers in the reason do not make it another; a reason of its own does, and so does one point."""
-    for reasons, hopeless in (
-        (["stage 0, epoch 1: loss is nan", "stage 0, epoch 2: loss is nan", "stage 0, epoch 1: loss is nan"], True),
-        (["loss is nan", "out of GPU memory", "loss is nan"], False),
-    ):
-        writer, told, trials = studied(tmp_path / str(hopeless), 5)
-        for trial, reason in zip(trials, reasons, strict=False):
-            writer.on_trial_result(0, [], trial, {"done": True, "finished": False, "failure": reason})
-        assert Hopeless(writer).stop_all() == hopeless
-        assert told.getvalue().count("failed after 0 epochs") == 3
+    assert words in run("--space", "families", flag)
 
 
 def test_bad_limits(run) -> None:
@@ -185,9 +160,195 @@ def test_no_gpu(run) -> None:
     assert "PyTorch on this machine has 0 GPU(s)" in run("--space", "kd", "--gpus-per-trial", "1")
 
 
+@pytest.mark.parametrize(
+    ("space", "key", "value"),
+    [
+        ("kd", "distill.kd_alpha", "1"),
+        ("kd_prune", "distill.kd_alpha", "0.6"),
+        ("kd_prune", "prune.ratios", "[0.3,0.3]"),
+        ("rep", "student.branches", "[3x3]"),
+        ("kd_prune", "train.lr", "0.01"),
+    ],
+)
+@pytest.mark.parametrize("form", ["{key}={value}", "--{flag}={value}", "--{flag} {value}", "--{key}={value}"])
+def test_a_typed_value_of_a_searched_key_is_refused(refused_early, space: str, key: str, value: str, form: str) -> None:
+    """It would have no effect. As an override, as a flag, and as the key with two dashes."""
+    words = form.format(key=key, flag=key.rpartition(".")[2], value=value).split(" ")
+    printed = refused_early("--space", space, *words)
+    assert f"{key}={value}" in printed.replace("'", "") and f"space {space} " in printed
+    drawn = next(iter(load_space(space).parameters[key].values()))
+    assert str(drawn) in printed
+
+
+@pytest.mark.parametrize(
+    ("space", "group", "keys"),
+    [
+        ("families", "student=tf_sepnet_24", ["student.family", "student.base_channels"]),
+        ("rep", "student=cp_mobile", ["student.branches"]),
+        ("rep", "--repconv=False", ["student.branches"]),
+    ],
+)
+def test_a_group_whose_every_value_is_searched_is_refused(refused_early, space: str, group: str, keys: list) -> None:
+    printed = refused_early("--space", space, group)
+    assert group.replace("--repconv=False", "student=cp_mobile") in printed and f"space {space} " in printed
+    assert all(key in printed for key in keys)
+
+
 @pytest.mark.slow
-def test_teacher_that_is_none(run, tmp_path: Path) -> None:
-    assert "no teacher checkpoint" in run("--space", "kd", "--teacher_ckpts", str(tmp_path))
+@pytest.mark.parametrize("group", ["student=rep_mobile", "student=cp_mobile", "profile=full", "student=tf_sepnet"])
+def test_a_group_that_has_an_effect_may_be_typed(typed: Commands, group: str) -> None:
+    typed("--space", "kd", group, *typed.given)
+
+
+def test_a_value_that_the_space_does_not_search_may_be_typed(typed: Commands) -> None:
+    manifest, _ = typed("--space", "rep", "--kd_alpha=0.25", *typed.given)
+    assert manifest.resolved.config["distill.kd_alpha"] == 0.25
+
+
+def test_population_based_training_of_several_networks_is_refused_early(refused_early) -> None:
+    printed = refused_early("--scheduler", "pbt", "--space", "kd_prune", "--name", "X")
+    for text in ("--scheduler pbt", "kd_prune", "prune.ratios", "student.base_channels", "student.branches"):
+        assert text in printed
+    assert "train.lr" not in printed.partition("Fix these")[0].partition("searches")[2]
+
+
+def test_a_teacher_that_is_none_is_refused_early(refused_early, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "empty", tmp_path / "absent"):
+        printed = refused_early("--space", "kd", "--teacher_ckpts", str(place))
+        assert "distill.teacher_ckpts" in printed and str(place) in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("word", ["train.device=cuda", "train.amp=fp16"])
+def test_what_needs_a_gpu_is_refused_early(refused_early, word: str) -> None:
+    assert word in refused_early("--space", "kd", word)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "-1", "0"])
+@pytest.mark.parametrize("option", ["--cpus-per-trial", "--gpus-per-trial"])
+def test_impossible_resources(option: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if (option, text) == ("--gpus-per-trial", "0"):
+        return  # a trial without a GPU
+    with pytest.raises(SystemExit) as ended:
+        read_request(["--space", "kd", option, text])
+    assert ended.value.code == 2
+    assert f"{option}: {text}" in capsys.readouterr().err
+
+
+CPU, AUTO, CUDA = (compose([f"train.device={device}"]) for device in ("cpu", "auto", "cuda"))
+FP16 = compose(["train.amp=fp16"])
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "available", "expected"),
+    [
+        (AUTO, None, 2.0, ("auto", 0.25)),
+        (AUTO, None, 0.0, ("cpu", 0.0)),
+        (AUTO, 0.0, 2.0, ("cpu", 0.0)),  # Ray leaves all GPUs visible to a trial that reserves none
+        (AUTO, 1.0, 2.0, ("auto", 1.0)),
+        (CPU, None, 2.0, ("cpu", 0.0)),
+        (CUDA, None, 1.0, ("cuda", 0.25)),
+        (FP16, None, 1.0, ("auto", 0.25)),
+        (CUDA, None, 0.0, "train.device=cuda"),
+        (CUDA, 0.0, 2.0, "train.device=cuda"),
+        (FP16, None, 0.0, "train.amp=fp16"),
+        (CPU, 0.5, 2.0, "train.device=cpu"),
+    ],
+)
+def test_a_trials_gpus_follow_from_the_available_ones(
+    config: TrialConfig, asked: float | None, available: float, expected: Any
+) -> None:
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError) as error:
+            resolve_gpus(config, asked, available)
+        assert expected in str(error.value)
+        return
+    resolved, gpus = resolve_gpus(config, asked, available)
+    assert (resolved.train.device, gpus) == expected
+    assert replace(resolved, train=replace(resolved.train, device=config.train.device)) == config
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
+    """A cluster with so many GPUs, as far as Ray is told."""
+    ray.init(num_cpus=2, num_gpus=request.param, include_dashboard=False, log_to_driver=False)
+    yield request.param
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("cluster", [2, 0], indirect=True)
+@pytest.mark.parametrize("own", [False, True])
+def test_gpus_are_those_of_the_cluster(
+    typed: Commands, cluster: int, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the driver's machine has one of its `own` or not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: own)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(own))
+    manifest, _ = typed("--space", "kd", "--address", "auto", *typed.given)
+    assert manifest.asked.gpus_per_trial is None and manifest.resolved.config["train.device"] == "auto"
+    manifest = on_cluster(manifest)
+    assert manifest.asked.gpus_per_trial == (0.25 if cluster else 0.0)
+    assert manifest.resolved.config["train.device"] == ("auto" if cluster else "cpu")
+    assert on_cluster(manifest) == manifest, "a resume on the same cluster changes nothing"
+    cuda, _ = typed("--space", "kd", "--address", "auto", "train.device=cuda", *typed.given)
+    if cluster:
+        assert on_cluster(cuda).resolved.config["train.device"] == "cuda"
+    else:
+        with pytest.raises(ConfigError) as error:
+            on_cluster(cuda)
+        assert "train.device=cuda" in str(error.value)
+    many, _ = typed("--space", "kd", "--address", "auto", "--gpus-per-trial", "3", *typed.given)
+    with pytest.raises(StudyError) as refused:
+        on_cluster(many)
+    assert all(text in str(refused.value) for text in ("--gpus-per-trial 3", f"{cluster} GPU"))
+
+
+def test_a_resume_with_other_gpus_changes_the_device(typed: Commands) -> None:
+    """A study that was started on GPUs continues without them, and not the other way round: its device is the CPU."""
+    folder = typed.start("x")
+    manifest = read_manifest(folder)
+    on_gpu = manifest.changed(gpus_per_trial=0.25, config=manifest.resolved.config | {"train.device": "auto"})
+    write_manifest(folder, on_gpu)
+    resumed, _ = typed("--resume", "--name", "x", "--gpus-per-trial", "0")
+    assert with_gpus(resumed, 1.0).resolved.config["train.device"] == "cpu"
+    write_manifest(folder, manifest)
+    resumed, _ = typed("--resume", "--name", "x", "--gpus-per-trial", "0.5")
+    with pytest.raises(ConfigError) as error:
+        with_gpus(resumed, 1.0)
+    assert all(text in str(error.value) for text in ("--gpus-per-trial 0.5", "train.device=cpu"))
+
+
+PRUNED: dict[str, Any] = {"prune.ratios": {"each": "prune.steps", "item": {"uniform": [0.1, 0.4]}}}
+
+
+@pytest.mark.parametrize(
+    ("dense", "expected"),
+    [
+        ({"student.base_channels": {"int": [8, 32], "step": 8}}, True),
+        ({"student.branches": {"subset": ["3x3", "1x1"]}}, True),
+        ({"student.n_blocks": {"each": "blocks", "item": {"int": [1, 3]}}}, True),
+        ({"train.lr": {"uniform": [0.1, 0.2]}}, False),
+        ({"train.lr": {"loguniform": [0.1, 0.2]}}, False),
+        ({"distill.teacher_weights": {"each": "blocks", "item": {"uniform": [0.1, 0.9]}}}, False),
+        ({"distill.teacher_weights": {"each": "blocks", "item": {"loguniform": [0.1, 0.9]}}}, False),
+        ({"train.lr": {"choice": [0.1, 0.2]}, "train.weight_decay": {"uniform": [0.1, 0.2]}}, False),
+    ],
+)
+def test_dense_phases_are_shared_where_they_can_be_equal(dense: dict[str, Any], expected: bool) -> None:
+    """A range of real numbers gives each draw a dense phase of its own, wherever the range stands."""
+    auxiliary = {"prune.steps": {"int": [1, 2]}, "blocks": {"int": [3, 3]}}
+    pruned = {"name": "s", "auxiliary": auxiliary, "parameters": PRUNED | dense}
+    assert shares_dense(space_from_dict(pruned)) == expected
+    unpruned = {"name": "s", "auxiliary": {"blocks": auxiliary["blocks"]}, "parameters": dense}
+    assert not shares_dense(space_from_dict(unpruned))
+
+
+def test_which_shipped_spaces_share_dense_phases() -> None:
+    found = {path.stem for path in FOLDER.glob("*.yaml") if shares_dense(load_space(path.stem))}
+    assert found == {"prune"}
 
 
 def test_nothing_to_resume(run) -> None:
@@ -214,59 +375,62 @@ def test_bad_name(run) -> None:
     assert "it names a folder" in run("--space", "kd", "--name", "a/b")
 
 
+@pytest.fixture
+def typed(tmp_path: Path, tiny_tau: Path) -> Commands:
+    return Commands(tmp_path / "runs", tiny_tau)
+
+
 @pytest.mark.slow
-def test_what_is_typed_wins(tiny_tau: Path, tmp_path: Path) -> None:
-    def opened(*words: str) -> dict:
-        options, rest = parser("").parse_known_args(
-            ["--space", "kd", "--storage", str(tmp_path), *words, f"--dataset_dir={tiny_tau}", *SMALL]
-        )
-        return open_study(options, rest, list(words))[1]
+def test_what_is_typed_wins(typed: Commands) -> None:
+    def opened(*words: str) -> dict[str, Any]:
+        manifest, _ = typed("--space", "kd", *words, *typed.given)
+        assert manifest.asked.seed == manifest.resolved.config["seed"]
+        return manifest.resolved.config
 
-    assert opened("--cpus-per-trial", "2")["config"]["train.threads"] == 2
-    typed = opened("--cpus-per-trial", "2", "train.threads=1", "seed=7")
-    assert typed["config"]["train.threads"] == 1
-    assert typed["config"]["seed"] == typed["seed"] == 7
-    assert opened("--seed", "9")["config"]["seed"] == 9
-    assert opened()["config"]["data.cache_dir"] == str(tmp_path / "cache")
-    assert opened("--gpus-per-trial", "0")["config"]["train.device"] == "cpu"
-    assert not list(tmp_path.glob("*/study.json"))
+    assert opened("--cpus-per-trial", "2")["train.threads"] == 2
+    assert opened("--cpus-per-trial", "2", "train.threads=1", "seed=7")["train.threads"] == 1
+    assert opened("seed=7")["seed"] == 7
+    assert opened("--seed", "9")["seed"] == 9
+    assert opened()["data.cache_dir"] == str(typed.storage / "cache")
+    assert opened("--gpus-per-trial", "0")["train.device"] == "cpu"
+    assert not list(typed.storage.glob("*/study.json"))
 
 
-def test_resume_takes_the_same_command_and_refuses_another(tiny_tau: Path, tmp_path: Path, monkeypatch) -> None:
-    words = ["--space", "kd", "--name", "X", "--storage", str(tmp_path), "--limits", "macs=2e7", "--subset=25"]
-    words += [f"--dataset_dir={tiny_tau}", *SMALL]
-
-    def opened(*more: str) -> tuple[Path, dict]:
-        options, rest = parser("").parse_known_args([*words, "--resume", *more])
-        return open_study(options, rest, [])
-
-    folder, manifest = opened()
-    folder.mkdir()
+def test_resume_takes_the_same_command_and_refuses_another(typed: Commands, tmp_path: Path, monkeypatch) -> None:
+    words = ["--space", "kd", "--name", "X", "--limits", "macs=2e7", "--subset=25", *typed.given, "--resume"]
+    manifest, _ = typed(*words)
+    folder = Path(manifest.resolved.folder)
     write_manifest(folder, manifest)
-    assert opened() == (folder, manifest | {"changes": []})
-    with pytest.raises(ConfigError, match=r"drop .*train\.lr=0\.1"):
-        opened("train.lr=0.1")
-    with pytest.raises(ConfigError, match="drop --num-samples"):
-        opened("--num-samples", "99")
-    moved = folder.rename(tmp_path / "Y")
+    assert read_manifest(folder) == manifest
+    assert typed(*words) == (manifest, True)
+    with pytest.raises(ConfigError) as error:
+        typed(*words, "--limits", "macs=3e7")
+    assert all(text in str(error.value) for text in ("limits.macs", "30000000", "20000000"))
+    moved = folder.rename(folder.with_name("Y"))
     words[3] = "Y"
-    assert opened()[1]["folder"] == str(moved)
-    write_manifest(moved, manifest | {"overrides": [], "folder": str(moved)})
+    assert typed(*words)[0].resolved.folder == str(moved)
+    write_manifest(moved, manifest.changed(overrides=(), folder=str(moved)))
     monkeypatch.setenv("TAU24_PATH", str(make_tau(tmp_path / "other")))
-    options, rest = parser("").parse_known_args(["--name", "Y", "--storage", str(tmp_path), "--resume"])
-    with pytest.raises(StudyError, match="but TAU24_PATH is"):
-        open_study(options, rest, [])
+    with pytest.raises(StudyError) as refused:
+        typed("--name", "Y", "--resume")
+    assert all(str(text) in str(refused.value) for text in (tmp_path / "other", "TAU24_PATH"))
 
 
 def test_two_drivers_of_one_study(tmp_path: Path) -> None:
-    with (
-        lock(tmp_path / "study"),
-        pytest.raises(StudyError, match="being run by another process"),
-        lock(tmp_path / "study"),
-    ):
+    with lock(tmp_path / "study"), pytest.raises(StudyError) as error, lock(tmp_path / "study"):
         pass
+    assert f"process {os.getpid()}" in str(error.value)
     with lock(tmp_path / "study"):  # free again
         pass
+
+
+def test_a_name_that_is_taken(typed: Commands, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = typed.start("X")
+    before = (folder / "study.json").read_bytes()
+    assert main(["--space", "kd", "--name", "X", "--storage", str(typed.storage), *typed.given]) == 2
+    printed = capsys.readouterr().out
+    assert str(folder) in printed and "--resume --name X" in printed
+    assert (folder / "study.json").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -281,11 +445,10 @@ def test_help_lists_every_flag() -> None:
 
 
 @pytest.mark.slow
-def test_small_data_sets_get_more_epochs_unless_epochs_are_typed(tiny_tau: Path, tmp_path: Path) -> None:
+def test_small_data_sets_get_more_epochs_unless_epochs_are_typed(typed: Commands) -> None:
     def config(*words: str) -> TrialConfig:
-        given = ["--space", "kd", "--storage", str(tmp_path), f"--dataset_dir={tiny_tau}", *words]
-        options, rest = parser("").parse_known_args(given)
-        return with_enough_epochs(TrialConfig.from_flat(open_study(options, rest, [])[1]["config"]), 100)
+        manifest, _ = typed("--space", "kd", typed.given[0], *words)
+        return with_enough_epochs(TrialConfig.from_flat(manifest.resolved.config), 100)
 
     quick = config()
     assert quick.train.epochs == 105  # 420 steps of 4 batches

@@ -6,78 +6,62 @@ from typing import Any
 
 import optuna
 import pytest
+from driven_study import Driver, measured
 from example_study import rows, write_study
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from test_architecture import imports, sources
 
-from analysis.front import pareto_points
-from analysis.results import load_study
 from search_spaces import load_space
-from tune.journal import Journal
-from tune.mirror import Mirror
-from tune.reading import Follower, is_held, lock_of, open_place
+from trainables.storage import Store
 from tune.status import main
-from tune.study import StudyError, lock
+from tune.study.events import TrialCreated
+from tune.study.journal import read_events, segments
+from tune.study.lease import StoreLease, lock, lock_of
+from tune.study.manifest import StudyError
+from tune.study.reader import Follower, is_held, open_place
+from tune.study.store import Mirror
 
 TOO_LARGE = "over the limits at every stage"
 SPACE = load_space("kd_prune")
 
 
-class Driver:
-    """Writes a study's journal, as tune/run.py does; trials are drawn by Optuna."""
-
-    def __init__(self, folder: Path):
-        self.journal = Journal(folder)
-        self.journal.add("run", command="python tune/run.py")
-        self.study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-
-    def trial(self, name: str) -> None:
-        drawn = self.study.ask()
-        values = SPACE.sample(drawn)
-        told = {"params": drawn.params, "values": values, "excess": -0.5}
-        self.journal.add("trial", trial=name, config_id=name, replicate=0, **told)
-
-    def reject(self, reason: str, example: str) -> None:
-        drawn = self.study.ask()
-        SPACE.sample(drawn)
-        self.journal.add("reject", reason=reason, example=example, params=drawn.params, excess=0.4)
-
-    def result(self, trial: str, epochs: int, stage: int = 0, **more: Any) -> None:
-        told = {"stage": stage, "epoch": epochs, "epochs": epochs, "val_macro_avg_acc": 0.4 + epochs / 100}
-        self.journal.add("result", trial=trial, **(told | {"done": False, "finished": False} | more))
-
-
 def point(step: int) -> dict[str, Any]:
-    return {"step": step, "val_macro_avg_acc": 0.5 - 0.1 * step, "macs": 4_000_000 - 10**6 * step, "feasible": True}
+    return measured(step, 0.5 - 0.1 * step, 4_000_000 - 10**6 * step)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A study whose driver was killed and resumed: one trial of each fate, and two that are under way."""
+    """A study whose driver was killed and resumed: one trial of each outcome, and two that are under way."""
     more = {"num_samples": 7, "status": "running", "trials": None, "space": SPACE.as_dict()}
-    folder = write_study(tmp_path / "study", rows(), config={"train.epochs": 8, "prune.epochs": 3}, **more)
+    folder = write_study(tmp_path / "study", config={"train.epochs": 8, "prune.epochs": 3}, **more)
+    (folder / "points.csv").unlink()
     first = Driver(folder)
     first.reject(TOO_LARGE, "40 M MACs")
     for name in ("t0000", "t0001", "t0002", "t0003"):
-        first.trial(name)
-    first.result("t0000", 8, point=point(0))
-    first.result("t0000", 11, stage=1, point=point(1), done=True, finished=True)
-    first.result("t0001", 2, done=True)
-    first.result("t0002", 1, done=True, failure="loss is not finite in stage 0, epoch 1")
-    first.result("t0003", 5)
-    first.journal.close()
+        first.create(name)
+    first.epoch("t0000", 8)
+    first.point("t0000", point(0))
+    first.epoch("t0000", 11, stage=1, epoch=3)
+    first.point("t0000", point(1))
+    first.end("t0000")
+    first.epoch("t0001", 2)
+    first.end("t0001", "stopped")
+    first.epoch("t0002", 1)
+    first.end("t0002", "failed", "loss is not finite in stage 0, epoch 1")
+    first.epoch("t0003", 5)
+    first.close()
     second = Driver(folder)
-    second.journal.add("restore", trial="t0003", epochs=4)
-    second.result("t0003", 5)
-    second.result("t0003", 6)
+    second.restore("t0003", 4)
+    second.epoch("t0003", 5)
+    second.epoch("t0003", 6)
     second.reject(TOO_LARGE, "50 M MACs")
-    second.trial("t0004")
-    second.result("t0004", 9, stage=1, epoch=1)
-    second.trial("t0005")
-    second.journal.add("end", trial="t0005", status="failed", failure="the worker died")
-    second.journal.close()
+    second.create("t0004")
+    second.epoch("t0004", 9, stage=1, epoch=1)
+    second.create("t0005")
+    second.end("t0005", "crashed", "the worker died")
+    second.close()
     return folder
 
 
@@ -90,7 +74,7 @@ def test_everything_that_the_journal_knows_is_told(folder, capsys):
     with lock(folder):
         found = told(folder, capsys)
     assert found["driver"] and found["drivers"] == 2
-    counts = {"asked": 7, "ended": 4, "complete": 1, "stopped early": 1, "failed": 2, "running": 2}
+    counts = {"asked": 7, "ended": 4, "complete": 1, "stopped early": 1, "failed": 1, "crashed": 1, "running": 2}
     assert found["trials"] == counts
     assert [(t["trial"], t["stage"], t["epoch"], t["of_epochs"]) for t in found["running"]] == [
         ("t0003", 0, 6, 8),
@@ -105,10 +89,10 @@ def test_everything_that_the_journal_knows_is_told(folder, capsys):
     assert found["epochs"] == 11 + 2 + 1 + 6 + 9
     assert 0 <= found["seconds_since_last_event"] < 60
     assert found["seconds_left"] is not None  # one trial ended under the second driver, three are left
-    best = pareto_points(load_study(folder))
-    assert [(p["trial_id"], p["step"], p["macs"]) for p in found["front"]] == list(
-        zip(best["trial_id"], best["step"], best["macs"], strict=True)
-    )
+    assert [(p["trial_id"], p["step"], p["macs"]) for p in found["front"]] == [
+        ("t0000", 1, 3_000_000),
+        ("t0000", 0, 4_000_000),
+    ]
 
 
 def test_sentences_and_table(folder, capsys):
@@ -117,7 +101,7 @@ def test_sentences_and_table(folder, capsys):
     said = capsys.readouterr().out
     for words in (
         "example: running; started 2 times",
-        "trials: 4 of 7 ended (1 complete, 1 stopped early, 2 failed), 2 running; last event ",
+        "trials: 4 of 7 ended (1 complete, 1 stopped early, 1 failed, 1 crashed), 2 running; last event ",
         "left\n  t0003 dense, epoch 6 of 8, 46.0 % validation\n  t0004 prune step 1",
         f"rejected before training: 2\n  2 {TOO_LARGE}, for example 40 M MACs",
         "failed: t0002: loss is not finite",
@@ -147,26 +131,27 @@ def test_a_journal_is_read_on_from_where_the_last_reading_ended(folder):
     follower = Follower(folder)
     follower.update()
     driver = Driver(folder)
-    driver.result("t0004", 10, stage=1, epoch=2)
-    path = driver.journal.path
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9])  # as the reader may meet it: half a line
+    driver.epoch("t0004", 10, stage=1, epoch=2)
+    whole = driver.path.read_bytes()
+    driver.path.write_bytes(whole[:-9])  # as the reader may meet it: half a line
     follower.update()
-    assert follower.log.runs == 3 and follower.log.trials["t0004"].epochs == 9
-    path.write_bytes(whole)
+    assert follower.state.drivers == 3 and follower.state.trials["t0004"].epochs == 9
+    driver.path.write_bytes(whole)
     follower.update()
-    assert follower.log.runs == 3 and follower.log.trials["t0004"].epochs == 10
+    assert follower.state.drivers == 3 and follower.state.trials["t0004"].epochs == 10
     fresh = Follower(folder)
     fresh.update()
-    assert fresh.log == follower.log
+    assert fresh.state == follower.state
 
 
 def test_a_study_in_an_object_store_is_read_from_a_copy(folder, tmp_path, monkeypatch, capsys):
-    """A folder as pyarrow's object store; the driver that mirrors into it gives signs of life."""
-    monkeypatch.chdir(tmp_path)
+    """A folder as pyarrow's object store; the driver that mirrors into it holds a lease."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     uri = f"file://{tmp_path}/bucket/study"
     assert main([uri]) == 2 and "no study there" in capsys.readouterr().err
-    mirror = Mirror(folder, uri)
+    lease = StoreLease(Store(uri))
+    lease.acquire(settle_s=0)
+    mirror = Mirror(folder, uri, lease.verify)
     mirror.push()
     assert main([uri, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -174,22 +159,35 @@ def test_a_study_in_an_object_store_is_read_from_a_copy(folder, tmp_path, monkey
     place = open_place(uri)
     follower = Follower(place.folder)
     follower.update()
-    Driver(folder).result("t0004", 10, stage=1, epoch=2)
+    Driver(folder).epoch("t0004", 10, stage=1, epoch=2)
     mirror.push(last=True)
+    lease.release()
     place.refresh()
     follower.update()
-    assert follower.log.trials["t0004"].epochs == 10 and not place.driven()
-    assert place.folder.is_relative_to(tmp_path / "runs") and (place.folder / "points.csv").is_file()
+    assert follower.state.trials["t0004"].epochs == 10 and not place.driven()
+    assert (place.folder / "points.csv").is_file() and not place.folder.is_relative_to(tmp_path)  # a copy of its own
+
+
+@pytest.mark.parametrize("content", [None, "", "trial_id", "trial_id,step\nt0000"])
+def test_the_front_comes_from_the_journal(folder, content, capsys):
+    """Whatever became of points.csv."""
+    points = folder / "points.csv"
+    expected = told(folder, capsys)["front"]
+    assert len(expected) == 2
+    points.unlink()
+    if content is not None:
+        points.write_text(content)
+    assert told(folder, capsys)["front"] == expected
+    assert (points.read_text() if points.exists() else None) == content, "status.py writes nothing"
 
 
 def test_before_the_first_point_and_after_the_last_trial(folder, tmp_path, capsys):
-    (folder / "points.csv").unlink()
-    assert main([str(folder)]) == 0
-    assert "is not there yet" in " ".join(capsys.readouterr().out.split())
     new = write_study(tmp_path / "new", status="running", trials=None)
     (new / "points.csv").unlink()
+    assert main([str(new)]) == 0
+    assert "No feasible point yet" in " ".join(capsys.readouterr().out.split())
     assert told(new, capsys)["trials"] == {"asked": 18, "ended": 0}
-    finished = told(write_study(tmp_path / "finished"), capsys)  # of a version without a journal
+    finished = told(write_study(tmp_path / "finished", rows()), capsys)  # of a version without a journal
     assert finished["status"] == "complete" and not finished["driver"] and finished["front"]
     assert finished["trials"] == {"asked": 18, "ended": 18, "complete": 12, "stopped early": 4, "failed": 2}
     assert finished["seconds_left"] is None and finished["running"] == []
@@ -201,10 +199,10 @@ def test_bad_folders(folder, tmp_path, capsys):
         said = capsys.readouterr()
         assert "no study there; expected a folder with study.json" in said.err and said.out == ""
         assert said.err.count("\n") == 1
-    segment = folder / "journal" / "000.jsonl"
-    segment.write_bytes(segment.read_bytes().replace(b'{"event": "trial"', b'{"event: "trial"', 1))
+    segment = segments(folder)[0].path
+    segment.write_bytes(segment.read_bytes().replace(b'{"event": "trial_created"', b'{"event"; "trial_created"', 1))
     assert main([str(folder), "--json"]) == 2
-    assert "000.jsonl is damaged" in capsys.readouterr().err
+    assert f"{segment.name}, line 4 is damaged" in capsys.readouterr().err
 
 
 def test_optuna_opens_the_export(folder, tmp_path, capsys):
@@ -219,8 +217,8 @@ def test_optuna_opens_the_export(folder, tmp_path, capsys):
     assert found["t0000"].values == [0.4, 3_000_000] and study.metric_names == ["val_macro_avg_acc", "macs"]
     assert [p["macs"] for p in found["t0000"].user_attrs["points"]] == [4_000_000, 3_000_000]
     assert sum(t.user_attrs.get("reason") == TOO_LARGE for t in study.trials) == 2
-    drawn = next(e for e in map(json.loads, (folder / "journal/000.jsonl").open()) if e.get("trial") == "t0000")
-    assert found["t0000"].params == drawn["params"]
+    drawn = next(event for event in read_events(folder) if isinstance(event, TrialCreated))
+    assert found["t0000"].params == drawn.params
     study.ask()  # a sampler can go on from it
 
 

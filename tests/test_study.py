@@ -17,6 +17,8 @@ from analysis.results import load_study
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
 from tune.evaluate import main as evaluate
+from tune.study.journal import read_state
+from tune.study.manifest import read_manifest
 
 ROOT = Path(__file__).parents[1]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -144,14 +146,19 @@ def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[P
     refused = studies.start("--resume", "--name", "through", "--num-samples", "99")
     said, _ = refused.communicate(timeout=200)
     assert refused.returncode == 2
-    assert "drop --num-samples" in said
+    assert all(text in said for text in ("--num-samples 99", f"has {TRIALS}", "--extend"))
 
 
 def test_complete_study_is_extended_and_its_front_confirmed(
     finished: tuple[Path, str], studies: Studies, tmp_path: Path
 ) -> None:
-    """Two more configurations, then one more seed for those of the front: means over two seeds make the front."""
+    """Two more configurations, then one more seed for those of the front: means over two seeds make the front. What was
+    measured on the test split before stays."""
     folder = Path(shutil.copytree(finished[0], tmp_path / "moved"))  # it has moved, too
+    assert evaluate([str(folder)]) == 0
+    tested = (folder / "test.csv").read_bytes()
+    baseline = read_manifest(folder).prepared.baseline
+    assert baseline is not None and baseline.test_macro_avg_acc is not None
     before = rows(folder)
     words = ["--storage", str(tmp_path), "--name", "moved"]
     extended = studies.start(*words, "--extend", "2")
@@ -160,6 +167,7 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     manifest = json.loads((folder / "study.json").read_text())
     assert (manifest["num_samples"], sum(manifest["trials"].values())) == (TRIALS + 2, TRIALS + 2)
     assert rows(folder)[: len(before)] == before
+    assert read_manifest(folder).prepared.baseline == baseline
     front = {row["trial_id"] for row in csv.DictReader((folder / "front.csv").open())}
     confirmed = studies.start(*words, "--confirm", "1")
     said, _ = confirmed.communicate(timeout=400)
@@ -175,6 +183,8 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     assert means
     assert {row["n_seeds"] for row in means} == {"2"}
     assert {row["trial_id"] for row in means} <= front
+    assert read_manifest(folder).prepared.baseline == baseline
+    assert (folder / "test.csv").read_bytes() == tested
 
 
 def check_interrupted(folder: Path, process: subprocess.Popen[str]) -> None:
@@ -206,6 +216,8 @@ def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     found = {(r["trial_id"], r["step"]): r for r in rows(folder)}
     assert len(rows(folder)) == len(found)
     assert found == expected
+    state = read_state(folder)
+    assert state.drivers == 3 and state.n_ended == TRIALS
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: Studies) -> None:
@@ -239,7 +251,7 @@ def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> 
     assert len(manifest["test_opened"]) == 1
     assert 0 <= manifest["baseline"]["test_macro_avg_acc"] <= 1
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "was measured on the test split before" in again.stdout
+    assert "measured on the test split before" in again.stdout
     assert json.loads((folder / "study.json").read_text())["test_opened"] == manifest["test_opened"]
 
 

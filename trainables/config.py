@@ -24,6 +24,7 @@ import numpy as np
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -155,6 +156,15 @@ def compose(overrides: Sequence[str]) -> TrialConfig:
         told = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra's own is of many lines
         raise ConfigError(hint or f"{told}{cause}") from error
     return _build(tree)
+
+
+def override_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Key, or group, -> value of Hydra overrides, as Hydra reads them: 0.250 is 0.25. The last of one key counts."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    return {override.key_or_group: override.value() for override in parsed}
 
 
 def flags() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Fingerprint of a study's data: what a resume compares before it continues.
 
     now = fingerprint(config, load_clips(config, rate))
-    check_unchanged(DataFingerprint.from_dict(manifest["dataset"]["fingerprint"]), now)
+    check_unchanged(DataFingerprint.from_dict(manifest.prepared.dataset.fingerprint), now)
 
 Sound, clips, labels and devices count; the folders they lie in do not, so a data set or a cache may move. It is
 computed from what `load_clips` has loaded: no file is read or hashed a second time.
@@ -130,7 +130,8 @@ def check_unchanged(old: DataFingerprint, new: DataFingerprint) -> None:
     """DatasetError with all differences, if there are any."""
     if changed := differences(old, new):
         raise tau.DatasetError(
-            f"the data changed since the study was started: {' '.join(changed)} Restore the data, or start a new study."
+            f"the data changed since the study was started: {' '.join(changed)} Restore the data, start a new study, "
+            "or resume this one with --allow-changes."
         )
 
 

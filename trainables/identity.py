@@ -26,9 +26,9 @@ SHAPING = ("ascmodels", "data", "trainables")  # packages whose code shapes a tr
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
     """The flat configurations' keys that differ in what shapes a training, each with both values in words.
-    The directories in which things lie may differ."""
+    The directories in which things lie may differ, and the device: a study may be continued on another machine."""
     old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
-    keys = [k for k in new if k not in PLACES and _named(k, old.get(k)) != _named(k, new[k])]
+    keys = [k for k in new if k not in (*PLACES, "train.device") and _named(k, old.get(k)) != _named(k, new[k])]
     return {k: f"{old.get(k)} there, {new[k]} here" for k in keys}
 
 

@@ -133,7 +133,7 @@ class Parent:
         trial.sizes, trial.adopted = sizes, False
 
     def _states(self) -> list[Path]:
-        return sorted(self.folder.glob("state-*"), reverse=True)
+        return sorted(self.folder.glob("state-*"), key=lambda state: (len(state.name), state.name), reverse=True)
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:

@@ -7,6 +7,7 @@ A Ray config is the flat TrialConfig plus entries that are not the trial's own:
     remote       in its place, the URI of a study in an object store: deployed networks are copied there
     checkpoints  path or URI of the folder of all drivers' checkpoints
     parents      folder of shared dense trainings, if any
+    generation   number of the driver's lease on a study in an object store; a worker of a lost driver writes no network
     adopt        keys in which a checkpoint may differ (population based training)
     fingerprint  the data's fingerprint (`DataFingerprint.as_dict`) as the driver found it: actors compare theirs, and
                  open the waveform cache without looking at each file
@@ -26,11 +27,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.tune as rt
 import torch
 from pyarrow.fs import FileType
-from ray._raylet import setproctitle  # type: ignore[attr-defined] - Ray brings the package along
 
 from ascmodels.checkpoint import load_tensors
 from ascmodels.pruning import PruningError
@@ -46,7 +45,7 @@ from trainables.storage import KEPT, Store, TrialCheckpoints
 from trainables.tracking import Tracker
 from trainables.trial import Trial, data_key, load_trial_data, run_trial
 
-RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code")
+RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation")
 _LOG = logging.getLogger(__name__)
 
 
@@ -77,8 +76,6 @@ class KDTrainable(rt.Trainable):
     def step(self) -> dict[str, Any]:
         if self._broken:
             raise self._broken
-        if ray.is_initialized():  # in a worker: `ps`, `nvidia-smi` and the dashboard's processes name the trial
-            setproctitle(f"ray::{self._label}")
         try:
             record = next(self._records, None)
         except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
@@ -86,20 +83,28 @@ class KDTrainable(rt.Trainable):
         except torch.OutOfMemoryError as error:
             return self._failed(f"out of GPU memory: {str(error).splitlines()[0]}")
         if record is None:  # restored after its last epoch
-            return self._last | {"done": True}
+            return self._reported(self._last | {"done": True, "trained": False})
         self._last = self._result(record)
+        self._curve.append({k: v for k, v in asdict(record).items() if k not in ("point", "finished")})
         if self._tracker:
             self._track(record)
         if record.point and self._store:
+            if self._generation and self._store.generation() > self._generation:
+                raise RuntimeError(f"another driver has taken over the study in {self._store.uri}: this worker stops")
             name = f"{EXPERIMENTS}/{self._trial.folder.name}/{record.point.checkpoint}"
             self._store.push(self._trial.folder / record.point.checkpoint, name)
+        return self._reported(self._last)
+
+    def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
+        """The result; the first one after a restore with the epochs of the checkpoint and the learning curve up to
+        there, of which a lost driver may not have written the end down."""
         restored, self._went_on_from = self._went_on_from, None
-        return self._last if restored is None else self._last | {"restored_epochs": restored}
+        return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         folder = Path(checkpoint_dir)
         self._trial.save(folder)
-        torch.save(self._last, folder / "result.pt")
+        torch.save(self._last | {"curve": self._curve}, folder / "result.pt")
         seal(folder)
         if self._checkpoints:
             self._checkpoints.clear(KEPT - 1)  # and this one, when Ray has put it in its place
@@ -151,9 +156,11 @@ class KDTrainable(rt.Trainable):
         self._adopt = config.get("adopt") or ()
         self._parents = Path(config["parents"]) if config.get("parents") else None
         self._store = Store(remote) if remote else None
+        self._generation: int | None = config.get("generation")
         root = config.get("checkpoints")
         self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
+        self._curve: list[dict[str, Any]] = []  # the records so far, without points
         self._went_on_from: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
         self._label = f"{study_dir.name}/{name}"
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
@@ -161,7 +168,7 @@ class KDTrainable(rt.Trainable):
         self._tracker = Tracker(study_dir, f"{study_dir.name}-{name}", name, study_dir.name, values)
 
     def _start(self) -> None:
-        self._trial = self._new_trial()
+        self._trial, self._curve = self._new_trial(), []
         records = run_shared(self._trial, self._parents) if self._parents else run_trial(self._trial)
         self._records: Generator[Record, None, None] = records  # type: ignore[assignment]
 
@@ -174,6 +181,7 @@ class KDTrainable(rt.Trainable):
         self._start()
         self._trial.load(folder, adopt=self._adopt)
         self._last = load_tensors(folder / "result.pt")
+        self._curve = self._last.pop("curve", [])  # none in checkpoints of earlier versions
         self._went_on_from = self._trial.epochs
         return True
 
@@ -193,7 +201,7 @@ class KDTrainable(rt.Trainable):
             torch.cuda.empty_cache()
 
     def _failed(self, reason: str) -> dict[str, Any]:
-        return self._last | {"done": True, "finished": False, "failure": reason}
+        return self._reported(self._last | {"done": True, "finished": False, "failure": reason})
 
     def _result(self, record: Record) -> dict[str, Any]:
         values = {k: v for k, v in asdict(record).items() if k != "point"}

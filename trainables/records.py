@@ -93,12 +93,22 @@ def point_row(
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Replace the csv file at `path` by `rows`, with the union of their columns, `columns` first."""
+    replace_text(path, rows_text(rows, columns))
+
+
+def points_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The content of points.csv: `rows` of `point_row`, with the names of trial and configuration."""
+    return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
+
+
+def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
+    """A csv of `rows` with the union of their columns, `columns` first."""
     names = list(dict.fromkeys([*columns, *(k for row in rows for k in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    replace_text(path, text.getvalue())
+    return text.getvalue()
 
 
 def write_info(folder: Path, info: Mapping[str, Any]) -> None:

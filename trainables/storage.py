@@ -16,6 +16,7 @@ from pyarrow import fs
 
 from data.files import SEAL, SealError, check_seal, make_folder, replace_folder, replacing
 
+LEASE = "lease"  # folder of the drivers' claims, see tune/study/lease.py
 KEPT = 4  # newest checkpoints of a trial: a damaged one falls back to the one before
 _T = TypeVar("_T")
 
@@ -61,6 +62,37 @@ class Store:
             source, target = f"{self.path}/{name}", fs.LocalFileSystem()
             fs.copy_files(source, str(temporary), source_filesystem=self.files, destination_filesystem=target)
 
+    def read(self, name: str) -> bytes:
+        """The content of a file; FileNotFoundError where there is none."""
+        with self.files.open_input_stream(f"{self.path}/{name}") as stream:
+            return stream.read()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file whole."""
+        target = f"{self.path}/{name}"
+        self.files.create_dir(target.rpartition("/")[0])
+        with self.files.open_output_stream(target) as stream:
+            stream.write(content)
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Bytes and time of change (ns) of a file; FileNotFoundError where there is none."""
+        info = self.files.get_file_info(f"{self.path}/{name}")
+        if info.type != fs.FileType.File:
+            raise FileNotFoundError(f"{self.uri}/{name}")
+        return info.size, info.mtime_ns
+
+    def stamps(self, name: str, recursive: bool = False) -> dict[str, tuple[int, int]]:
+        """Name -> bytes and time of change (ns) of the files directly in the folder `name`; with `recursive`, those
+        below, too."""
+        top = f"{self.path}/{name}".rstrip("/")
+        found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
+        return {i.path[len(top) + 1 :]: (i.size, i.mtime_ns) for i in found if i.type == fs.FileType.File}
+
+    def generation(self) -> int:
+        """The highest number of a driver's claim on the study here (<number>-<owner>.json in LEASE); 0 without any."""
+        numbers = (name.partition("-")[0] for name in self.names(LEASE))
+        return max((int(number) for number in numbers if number.isdecimal()), default=0)
+
     def names(self, name: str) -> list[str]:
         """What lies directly in the folder `name`, sorted; nothing where there is no such folder."""
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
@@ -68,13 +100,16 @@ class Store:
 
     def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
         """Name -> bytes of the files directly in the folder `name`; with `recursive`, those below, too."""
-        top = f"{self.path}/{name}".rstrip("/")
-        found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
-        return {info.path[len(top) + 1 :]: info.size for info in found if info.type == fs.FileType.File}
+        return {name: size for name, (size, _) in self.stamps(name, recursive).items()}
 
     def delete(self, name: str) -> None:
         """Remove the folder `name` and all in it."""
         self.files.delete_dir(f"{self.path}/{name}")
+
+
+def _newest_first(names: list[str]) -> list[str]:
+    """Numbered names (run009, run1000), the highest number first."""
+    return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
 class TrialCheckpoints:
@@ -85,9 +120,10 @@ class TrialCheckpoints:
 
     def newest_first(self) -> list[str]:
         found = []
-        for run in reversed(self.store.names("")):
+        for run in _newest_first(self.store.names("")):
             folder = f"{run}/{self.trial}"
-            found += [f"{folder}/{n}" for n in reversed(self.store.names(folder)) if n.startswith("checkpoint_")]
+            names = _newest_first(self.store.names(folder))
+            found += [f"{folder}/{name}" for name in names if name.startswith("checkpoint_")]
         return found
 
     def load_newest(self, load: Callable[[Path], _T], tell: Callable[[str], None]) -> _T | None:

@@ -8,101 +8,124 @@ report show the mean over seeds, its deviation and interval. What has been measu
 """
 
 import argparse
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "trainables" / "checkout.py"))
 
 from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
+from analysis.manifest import Baseline
 from analysis.replicates import networks
 from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
-from trainables.baseline import baseline_accuracy
+from trainables.baseline import NAME as BASELINE
+from trainables.baseline import cached_baseline
 from trainables.clips import load_clips
-from trainables.config import TrialConfig
+from trainables.config import ConfigError, TrialConfig
 from trainables.evaluation import Deployed, open_test_clips
 from trainables.loop import Clips
 from trainables.records import now, write_rows
-from tune.mirror import Mirror, working_folder
-from tune.resume import bring
-from tune.study import StudyError, lock, read_manifest, write_manifest
+from trainables.storage import Store
+from tune.ray_start import take_sigterm_for_ctrl_c
+from tune.reporting.tables import rebuild_tables
+from tune.study.hold import Held, hold
+from tune.study.journal import JournalError
+from tune.study.lease import StudyLost
+from tune.study.manifest import StudyError, read_manifest, write_manifest
+from tune.study.store import is_uri, working_folder
+
+USER_ERRORS = (
+    *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, StudyError, StudyLost),
+    OSError,  # a full or read-only disk, a store that is away
+)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit status 0, or 2 on bad input."""
+    """The command; exit status 0, 2 on bad input, 130 when interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of a finished study, or its place in an object store")
     text = parser.parse_args(argv).study
     console = Console()
+    take_sigterm_for_ctrl_c()
     try:
-        folder, mirror = local_folder(text)
-        manifest = read_manifest(folder)
-        if manifest["status"] != "complete":
-            raise StudyError(f"{folder.name} is {manifest['status']}: finish the search before opening the test split")
-        with lock(folder):
-            if mirror:
-                mirror.pull_networks()
-            evaluate(folder, manifest, console)
-            if mirror:
-                mirror.push(last=True)
-    except (CheckpointError, ResultsError, StudyError, DatasetError) as error:
+        folder, uri = place_of(text)
+        with hold(folder, uri) as held:
+            evaluate(held, console)
+            held.push(last=True)
+    except USER_ERRORS as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command starts the evaluation again")
+        return 130
     return 0
 
 
-def local_folder(text: str) -> tuple[Path, Mirror | None]:
-    """The study's folder, named by itself or by its place in an object store; where it has one, the driver's working
-    folder is brought up to date, and what keeps both alike comes with it."""
-    if "://" in text:
-        uri = text.rstrip("/")
-        storage, _, name = uri.rpartition("/")
-        folder = working_folder(storage) / name
-    else:
-        folder = Path(text).resolve()
-        uri = read_manifest(folder).get("remote")
-    if not uri:
-        return folder, None
-    try:
-        bring(folder, uri)
-        return folder, Mirror(folder, uri)
-    except (OSError, ValueError) as error:  # pyarrow's are kinds of both
-        raise StudyError(f"{uri} cannot be reached: {error}") from error
+def place_of(text: str) -> tuple[Path, str | None]:
+    """The study's folder, and its URI where it lies in an object store: `folder` is then the working folder."""
+    if is_uri(text):
+        storage, _, name = text.rstrip("/").rpartition("/")
+        if "study.json" not in Store(text).names(""):
+            raise StudyError(f"no study in {text}: study.json is missing")
+        return working_folder(storage) / name, text.rstrip("/")
+    folder = Path(text).expanduser().resolve()
+    remote = read_manifest(folder).resolved.remote
+    ours = remote is not None and working_folder(remote.rpartition("/")[0]) / remote.rpartition("/")[2] == folder
+    return folder, remote if ours else None  # a copy of such a study is evaluated where it lies
 
 
-def evaluate(folder: Path, manifest: dict[str, Any], console: Console) -> None:
-    """Measure the front's networks and the baseline on test; write test.csv and the report, print the table."""
-    config = TrialConfig.from_flat(manifest["config"])
-    study = load_study(folder)
+def evaluate(held: Held, console: Console) -> None:
+    """Measure the front's networks and the baseline on test; write test.csv and the report, print the table. What was
+    measured before is not measured again; what is missing of the rest is written again."""
+    folder = held.folder
+    manifest = read_manifest(folder)
+    if manifest.progress.status != "complete":
+        raise StudyError(
+            f"{folder.name} is {manifest.progress.status}: finish the search before opening the test split"
+        )
+    if manifest.resolved.code:  # an older version had no journal
+        rebuild_tables(folder, manifest.resolved.config, held.ended_elsewhere())
+    config, study = TrialConfig.from_flat(manifest.resolved.config), load_study(folder)
     rows: list[dict[str, Any]] = [] if study.raw_test is None else study.raw_test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
     front = pareto_points(study)
     ids = zip(front["trial_id"].tolist(), front["step"].tolist(), strict=True)
     wanted = [row for trial, step in ids for row in networks(study.raw, trial, step).to_dict("records")]
     chosen = [network for network in wanted if (network["trial_id"], network["step"]) not in done]
+    if not rows and not chosen:
+        raise StudyError(f"{folder.name} has no point on its front: there is nothing to measure on the test split")
+    baseline = manifest.prepared.baseline
     if not chosen:
-        if not rows:
-            raise StudyError(f"{folder.name} has no point on its front: there is nothing to measure on the test split")
         console.print("every point of the front was measured on the test split before", highlight=False)
-        print_front(study)
-        return
-    test = open_test_clips(config, config.frontend.sample_rate)
-    console.print(
-        f"test split: {len(test.rows)} clips, opened for {len(chosen)} network(s) of {len(front)} point(s)",
-        highlight=False,
-    )
-    rows += [test_row(folder, network, test) for network in chosen]
-    write_rows(folder / "test.csv", rows)
-    train = load_clips(config, config.frontend.sample_rate).train
-    manifest["baseline"]["test_macro_avg_acc"] = baseline_accuracy(train, test, config.frontend)
-    write_manifest(folder, manifest | {"test_opened": [*manifest.get("test_opened", []), now()]})
+    if chosen or (baseline and baseline.test_macro_avg_acc is None):
+        test = open_test_clips(config, config.frontend.sample_rate)
+        console.print(
+            f"test split: {len(test.rows)} clips, opened for {len(chosen)} network(s) of {len(front)} point(s)",
+            highlight=False,
+        )
+        if held.mirror:
+            held.mirror.pull_networks(network["checkpoint"] for network in chosen)
+        rows += [test_row(folder, network, test) for network in chosen]
+        if chosen:
+            write_rows(folder / "test.csv", rows)
+        train = load_clips(config, config.frontend.sample_rate).train
+        accuracy = cached_baseline(train, test, config.frontend, Path(config.data.cache_dir))
+        measured = {"name": baseline.name if baseline else BASELINE, "test_macro_avg_acc": accuracy}
+        if baseline:
+            measured["val_macro_avg_acc"] = baseline.val_macro_avg_acc
+        opened = (*manifest.progress.test_opened, now())
+        write_manifest(folder, manifest.changed(baseline=Baseline(**measured), test_opened=opened))
     print_front(load_study(folder))
     for path in write_report(folder).values():
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+        console.print(f"  {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def test_row(folder: Path, network: dict[Any, Any], test: Clips) -> dict[str, Any]:

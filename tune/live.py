@@ -13,6 +13,7 @@ import argparse
 import html
 import ipaddress
 import json
+import runpy
 import signal
 import sys
 import threading
@@ -22,16 +23,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "trainables" / "checkout.py"))
+
 from rich.console import Console
 from rich.markup import escape
 
 from analysis import report_page
-from analysis.results import ResultsError, Study, load_study
-from tune.reading import Follower, Place, open_place
-from tune.status import sentences, study_status
+from analysis.results import ResultsError, Study
+from tune.reporting.tables import points_text
+from tune.status import current_study, sentences, study_status
+from tune.study.reader import Follower, Place, open_place
 
 SCRIPT = Path(__file__).with_name("live.js")
-FILES = ("study.json", "points.csv", "test.csv")
+FILES = ("study.json", "test.csv")  # the points come from the journal
 RUNNING_SHOWN = 8
 
 
@@ -49,12 +54,14 @@ class Watched:
         """A name for what the files hold now, the study, and its status."""
         with self._lock:
             self.place.refresh()
-            stamps = [path.stat() for name in FILES if (path := self.folder / name).exists()]
-            version = "-".join(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)
-            if self._study is None or version != self._version:
-                self._study, self._version = load_study(self.folder), version
             self._follower.update()
-            return version, self._study, study_status(self.place, self._study, self._follower)
+            state = self._follower.state
+            stamps = [path.stat() for name in FILES if (path := self.folder / name).exists()]
+            n_points = sum(len(trial.points) for trial in state.trials.values())
+            version = "-".join([f"{n_points}", *(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)])
+            if self._study is None or version != self._version:
+                self._study, self._version = current_study(self.folder, state), version
+            return version, self._study, study_status(self.place, self._study, state)
 
     def page(self) -> str:
         version, study, status = self.read()
@@ -74,8 +81,9 @@ class Watched:
             return "application/json", json.dumps(made)
         if path == "/status.json":
             return "application/json", json.dumps(self.read()[2])
-        if path == "/points.csv" and (self.folder / "points.csv").exists():
-            return "text/csv", (self.folder / "points.csv").read_bytes()
+        if path == "/points.csv":
+            self.read()
+            return "text/csv", points_text(self._follower.state)
         return None
 
 
@@ -84,8 +92,8 @@ def strip(status: dict[str, Any]) -> str:
     first, *lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
     trials = status["trials"]
     bar = f'<progress max="{trials["asked"]}" value="{trials["ended"]}"></progress>'
-    told = "".join(f"<p{' class=detail' if line.startswith(' ') else ''}>{line.strip()}</p>" for line in lines)
-    return f"<p><b>{first}</b> {bar}</p>{told}"
+    details = "".join(f"<p{' class=detail' if line.startswith(' ') else ''}>{line.strip()}</p>" for line in lines)
+    return f"<p><b>{first}</b> {bar}</p>{details}"
 
 
 class Server(ThreadingHTTPServer):
@@ -152,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         place = open_place(options.study)
-        load_study(place.folder)
+        Watched(place).read()
     except (ResultsError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         return 2

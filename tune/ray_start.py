@@ -4,17 +4,18 @@ import logging
 import os
 import signal
 import socket
-from typing import Any
 
 import ray
 from rich.console import Console
 
 from tune.options import check_resource
-from tune.study import StudyError
+from tune.study.manifest import StudyError
 
 
-def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -> None:
-    """Connect to, or start, Ray; StudyError when it cannot give a trial its resources."""
+def start_ray(address: str | None, console: Console) -> None:
+    """Connect to, or start, Ray, unless that was done before; StudyError where it does not answer or start."""
+    if ray.is_initialized():
+        return
     os.environ.setdefault(
         "TUNE_GLOBAL_CHECKPOINT_S", "1000000000"
     )  # the journal is our snapshot; Ray's grow with trials
@@ -34,14 +35,18 @@ def start_ray(address: str | None, manifest: dict[str, Any], console: Console) -
         own = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
         context = ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError) as error:
-        told = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start on this machine"
-        raise StudyError(f"{told} ({error})") from error
+        what = f"--address {address}: no Ray cluster answers there" if address else "Ray does not start on this machine"
+        raise StudyError(f"{what} ({error})") from error
     take_sigterm_for_ctrl_c()
+    line = f"http://{context.dashboard_url} (its token: ray get-auth-token)" if context.dashboard_url else "not running"
+    console.print(f"dashboard: {line}", highlight=False)
+
+
+def check_cluster(cpus_per_trial: float, gpus_per_trial: float) -> None:
+    """StudyError when the cluster that Ray is connected to cannot give a trial its resources."""
     total = ray.cluster_resources()
-    for name in ("cpu", "gpu"):
-        check_resource(name, manifest[f"{name}s_per_trial"], total.get(name.upper(), 0), "the cluster")
-    told = f"http://{context.dashboard_url} (its token: ray get-auth-token)" if context.dashboard_url else "not running"
-    console.print(f"dashboard: {told}", highlight=False)
+    check_resource("cpu", cpus_per_trial, total.get("CPU", 0), "the cluster")
+    check_resource("gpu", gpus_per_trial, total.get("GPU", 0), "the cluster")
 
 
 def take_sigterm_for_ctrl_c() -> None:

@@ -1,131 +1,184 @@
-"""Which study a command goes on with, and whether it may: what was typed, the code, the space and the places."""
+"""Which study a command continues, and whether it may: what was typed, the code, the space, the paths."""
 
 import argparse
+import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from analysis.manifest import Change, StudyManifest, manifest_of
 from data.tau import dataset_root, resolved
 from search_spaces import load_space
-from trainables.config import ConfigError, TrialConfig, compose
+from trainables.config import ConfigError, TrialConfig, compose, override_values
 from trainables.identity import PLACES, code_files
 from trainables.records import now
-from tune.journal import StudyLog, read_log
-from tune.mirror import Mirror
-from tune.study import StudyError, is_complete, read_manifest
+from trainables.storage import Store
+from tune.study.manifest import StudyError, is_complete, read_manifest
+from tune.study.reader import open_place
+from tune.study.state import StudyState
+from tune.study.store import STATE, is_uri
 
-# whose code decides what a study samples, trains and measures
+# files whose code decides what a study samples, trains and measures
 CODE = (
     *("ascmodels", "data", "trainables", "search_spaces"),
-    *("tune/search.py", "tune/history.py", "tune/gate.py", "tune/schedulers.py", "tune/population.py"),
+    *("tune/search/sampler.py", "tune/search/replay.py", "tune/search/feasibility.py", "tune/search/halving.py"),
+    *("tune/search/session.py", "tune/search/ray_adapter.py"),
 )
+FILES_SHOWN = 8  # of those that have changed
 KEPT = ("num_samples", "sampler", "scheduler", "seed", "seeds_per_config")  # decided when the study was started
-FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # those of the machine that goes on
+FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # may differ on the machine that resumes
 
 
-def find_study(storage: Path, options: argparse.Namespace) -> Path | None:
-    """The study to resume: the named one, else the newest unfinished one (of the space, where one is named). None
-    where there is none and the space says how to start it."""
+def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -> str | None:
+    """Return the name of the study to continue: the one that is named, else the newest unfinished one (of the space,
+    where one is named). Return None where there is none and a space is named, so that a new study can start."""
+    manifests = _manifests(storage, remote, options.name)
     if options.name:
-        folder = storage / options.name
-        if "://" in options.storage:
-            bring(folder, f"{options.storage.rstrip('/')}/{options.name}")
-        if not (folder / "study.json").exists():
-            if options.space and options.resume:
-                return None
-            raise StudyError(f"no study {options.name} in {options.storage} to go on with")
-        return folder
+        if options.name in manifests:
+            return options.name
+        if options.space and options.resume:
+            return None
+        raise StudyError(f"no study {options.name} in {options.storage} to continue; --space starts a new one")
     wanted = load_space(options.space).as_dict() if options.space else None
-    found = []
-    for path in storage.glob("*/study.json"):
-        manifest = read_manifest(path.parent)
-        complete = manifest["status"] == "complete"
-        if complete == bool(options.extend or options.confirm) and wanted in (None, manifest["space"]):
-            found.append((manifest["created"], path.parent))
-    if not found and (not wanted or options.extend or options.confirm):
-        raise StudyError(f"no {'complete' if options.extend or options.confirm else 'unfinished'} study in {storage}")
+    more = bool(options.extend or options.confirm)
+    found = [
+        (manifest.asked.created, name)
+        for name, manifest in manifests.items()
+        if (manifest.progress.status == "complete") == more and wanted in (None, manifest.resolved.space)
+    ]
+    if not found and (not wanted or more):
+        raise StudyError(f"no {'complete' if more else 'unfinished'} study in {options.storage}")
     return max(found)[1] if found else None
 
 
-def bring(folder: Path, uri: str) -> None:
-    """The state of a study in an object store, here; StudyError while another machine runs it."""
-    mirror = Mirror(folder, uri)
-    if "study.json" in mirror.store.names(""):
-        mirror.check_driver()
-        mirror.pull()
+def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
+    """Name -> manifest of the studies of a storage, or of the one called `name`. Of an object store's, a study counts
+    that lies there, and one in the working folder that was never sent (its driver was killed)."""
+    folders = [storage / name] if name else [path.parent for path in storage.glob("*/study.json")]
+    own = [f for f in folders if (f / "study.json").is_file() and not (remote and (f / STATE).is_file())]
+    found = {f.name: read_manifest(f) for f in own}
+    if remote:
+        store = Store(remote)
+        for other in [name] if name else store.names(""):
+            if "study.json" in store.names(other):
+                content = json.loads(store.read(f"{other}/study.json"))
+                found[other] = manifest_of(content, f"{remote}/{other}/study.json")
+    return found
 
 
-def study_named(storage: Path, text: str) -> Path:
-    """The folder of an earlier study, by its name or path."""
+def study_named(storage: Path, remote: str | None, text: str) -> str:
+    """The folder or URI of an earlier study, by its name, path or URI."""
+    if remote and "/" not in text:
+        text = f"{remote}/{text}"
+    if is_uri(text):
+        open_place(text)
+        return text
     for folder in (storage / text, Path(text).expanduser().resolve()):
         if (folder / "study.json").is_file():
-            return folder
+            return str(folder)
     raise StudyError(f"--warm-start {text}: no study of that name in {storage}, and none at that path")
 
 
-def resumed(folder: Path, options: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """The manifest to go on with; an error that shows what differs where it must not."""
-    manifest, log = read_manifest(folder), read_log(folder)
-    _check_typed(folder, manifest, options, overrides)
-    more = bool(options.extend or options.confirm)
-    if "code" not in manifest:  # of a version without a journal
-        if manifest["status"] == "complete" and not more:
-            return manifest
-        raise StudyError(f"study {folder.name} has no journal, so it cannot be gone on with; choose another --name")
-    crashed = bool(log.trials) and all(t.crashed for t in log.trials.values())  # every one: tried again
-    goes_on = more or crashed or not is_complete(manifest, log)
-    manifest = _moved(folder, manifest, overrides)
-    if goes_on:
-        manifest = _changed(folder, manifest, options)
-        for name in FREE:
-            if getattr(options, name) is not None:
-                manifest[name] = getattr(options, name)
-    if is_complete(manifest, log):
-        manifest["status"] = "extended" if goes_on else "complete"
-        if options.extend:
-            manifest["extended_from"] = [*manifest.get("extended_from", []), manifest["num_samples"]]
-            manifest["num_samples"] = len({t.config_id for t in log.trials.values()}) + options.extend
-    return manifest
-
-
-def _check_typed(folder: Path, manifest: dict[str, Any], options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    taken = {k: [None, manifest.get(k)] for k in KEPT}
-    taken["num_samples"] += manifest.get("extended_from", [])  # the command that started it stays good after --extend
-    changed = [f"--{k.replace('_', '-')}" for k in KEPT if getattr(options, k) not in taken[k]]
-    typed, known = ([o for o in every if not _is_place(o)] for every in (overrides, manifest["overrides"]))
-    changed += typed if typed and typed != known else []
-    if changed:
-        raise ConfigError(
-            f"{folder.name} goes on as it was started ({manifest['command']}); drop {' '.join(changed)}, or choose "
-            "another --name"
+def resumed(
+    folder: Path, remote: str | None, state: StudyState, options: argparse.Namespace, overrides: Sequence[str]
+) -> tuple[StudyManifest, bool]:
+    """Return the manifest to continue with, and whether there is anything to do; an error shows what differs and must
+    not. `remote` is the URI that this driver holds: one that a copied manifest names is not obeyed."""
+    manifest = read_manifest(folder).changed(remote=remote)
+    complete, more = is_complete(manifest, state), bool(options.extend or options.confirm)
+    if not manifest.resolved.code:  # of a version without a journal
+        if manifest.progress.status == "complete" and not more:
+            return manifest, False
+        raise StudyError(f"study {folder.name} has no journal, so it cannot be continued; choose another --name")
+    check_typed(folder, manifest, options, overrides)
+    if more and not complete:
+        typed = f"--extend {options.extend}" if options.extend else f"--confirm {options.confirm}"
+        raise StudyError(
+            f"{typed}: study {folder.name} is not complete: {state.n_ended} of {manifest.asked.n_trials} trials have "
+            f"ended, counting those that an earlier --extend or --confirm added. Continue it with --resume --name "
+            f"{folder.name}; {typed} adds to a complete study"
         )
-    given, used = os.environ.get("TAU24_PATH"), manifest["config"]["data.dataset_dir"]
-    if given and not any(o.startswith("data.dataset_dir=") for o in (*overrides, *manifest["overrides"])):
+    goes_on = more or not complete or bool(state.crashed)
+    manifest = _moved(folder, manifest, overrides)
+    if not goes_on:
+        return manifest, False
+    manifest = _changed(folder, manifest, options)
+    free = {name: getattr(options, name) for name in FREE if getattr(options, name) is not None}
+    manifest = manifest.changed(**free)
+    if options.extend:
+        before, configurations = manifest.asked.num_samples or 0, {t.config_id for t in state.trials.values()}
+        manifest = manifest.changed(
+            extended_from=(*manifest.asked.extended_from, before), num_samples=len(configurations) + options.extend
+        )
+    return manifest, True
+
+
+def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """ConfigError for an option or override that differs from what the study was started with, naming both values."""
+    asked = manifest.asked
+    taken: dict[str, tuple[Any, ...]] = {name: (getattr(asked, name),) for name in KEPT}
+    taken["num_samples"] += asked.extended_from  # the command that started it stays good after --extend
+    lines = [
+        f"--{name.replace('_', '-')} {getattr(options, name)} is typed, the study has {getattr(asked, name)}"
+        for name in KEPT
+        if getattr(options, name) is not None and getattr(options, name) not in taken[name]
+    ]
+    if options.warm_start and [Path(t).name for t in options.warm_start] != [Path(t).name for t in asked.warm_start]:
+        found = ", ".join(asked.warm_start) or "none"
+        lines.append(f"--warm-start {' '.join(options.warm_start)} is typed, the study has {found}")
+    # their order decides between two of one key only; what is not typed stays as it was
+    typed, known = (override_values([o for o in every if not _is_place(o)]) for every in (overrides, asked.overrides))
+    config, searched = manifest.resolved.config, manifest.resolved.space.get("parameters", {})
+    for key, value in typed.items():
+        if "." in key and key not in config:
+            near = difflib.get_close_matches(key, config, 2)
+            raise ConfigError(
+                f"{key}: unknown configuration key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+            )
+        if key in searched and key not in known:
+            lines.append(f"{key}={value} is typed, the study searches {key} ({_shown(searched[key])})")
+        elif value != known.get(key, config.get(key)):
+            lines.append(f"{key}={value} is typed, the study has {known.get(key, config.get(key))}")
+    if lines:
+        more = "; --extend N adds N configurations to a complete study" if "num-samples" in lines[0] else ""
+        raise ConfigError(
+            f"study {folder.name} continues as it was started ({asked.command}), but {'; '.join(lines)}. Drop what "
+            f"differs, or choose another --name{more}"
+        )
+    given, used = os.environ.get("TAU24_PATH"), manifest.resolved.config.get("data.dataset_dir")
+    if given and not any(o.startswith("data.dataset_dir=") for o in (*overrides, *asked.overrides)):
         there = str(dataset_root(given))
         if there != used:
             raise StudyError(f"study {folder.name} searched {used}, but TAU24_PATH is {there}: choose another --name")
 
 
-def _changed(folder: Path, manifest: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace) -> StudyManifest:
     """The manifest after code or space have changed, where that is allowed."""
-    here, there = code_files(CODE), manifest.get("code", {})
+    here, there = code_files(CODE), manifest.resolved.code
     differing = [f"{p} ({_how(there, here, p)})" for p in sorted({*here, *there}) if there.get(p) != here.get(p)]
-    told = [f"the code has changed: {', '.join(differing)}"] if differing and there else []
-    space = load_space(options.space).as_dict() if options.space else manifest["space"]
-    lines = _space_differences(manifest["space"], space)
-    told += [f"the space has changed: {'; '.join(lines)}"] if lines else []
-    if told and not options.allow_changes:
+    more = f" and {len(differing) - FILES_SHOWN} more files" if len(differing) > FILES_SHOWN else ""
+    found = [f"the code has changed: {', '.join(differing[:FILES_SHOWN])}{more}"] if differing else []
+    space = load_space(options.space).as_dict() if options.space else manifest.resolved.space
+    lines = _space_differences(manifest.resolved.space, space)
+    found += [f"the space has changed: {'; '.join(lines)}"] if lines else []
+    return with_changes(folder, manifest, found, options.allow_changes).changed(code=here, space=space)
+
+
+def with_changes(folder: Path, manifest: StudyManifest, found: Sequence[str], allowed: bool) -> StudyManifest:
+    """The manifest with `found` among its changes; StudyError that shows them where they are not allowed."""
+    if found and not allowed:
         raise StudyError(
-            f"study {folder.name}: {'; and '.join(told)}. Its new trials would not compare with the old ones: choose "
-            "another --name, or go on all the same with --allow-changes"
+            f"study {folder.name}: {'; and '.join(found)}. Its new trials would not compare with the old ones: choose "
+            "another --name, or continue all the same with --allow-changes"
         )
-    changes = [{"time": now(), "what": what} for what in told]
-    return manifest | {"code": here, "space": space, "changes": [*manifest.get("changes", []), *changes]}
+    changes = tuple(Change(now(), what) for what in found)
+    return manifest.changed(changes=(*manifest.progress.changes, *changes))
 
 
-def _how(there: dict[str, str], here: dict[str, str], path: str) -> str:
+def _how(there: Mapping[str, str], here: Mapping[str, str], path: str) -> str:
     return "changed" if path in there and path in here else "new" if path in here else "gone"
 
 
@@ -142,13 +195,14 @@ def _shown(spec: Any) -> str:
     return "nothing" if spec is None else json.dumps(spec)
 
 
-def _moved(folder: Path, manifest: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The manifest with every path as it is now: typed anew, or beside the study where it was before."""
-    config = dict(manifest["config"])
+def _moved(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
+    """Return the manifest with the present paths: those that are typed, and those that moved together with the
+    study's folder."""
+    config = dict(manifest.resolved.config)
     if places := [o for o in overrides if _is_place(o)]:
         fresh = TrialConfig.flat(compose(places))
         config |= {o.split("=")[0]: fresh[o.split("=")[0]] for o in places}
-    before, after = str(Path(manifest["folder"]).parent), str(folder.parent)
+    before, after = str(Path(manifest.resolved.folder).parent), str(folder.parent)
     if before != after:
 
         def replaced(value: Any) -> Any:
@@ -159,15 +213,16 @@ def _moved(folder: Path, manifest: dict[str, Any], overrides: Sequence[str]) -> 
 
         config = {k: replaced(v) for k, v in config.items()}
     flat = TrialConfig.from_flat(config)
-    config["data.dataset_dir"] = resolved(flat.data).dataset_dir if places else config["data.dataset_dir"]
-    return manifest | {"folder": str(folder), "config": config}
+    if places:
+        config["data.dataset_dir"] = resolved(flat.data).dataset_dir
+    return replace(manifest, resolved=replace(manifest.resolved, folder=str(folder), config=config))
 
 
 def _is_place(override: str) -> bool:
     return override.split("=")[0] in PLACES
 
 
-def front_configurations(front: list[dict[str, Any]], log: StudyLog) -> list[str]:
+def front_configurations(front: list[dict[str, Any]], state: StudyState) -> list[str]:
     """The configurations behind the points of a front, in the order of their first trials."""
-    owners = {log.trials[point["trial_id"]].config_id for point in front}
-    return [name for name in log.trials if name in owners]
+    owners = {state.trials[point["trial_id"]].config_id for point in front}
+    return [name for name in state.trials if name in owners]

@@ -1,4 +1,4 @@
-"""How a study stands: progress, front, what was rejected or failed and why, what resumes repeated.
+"""The status of a study: progress, front, what was rejected or failed and why, what resumes repeated.
 
     python tune/status.py runs/<study>                                while it runs, after it ended, or in between
     python tune/status.py s3://bucket/path/<study>                    credentials from the environment
@@ -10,74 +10,93 @@ Reads the study's files only: the journal, study.json, points.csv. Nothing is wr
 
 import argparse
 import json
+import runpy
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":  # started as a file: use the packages of this checkout
+    runpy.run_path(str(Path(__file__).resolve().parents[1] / "trainables" / "checkout.py"))
 
 from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
+from analysis.manifest import StudyManifest
 from analysis.report import print_front
 from analysis.results import ResultsError, Study, load_study
 from analysis.summary import percent, trial_counts
-from tune.journal import TrialLog
-from tune.optuna_export import export_optuna
-from tune.reading import Follower, Place, open_place
-from tune.study import n_trials
+from tune.reporting.optuna_export import export_optuna
+from tune.reporting.tables import points_text
+from tune.study.journal import JournalError
+from tune.study.reader import Follower, Place, open_place
+from tune.study.state import StudyState, TrialState
 
 
-def study_status(place: Place, study: Study, follower: Follower) -> dict[str, Any]:
-    """Everything that is told, as plain JSON values."""
-    manifest, log, now = study.manifest, follower.log, time.time()
+def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any]:
+    """Everything that is shown, as plain JSON values."""
+    manifest, now = study.manifest, time.time()
     driven = place.driven()
-    ended = follower.log.n_ended
-    counts = {status: n for status, n in log.counts().items() if status != "rejected"}
-    if not log.trials:  # a study of an older version, or one that has just begun
+    counts = {status: n for status, n in state.counts().items() if status != "rejected"}
+    ended = state.n_ended
+    if not state.trials:  # a study of a version without a journal, or one that has just begun
         counts = trial_counts(study)[0]
         ended = sum(n for status, n in counts.items() if status != "running")
-    asked = max(n_trials(manifest) if "num_samples" in manifest else 0, len(log.trials))
-    here = ended - follower.ended_before
-    finished = asked <= ended or log.exhausted
-    eta = (now - follower.began) / here * (asked - ended) if driven and here > 0 and not finished else None
-    failed = {t.name: _failure(t) for t in log.trials.values() if t.status == "failed"}
-    repeated = {t.name: t.repeated for t in log.trials.values() if t.repeated}
+    asked = max(manifest.asked.n_trials, len(state.trials))
+    here = ended - state.ended_before
+    finished = asked <= ended or state.exhausted
+    since_start = now - _seconds(state.started) if state.started else 0.0
+    eta = since_start / here * (asked - ended) if driven and here > 0 and not finished else None
+    failed = {t.name: _failure(t) for t in state.trials.values() if t.outcome in ("failed", "crashed")}
+    repeated = {t.name: t.repeated for t in state.trials.values() if t.repeated}
     return {
         "name": study.name,
         "folder": place.text if "://" in place.text else str(place.folder),
-        "status": manifest.get("status"),
+        "status": manifest.progress.status,
         "driver": driven,
-        "drivers": log.runs,
+        "drivers": state.drivers,
         "trials": {"asked": asked, "ended": ended, **counts},
-        "space_used_up": log.exhausted,
-        "running": [_running(t, manifest) for t in log.trials.values() if not t.ended],
-        "seconds_since_last_event": None if follower.last is None else round(now - follower.last, 1),
+        "space_used_up": state.exhausted,
+        "running": [_running(t, manifest) for t in state.open],
+        "seconds_since_last_event": round(now - _seconds(state.time), 1) if state.time else None,
         "seconds_left": None if eta is None else round(eta),
         "front": json.loads(str(pareto_points(study).to_json(orient="records", double_precision=15))),
-        "rejected": {why: {"samples": n, "example": log.examples[why]} for why, n in log.rejected.most_common()},
+        "rejected": {why: {"samples": n, "example": state.examples[why]} for why, n in state.rejected.most_common()},
         "failed": failed,
-        "epochs": sum(t.epochs for t in log.trials.values()),
-        "restores": sum(t.restores for t in log.trials.values()),
+        "epochs": sum(t.epochs for t in state.trials.values()),
+        "restores": sum(t.restores for t in state.trials.values()),
         "repeated_epochs": {"all": sum(repeated.values()), "by_trial": repeated},
+        "changes": [change.what for change in manifest.progress.changes],
     }
 
 
-def _failure(trial: TrialLog) -> str:
-    return (trial.failure or "reason unknown") + (" (crashed; a resume tries it again)" if trial.crashed else "")
+def current_study(folder: Path, state: StudyState) -> Study:
+    """The study with the points of its journal, which may be ahead of points.csv."""
+    return load_study(folder, points_text(state)) if state.trials else load_study(folder)
 
 
-def _running(trial: TrialLog, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Where a trial that has not ended stands."""
-    config = manifest.get("config", {}) | trial.values
-    stage = trial.last.get("stage", 0)
+def _seconds(time: str) -> float:
+    """Seconds since 1970 of an event's time."""
+    return datetime.fromisoformat(time).timestamp()
+
+
+def _failure(trial: TrialState) -> str:
+    again = " (crashed; a resume tries it again)" if trial.outcome == "crashed" else ""
+    return (trial.reason or "reason unknown") + again
+
+
+def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
+    """Return stage, epoch and accuracy of a trial that has not ended."""
+    config = manifest.resolved.config | trial.values
     return {
         "trial": trial.name,
-        "stage": stage,
+        "stage": trial.stage,
         "steps": len(config.get("prune.ratios") or ()) or config.get("prune.n_steps") or 0,
-        "epoch": trial.last.get("epoch", 0),
-        "of_epochs": config.get("prune.epochs" if stage else "train.epochs"),
-        "val_macro_avg_acc": trial.last.get("val_macro_avg_acc"),
+        "epoch": trial.epoch,
+        "of_epochs": config.get("prune.epochs" if trial.stage else "train.epochs"),
+        "val_macro_avg_acc": trial.figures.get("val_macro_avg_acc"),
     }
 
 
@@ -104,10 +123,10 @@ def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
     lines += [f"failed: {_names(names)}: {why}" for why, names in reasons.items()]
     if status["restores"]:
         by_trial = status["repeated_epochs"]["by_trial"]
-        told = f" ({_names([f'{name} {epochs}' for name, epochs in by_trial.items()])})" if by_trial else ""
+        detail = f" ({_names([f'{name} {epochs}' for name, epochs in by_trial.items()])})" if by_trial else ""
         lines.append(
             f"repeated by resumes: {_count(status['repeated_epochs']['all'], 'epoch')} beside {status['epochs']} that "
-            f"count{told}; {_count(status['restores'], 'trial')} went on from a checkpoint"
+            f"count{detail}; {_count(status['restores'], 'trial')} went on from a checkpoint"
         )
     return lines
 
@@ -121,10 +140,10 @@ def _state(status: dict[str, Any]) -> str:
 
 
 def _left(status: dict[str, Any]) -> str:
-    said = ""
+    text = ""
     if status["status"] != "complete" and status["seconds_since_last_event"] is not None:
-        said = f"; last event {_duration(status['seconds_since_last_event'])} ago"
-    return said + (f", about {_duration(status['seconds_left'])} left" if status["seconds_left"] is not None else "")
+        text = f"; last event {_duration(status['seconds_since_last_event'])} ago"
+    return text + (f", about {_duration(status['seconds_left'])} left" if status["seconds_left"] is not None else "")
 
 
 def _position(trial: dict[str, Any]) -> str:
@@ -161,15 +180,15 @@ def main(argv: list[str] | None = None) -> int:
         place = open_place(options.study)
         follower = Follower(place.folder)
         follower.update()
-        study = load_study(place.folder)
+        study = current_study(place.folder, follower.state)
         if options.export_optuna:
             exported = export_optuna(study, options.export_optuna)
             print(f"{_count(exported, 'trial')} as an Optuna journal: {options.export_optuna}")
             return 0
-    except (ResultsError, OSError) as error:
+    except (ResultsError, JournalError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
-    status = study_status(place, study, follower)
+    status = study_status(place, study, follower.state)
     if options.json:
         print(json.dumps(status))
         return 0

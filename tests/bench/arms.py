@@ -16,8 +16,31 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 from simulate import Arm
 
-from tune.schedulers import build_scheduler
-from tune.search import OBJECTIVES, FeasibleOptunaSearch, Verdict
+from tune.search.halving import build_rungs
+from tune.search.sampler import OBJECTIVES, FeasibleSampler, Verdict
+from tune.search.session import SearchSession
+from tune.study.log import StudyLog
+
+
+class SessionArm:
+    """The search of tune/run.py."""
+
+    def __init__(self, problem: Problem, session: SearchSession):
+        self.problem, self.session = problem, session
+        self._names: dict[str, str] = {}  # name in the simulation -> ours
+
+    def ask(self, name: str) -> dict[str, Any] | None:
+        trial = self.session.next_trial()
+        if trial is None:
+            return None
+        self._names[name] = trial.name
+        return {key: trial.values[key] for key in self.problem.space.parameters}
+
+    def told(self, name: str, result: dict[str, Any]) -> bool:
+        return not self.session.report(self._names[name], result)
+
+    def ended(self, name: str, result: dict[str, Any]) -> None:
+        self.session.report(self._names[name], result)  # of a trial that was stopped its end is known
 
 
 class RayArm:
@@ -100,8 +123,10 @@ def ours(problem: Problem, seed: int, scheduler: str = "mo_asha", sampler: str =
         excess = problem.excess(values)
         return Verdict(key_of(values), excess, "over the limits at every stage" if excess > 0 else "")
 
-    searcher = FeasibleOptunaSearch(problem.space, {}, gate, sampler=sampler, seed=seed)
-    return RayArm(problem, searcher, build_scheduler(scheduler, problem.dense_epochs, problem.space))
+    log, rungs = StudyLog(), build_rungs(scheduler, problem.dense_epochs)
+    made = FeasibleSampler(problem.space, gate, sampler=sampler, seed=seed)
+    log.attach(made, *([rungs] if rungs else []))
+    return SessionArm(problem, SearchSession(log, made, rungs, scheduler))
 
 
 def stock(problem: Problem, seed: int, **options: Any) -> Arm:

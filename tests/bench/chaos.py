@@ -34,9 +34,9 @@ import ray
 from conftest import make_tau
 from ray.cluster_utils import Cluster
 
-from search_spaces import load_space
-from tune.journal import read_events, read_log, segments
-from tune.schedulers import build_scheduler, rungs_digest
+from tune.search.halving import build_rungs
+from tune.study.events import DriverFinished, DriverStarted, EpochReported, TrialEnded
+from tune.study.journal import read_events, read_state, segments
 
 ROOT = Path(__file__).parents[2]
 EPOCHS = 8  # dense ones: rungs at 4
@@ -111,36 +111,39 @@ def rows(study: Path) -> list[dict[str, str]]:
 
 def check(study: Path, n_trials: int) -> Iterator[str]:
     """What is wrong with a study that was killed and has ended."""
-    log = read_log(study)
-    if sorted(log.trials) != [f"t{i:04d}" for i in range(n_trials)]:
-        yield f"trials {sorted(log.trials)}"
-    yield from (f"{t.name} is {t.status}: {t.failure}" for t in log.trials.values() if t.status not in ENDED)
+    state = read_state(study)
+    if sorted(state.trials) != [f"t{i:04d}" for i in range(n_trials)]:
+        yield f"trials {sorted(state.trials)}"
+    yield from (f"{t.name} is {t.status}: {t.reason}" for t in state.trials.values() if t.status not in ENDED)
     table = Counter((row["trial_id"], row["step"]) for row in rows(study))
-    if set(table) != {(t.name, str(p["step"])) for t in log.trials.values() for p in t.points} or table.total() != len(
-        table
-    ):
+    if set(table) != {
+        (t.name, str(p["step"])) for t in state.trials.values() for p in t.points
+    } or table.total() != len(table):
         yield f"points.csv: {table.total()} rows, {len(table)} points"
     ended: set[str] = set()
     known: Counter[str] = Counter()  # epochs of each trial
     lost: dict[str, int] = {}  # epochs trained again since the last driver began
+    rungs, digest = build_rungs("mo_asha", EPOCHS), None
+    assert rungs is not None
     for event in read_events(study):
-        name = event.get("trial", "")
-        if event["event"] == "run":
+        name = getattr(event, "trial", "")
+        rungs.apply(event)
+        if isinstance(event, DriverStarted):
             lost = {}
         if name in ended:
             yield f"{name} went on after its end"
-        if event["event"] == "result":
-            if event["epochs"] <= known[name]:
+        if isinstance(event, EpochReported):
+            if event.epochs <= known[name]:
                 lost[name] = lost.get(name, 0) + 1
                 if lost[name] > 1:
                     yield f"{name} repeated {lost[name]} epochs after one kill"
-            known[name] = max(known[name], event["epochs"])
-            if event["done"]:
-                ended.add(name)
-    told = [event["digest"] for event in read_events(study) if event["event"] == "rungs"]
-    rebuilt = rungs_digest(build_scheduler("mo_asha", EPOCHS, load_space("kd"), read_events(study)))
-    if told[-1] != rebuilt:
-        yield f"rungs at the end {told[-1]}, rebuilt from all results {rebuilt}"
+            known[name] = max(known[name], event.epochs)
+        if isinstance(event, TrialEnded):
+            ended.add(name)
+        if isinstance(event, DriverFinished):
+            digest = event.digests["rungs"]
+    if digest != rungs.digest():
+        yield f"rungs at the end {digest}, rebuilt from all results {rungs.digest()}"
 
 
 def main() -> int:
@@ -174,13 +177,13 @@ def main() -> int:
                 wrong = list(check(study, options.trials)) if last.returncode == 0 else [said[-2000:]]
                 if one and not wrong and rows(study) != expected:
                     wrong.append("points are not those of the study that nobody killed")
-                log = read_log(study)
-                repeated.append(sum(t.repeated for t in log.trials.values()))
-                trained = sum(t.epochs for t in log.trials.values())
+                state = read_state(study)
+                repeated.append(sum(t.repeated for t in state.trials.values()))
+                trained = sum(t.epochs for t in state.trials.values())
                 print(
                     f"study {i}: {'one worker' if one else 'two workers, shared parents'}, {kills} kills, "
-                    f"{log.runs} drivers with events, {log.counts()}, {trained} epochs, {repeated[-1]} of them twice: "
-                    f"{wrong or 'as it must be'}",
+                    f"{state.drivers} drivers with events, {state.counts()}, {trained} epochs, {repeated[-1]} of them "
+                    f"twice: {wrong or 'as it must be'}",
                     flush=True,
                 )
                 failed += wrong

@@ -4,7 +4,7 @@
     python tests/bench/scale.py --trials 1000 --sampler random
 
 Searcher, gate, scheduler, journal, tables and Ray are those of `tune/run.py`; only the training is a formula that takes
-no time. The last line tells what a resume of such a study costs: reading the journal, and telling it to Optuna.
+no time. The last lines tell what a resume of such a study costs, and that its replay gives the same state.
 """
 
 import argparse
@@ -23,13 +23,15 @@ import ray
 import ray.tune as rt
 from rich.console import Console
 
+from analysis.manifest import Asked, Resolved, StudyManifest
 from search_spaces import load_space
-from trainables.config import TrialConfig, compose
-from tune.gate import NetworkGate
-from tune.journal import Journal
-from tune.run import search
-from tune.search import FeasibleOptunaSearch
-from tune.writer import StudyWriter
+from trainables.config import compose
+from tune.driver import Search
+from tune.search.sampler import OBJECTIVES
+from tune.study.events import Event, TrialEnded
+from tune.study.hold import Held
+from tune.study.journal import read_events, segments
+from tune.study.waiting import Patience
 
 MARKS = (100, 500, 1_000, 2_500, 5_000, 7_500, 10_000)
 
@@ -81,26 +83,25 @@ class Simulated(rt.Trainable):
         self._epochs = json.loads((Path(checkpoint) / "state.json").read_text())
 
 
-class Measuring(StudyWriter):
-    """Prints a line at each mark."""
+class Marks:
+    """A reducer that prints a line at each mark."""
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        self._marks = [m for m in MARKS if m <= self.n_trials]
+    def __init__(self, search: Search, folder: Path):
+        self._search, self._folder = search, folder
         self._since = (time.perf_counter(), 0)
 
-    def on_step_end(self, iteration, trials, **info) -> None:
-        super().on_step_end(iteration, trials, **info)
-        ended = self._ended
-        if self._marks and ended >= self._marks[0]:
-            self._marks.pop(0)
+    def apply(self, event: Event) -> None:
+        ended = self._search.log.state.n_ended
+        if isinstance(event, TrialEnded) and ended in MARKS:
             at, before = self._since
             each = (time.perf_counter() - at) / (ended - before)
-            journal, table = self.journal.path.stat().st_size / 1e6, (self.folder / "points.csv").stat().st_size / 1e6
+            journal = sum(s.path.stat().st_size for s in segments(self._folder)) / 1e6
+            points = self._folder / "points.csv"
+            table = points.stat().st_size / 1e6 if points.exists() else 0.0
             print(
                 f"{ended:6d} trials: {1e3 * each:6.1f} ms a trial since the last mark, {1e3 * each / 3:5.1f} ms a "
                 f"result, driver {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f} MB, journal "
-                f"{journal:5.1f} MB, points.csv {table:5.1f} MB written in {self._table_took:.2f} s",
+                f"{journal:5.1f} MB, points.csv {table:5.1f} MB written in {self._search.tables.table_took_s:.2f} s",
                 flush=True,
             )
             self._since = (time.perf_counter(), ended)
@@ -117,30 +118,37 @@ def main() -> int:
     os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "RAY_AIR_NEW_OUTPUT": "0", "RAY_worker_niceness": "0"}
     space = load_space("kd_prune")
     config = compose([*space.base, "train.epochs=2", "prune.epochs=1"])
-    manifest = {
-        **{"num_samples": options.trials, "remote": None, "scheduler": options.scheduler, "sampler": options.sampler},
-        **{"seed": 0, "seeds_per_config": 1, "warm_start": [], "cpus_per_trial": 1, "gpus_per_trial": 0},
-        **{"max_concurrent": 2, "confirmations": []},
-    }
-    quiet = Console(quiet=True)
     with tempfile.TemporaryDirectory(prefix="scale-") as made:
         folder = Path(made) / "study"
+        asked = {"num_samples": options.trials, "sampler": options.sampler, "scheduler": options.scheduler}
+        manifest = StudyManifest(
+            Asked("study", command="scale", max_concurrent=2, **asked),
+            Resolved(str(folder), space=space.as_dict(), config=config.flat(), objectives=dict(OBJECTIVES)),
+        )
         ray.init(num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-        journal = Journal(folder)
-        journal.add("run", command="scale")
-        writer = Measuring(folder, journal, options.trials, quiet)
+        patience, quiet = Patience(print), Console(quiet=True)
+        search = Search(Held(folder), manifest, space, patience, quiet)
+        search.begin(confirm=None)
+        search.log.attach(Marks(search, folder))
         started = time.perf_counter()
-        search(folder, space, config, manifest, journal, writer, quiet, Simulated)
+        search.run(Simulated)
         took = time.perf_counter() - started
+        search.journal.close()
         ray.shutdown()
         each_ms = took / options.trials * 1e3
-        print(f"{options.trials} trials in {took:.0f} s, {journal.log.counts()}, {each_ms:.1f} ms each")
+        print(f"{options.trials} trials in {took:.0f} s, {search.log.state.counts()}, {each_ms:.1f} ms each")
         resumed = time.perf_counter()
-        again = Journal(folder)
+        n_events = sum(1 for _ in read_events(folder))
         read = time.perf_counter() - resumed
-        FeasibleOptunaSearch(space, {}, NetworkGate(TrialConfig.flat(config)), events=again)
-        print(f"resume: {read:.1f} s to read the journal, {time.perf_counter() - resumed - read:.1f} s to tell Optuna")
-    return 0
+        again = Search(Held(folder), manifest, space, patience, quiet)
+        again.journal.close()
+        print(
+            f"resume: {read:.1f} s to read {n_events} events, "
+            f"{time.perf_counter() - resumed - read:.1f} s to read and to replay them into every reducer"
+        )
+        same = again.sampler.digest() == search.sampler.digest()
+        print(f"the replayed sampler {'equals' if same else 'DIFFERS FROM'} the one that ran")
+    return int(not same)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python tests/bench/search_quality.py --seeds 20 [--problems recorded,concave,convex,gaps] [--out FILE.csv]
     python -m venv SYNE && SYNE/bin/pip install syne-tune       # for the MOASHA arms: --syne SYNE/bin/python
 
-    ours           FeasibleOptunaSearch behind the gate, mo_asha: what `python tune/run.py` does by default
+    ours           FeasibleSampler behind the gate, mo_asha: what `python tune/run.py` does by default
     ours_shared    the same where trials share dense parents: their epochs are counted once
     stock          Ray's OptunaSearch (two objectives) with Ray's ASHAScheduler on accuracy, as they come
     stock_tuned    the same with the grace period and factor of ours

@@ -13,7 +13,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from search_spaces import Space, SpaceError
-from tune.journal import read_log
+from tune.study.journal import read_state
 
 
 @dataclass
@@ -24,33 +24,46 @@ class _Known:
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        return self._take(name, FloatDistribution(low, high, log=log))
+        distribution = FloatDistribution(low, high, log=log)
+        value = self._value(name, distribution)
+        return self._checked(name, value, distribution, is_number(value) and low <= value <= high)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         # Optuna itself draws from low, low + step, ... <= high
-        return self._take(name, IntDistribution(low, low + (high - low) // step * step, step=step))
+        distribution = IntDistribution(low, low + (high - low) // step * step, step=step)
+        value = self._value(name, distribution)
+        fits = isinstance(value, int) and is_number(value) and low <= value <= high and (value - low) % step == 0
+        return self._checked(name, value, distribution, fits)
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self._take(name, CategoricalDistribution(choices))
+        distribution = CategoricalDistribution(choices)
+        value = self._value(name, distribution)
+        return self._checked(name, value, distribution, any(type(c) is type(value) and c == value for c in choices))
 
-    def _take(self, name: str, distribution: BaseDistribution) -> Any:
+    def _value(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self.params:
-            raise SpaceError(f"{name} is missing")
-        value = self.params[name]
-        try:
-            inside = distribution._contains(distribution.to_internal_repr(value))
-        except (TypeError, ValueError):
-            inside = False
-        if not inside:
+            raise SpaceError(f"{name} is missing; expected a value in {distribution}")
+        return self.params[name]
+
+    def _checked(self, name: str, value: Any, distribution: BaseDistribution, fits: bool) -> Any:
+        if not fits:
             raise SpaceError(f"{name}={value!r} is outside {distribution}")
         self.distributions[name] = distribution
         return value
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def replay(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """The configuration values that Optuna's `params` mean in `space`, and their distributions."""
+    """The configuration values that Optuna's `params` mean in `space`, and their distributions. SpaceError where the
+    space cannot draw them."""
     known = _Known(params)
-    return space.sample(known), known.distributions
+    values = space.sample(known)
+    if foreign := sorted(set(params) - set(known.distributions)):
+        raise SpaceError(f"{foreign[0]}={params[foreign[0]]!r} is of no parameter of space {space.name}")
+    return values, known.distributions
 
 
 def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +103,7 @@ def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, 
 def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(parameters, point) of every measured network of an earlier study that `space` could have drawn: of a complete
     trial the last one, of all trials those that a shorter schedule gives."""
-    for trial in read_log(study).trials.values():
+    for trial in read_state(study).trials.values():
         if trial.replicate:
             continue
         try:
@@ -98,7 +111,7 @@ def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], 
         except SpaceError:
             continue
         for point in trial.points:
-            last = trial.status == "complete" and point is trial.points[-1]
-            told = params if last else shortened(space, params, point["step"])
-            if told is not None:
-                yield told, point
+            last = trial.outcome == "completed" and point is trial.points[-1]
+            known = params if last else shortened(space, params, point["step"])
+            if known is not None:
+                yield known, point

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search_spaces import Space
 from trainables.config import TrialConfig
 from trainables.step_time import StepTime
-from tune.schedulers import SuccessiveHalving, build_scheduler
+from tune.search.halving import build_rungs
 
 _Z = 1.96  # of a 95 % interval
 
@@ -47,9 +46,8 @@ def trial_hours(
 class Rungs:
     """Where a study's scheduler stops trials early."""
 
-    def __init__(self, scheduler: str, epochs: int, space: Space):
-        made = build_scheduler(scheduler, epochs, space)
-        halving = made if isinstance(made, SuccessiveHalving) else None
+    def __init__(self, scheduler: str, epochs: int):
+        halving = build_rungs(scheduler, epochs)
         self.epochs = sorted(halving.epochs) if halving else []
         self.after_steps = halving is not None and halving.after_steps
         self.kept = 1 / halving.factor if halving else 1.0  # share of the trials that a rung lets pass

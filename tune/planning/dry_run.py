@@ -20,14 +20,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from analysis.manifest import Asked
 from ascmodels.nessi import Limits, size_bytes
 from search_spaces import Space
 from trainables.clips import read_parts, with_enough_epochs
 from trainables.config import ConfigError, TrialConfig
 from trainables.step_time import StepTime, measure
 from trainables.train_config import training_device
-from tune.estimate import Rungs, duration, makespan, trial_hours, until_stopped, wilson
-from tune.gate import NetworkGate, stages
+from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson
+from tune.search.feasibility import NetworkGate, stages
 
 DRAWS = 200
 SAMPLING_S = 30.0
@@ -50,14 +51,12 @@ class Draws:
         return len(self.feasible) + self.rejected.total()
 
 
-def dry_run(
-    space: Space, config: TrialConfig, manifest: dict[str, Any], console: Console, n_draws: int = DRAWS
-) -> dict[str, Any]:
+def dry_run(space: Space, config: TrialConfig, asked: Asked, console: Console, n_draws: int = DRAWS) -> dict[str, Any]:
     """Tell all of it on `console`; the figures, for whoever calls: `feasible` is 0 where no draw fits the limits."""
     _, parts = read_parts(config)
     clips = len(parts.train), len(parts.validation)
     config = with_enough_epochs(config, clips[0])
-    draws = draw(space, config.flat(), manifest["seed"], n_draws)
+    draws = draw(space, config.flat(), asked.seed, n_draws)
     n_fit, (low, high) = len(draws.feasible), wilson(len(draws.feasible), draws.total)
     _say(
         console,
@@ -89,8 +88,8 @@ def dry_run(
         f"{duration(statistics.mean(each))}",
     )
     found["trial_hours"] = each
-    rungs = Rungs(manifest["scheduler"], config.train.epochs, space)
-    found["study_hours"] = tell_study(manifest, hours, rungs, gpu, console)
+    rungs = Rungs(asked.scheduler, config.train.epochs)
+    found["study_hours"] = tell_study(asked, hours, rungs, gpu, console)
     return found
 
 
@@ -159,13 +158,13 @@ def measure_some(feasible: Sequence[tuple[TrialConfig, Networks]]) -> list[tuple
 def machine(config: TrialConfig, gpu: bool) -> str:
     """What the times are those of."""
     if gpu:
-        told = f"measured on {torch.cuda.get_device_name()}"
+        text = f"measured on {torch.cuda.get_device_name()}"
     else:
-        told = (
+        text = (
             f"measured on this machine's CPU, {config.train.threads} thread(s) a trial; no GPU is used here, and a "
             "CPU's time does not tell a GPU's"
         )
-    return told + ("; what online teachers add is not in it" if config.distill.mode == "online" else "")
+    return text + ("; what online teachers add is not in it" if config.distill.mode == "online" else "")
 
 
 def step_table(steps: Sequence[tuple[int, StepTime]], config: TrialConfig) -> Table:
@@ -179,22 +178,23 @@ def step_table(steps: Sequence[tuple[int, StepTime]], config: TrialConfig) -> Ta
 
 
 def tell_study(
-    manifest: dict[str, Any], hours: Sequence[list[float]], rungs: Rungs, gpu: bool, console: Console
+    asked: Asked, hours: Sequence[list[float]], rungs: Rungs, gpu: bool, console: Console
 ) -> dict[int, tuple[float, float]]:
     """The study's hours on so many workers, without early stopping and with it: draws of the space, queued up."""
-    n = manifest["num_samples"]
-    rng = np.random.default_rng(manifest["seed"])
+    n = asked.num_samples or 0
+    rng = np.random.default_rng(asked.seed)
     picked = [hours[i] for i in rng.integers(len(hours), size=n)]
     whole, stopped = [sum(h) for h in picked], [until_stopped(h, rungs, rng) for h in picked]
     found = {k: (makespan(whole, k), makespan(stopped, k)) for k in WORKERS}
-    early = [f"{manifest['scheduler']}, at best"] if rungs else []
+    early = [f"{asked.scheduler}, at best"] if rungs else []
     table = Table(f"estimate for {n} trials", "none stopped early", *early)
     for k, figures in found.items():
-        name = f"{k} GPU(s)" if gpu else f"{k} at a time, {manifest['cpus_per_trial']:g} core(s) each"
+        name = f"{k} GPU(s)" if gpu else f"{k} at a time, {asked.cpus_per_trial:g} core(s) each"
         table.add_row(name, *[duration(f) for f in figures[: 1 + len(early)]])
     console.print(table)
     if rungs:
-        where = f"epochs {', '.join(map(str, rungs.epochs))}" + (", after each prune step" if rungs.after_steps else "")
+        epochs = [f"epochs {', '.join(map(str, rungs.epochs))}"] if rungs.epochs else []  # a short dense phase has none
+        where = ", ".join(epochs + (["after each prune step"] if rungs.after_steps else []))
         _say(
             console,
             f"at best: {rungs.kept:.0%} of the trials pass each rung ({where}). Rungs do not wait and let early trials "

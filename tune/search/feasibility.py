@@ -15,7 +15,7 @@ from ascmodels.nessi import Limits, size_bytes
 from ascmodels.schedules import PruneConfig, schedule_networks
 from ascmodels.students import StudentConfig, Widths
 from trainables.config import TrialConfig
-from tune.search import Verdict
+from tune.search.sampler import Verdict
 
 # what the realised widths of a locally pruned network make redundant
 _SHAPING = ("student.base_channels", "student.channels_multiplier", "student.expansion_rate")
@@ -56,8 +56,8 @@ class NetworkGate:
         excess = violation(sizes, config.limits)
         key = _key(config, networks)
         if excess > 0:
-            told = ", ".join(f"{macs / 1e6:.3g} M MACs {params / 1e3:.3g} k params" for macs, params in sizes)
-            return Verdict(key, excess, "over the limits at every stage", f"{text}: {told}")
+            found = ", ".join(f"{macs / 1e6:.3g} M MACs {params / 1e3:.3g} k params" for macs, params in sizes)
+            return Verdict(key, excess, "over the limits at every stage", f"{text}: {found}")
         return Verdict(key, excess)
 
 

@@ -1,0 +1,60 @@
+"""The lines that a driver prints while its study runs: a measured network, a trial that ended otherwise than complete.
+
+A reducer that is attached after the replay, so that only what happens now is printed.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from tune.reporting.front import RunningFront
+from tune.study.events import Event, PointMeasured, TrialEnded
+from tune.study.state import StudyState
+
+
+class ProgressLines:
+    """Prints a line a point to `console`; `config` is the configuration that all trials share."""
+
+    def __init__(
+        self, console: Console, state: StudyState, front: RunningFront, n_trials: int, config: Mapping[str, Any]
+    ):
+        self._console, self._state, self._front = console, state, front
+        self._n_trials, self._config = n_trials, config
+        self._started, self._ended_before = time.monotonic(), state.n_ended
+
+    def apply(self, event: Event) -> None:
+        if isinstance(event, PointMeasured):
+            self._print_point(event)
+        elif isinstance(event, TrialEnded) and event.outcome != "completed":
+            trial = self._state.trials[event.trial]
+            reason = f": {escape(str(trial.reason))}" if trial.reason else ""
+            line = f"{trial.name} {trial.status} after {trial.epochs} epochs{reason}"
+            self._print(line if event.outcome == "stopped" else f"[red]{line}[/red]")
+
+    def warn(self, message: str) -> None:
+        self._console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False, soft_wrap=True)
+
+    def _print_point(self, event: PointMeasured) -> None:
+        point, trial = event.point, self._state.trials[event.trial]
+        config = dict(self._config) | trial.values
+        steps = len(config.get("prune.ratios") or ()) or config.get("prune.n_steps") or 0
+        mark = "" if point["feasible"] else " [yellow]over the limits[/yellow]"
+        self._print(
+            f"{trial.name} step {point['step']}/{steps}: {point['val_macro_avg_acc']:6.1%} validation, "
+            f"{point['macs'] / 1e6:6.2f} M MACs, {point['params'] / 1e3:5.1f} k params{mark}",
+            ending=int(point["step"] == steps),
+        )
+
+    def _print(self, line: str, ending: int = 0) -> None:
+        elapsed, ended = time.monotonic() - self._started, self._state.n_ended + ending
+        here = ended - self._ended_before
+        eta = f", about {elapsed / here * max(0, self._n_trials - ended) / 60:.0f} min left" if here > 0 else ""
+        self._console.print(
+            f"[dim]{elapsed / 60:5.1f} min[/dim] {line} [dim]| {ended}/{self._n_trials} trials, "
+            f"front {len(self._front.values)}{eta}[/dim]",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,217 @@
+"""The tables of a study, kept true while it runs: points.csv, and info.json and results.csv of each trial.
+
+    tables = StudyTables(folder, state, config, Patience(warn))
+    log.attach(tables);  log.replay(...)
+    tables.flush()                         # writes what has changed; called often, does little
+
+All of them follow from the journal, so a lost or damaged one is written again by the next driver.
+"""
+
+import csv
+import io
+import itertools
+import json
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.files import make_folder, replace_text
+from trainables.records import EXPERIMENTS, point_row, points_csv, write_info
+from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
+from tune.study.journal import Reading
+from tune.study.log import StudyLog
+from tune.study.state import StudyState, TrialState
+from tune.study.waiting import Patience
+
+CURVE = (
+    *("stage", "epoch", "epochs", "train_loss", "val_loss", "val_macro_avg_acc", "val_ece", "train_macro_avg_acc"),
+    *("macs", "params", "sparsity", "seconds"),
+)  # columns of results.csv
+POINTS = "points.csv"
+REPLAY_CHUNK = 500  # events between two writes of tables during a replay
+
+
+@dataclass
+class _Trial:
+    """The data behind a trial's files that StudyState does not keep."""
+
+    events: int = 0  # number of the trial's events; info.json holds the number that it was written with
+    curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
+    points: list[dict[str, Any]] = field(default_factory=list)  # with confusion matrices and widths
+    written: int | None = None  # rows of results.csv that this driver has written; None: it has not opened the file
+    due: bool = False  # info.json is to be written
+
+
+class StudyTables:
+    """Writes the tables of the study in `folder`; `config` is the configuration that all trials share."""
+
+    def __init__(self, folder: Path, state: StudyState, config: Mapping[str, Any], patience: Patience):
+        self.folder, self.table_took_s = folder, 0.0
+        self._state, self._config, self._patience = state, config, patience
+        self._trials: dict[str, _Trial] = {}  # open and crashed ones, and those whose files are to be written
+        self._changed: set[str] = set()
+        self._stale, self._table_at = True, 0.0  # of points.csv
+        self.elsewhere: Collection[str] = ()  # ended trials whose files are up to date in an object store
+
+    def apply(self, event: Event) -> None:
+        name = getattr(event, "trial", None)
+        if name is None:
+            return
+        trial = self._trials.setdefault(name, _Trial())
+        trial.events += 1
+        self._changed.add(name)
+        if isinstance(event, EpochReported):
+            if not trial.curve or event.epochs > trial.curve[-1]["epochs"]:  # not one that was trained again
+                position = {"stage": event.stage, "epoch": event.epoch, "epochs": event.epochs}
+                trial.curve.append({key: (position | event.figures).get(key) for key in CURVE})
+        elif isinstance(event, PointMeasured):
+            if all(p["step"] != event.point["step"] for p in trial.points):
+                trial.points.append(event.point)
+            trial.due = self._stale = True
+        elif isinstance(event, TrialEnded):
+            trial.due = self._stale = True
+        elif isinstance(event, TrialCreated | TrialRetried):
+            self._stale = True
+
+    def flush(self, last: bool = False) -> None:
+        """Write what has changed since the last call. points.csv takes at most a twentieth of the time, unless this is
+        the `last` call."""
+        self.flush_trials(self._changed)
+        now = time.monotonic()
+        if self._stale and (last or now > self._table_at + max(1.0, 20 * self.table_took_s)):
+            self._patience(self.write_points)
+            self._stale, self._table_at = False, time.monotonic()
+            self.table_took_s = self._table_at - now
+
+    def flush_ended(self) -> None:
+        """Write the files of trials that have ended; during a replay, in which an open trial is only open so far."""
+        self.flush_trials({name for name in self._changed if self._state.trials[name].ended})
+
+    def flush_trials(self, names: Collection[str]) -> None:
+        for name in list(names):
+            self._changed.discard(name)
+            trial, state = self._trials[name], self._state.trials[name]
+            known = state.ended and name in self.elsewhere and not self._info_of(name).exists()
+            if not known:
+                self._patience(lambda trial=trial, state=state: self._write(trial, state))
+            if state.ended and state.outcome != "crashed":
+                del self._trials[name]
+
+    def _info_of(self, name: str) -> Path:
+        return self.folder / EXPERIMENTS / name / "info.json"
+
+    def write_points(self) -> None:
+        """Write points.csv, unless it is as it should be."""
+        text = points_text(self._state)
+        path = self.folder / POINTS
+        if not path.is_file() or path.read_bytes() != text.encode():
+            replace_text(path, text)
+
+    def _write(self, trial: _Trial, state: TrialState) -> None:
+        """Bring the files of a trial up to date."""
+        folder = self.folder / EXPERIMENTS / state.name
+        curve = folder / "results.csv"
+        if state.ended and _events_of(folder / "info.json") == trial.events and _holds(curve, trial.curve):
+            trial.due = False
+            return
+        self._write_curve(curve, trial, whole=state.ended)
+        if trial.due:
+            write_info(folder, info_of(state, trial.points, self._config) | {"events": trial.events})
+            trial.due = False
+
+    @staticmethod
+    def _write_curve(path: Path, trial: _Trial, whole: bool) -> None:
+        """Append the new rows of results.csv; write it anew the first time, and durably at the end of the trial."""
+        if not trial.curve or (trial.written == len(trial.curve) and not whole):
+            return
+        if trial.written is None or whole or not path.is_file():
+            make_folder(path.parent)
+            replace_text(path, _csv(trial.curve, header=True))
+        else:
+            new, trial.written = trial.curve[trial.written :], None  # a full disk may take half a line: then anew
+            with path.open("a") as stream:
+                stream.write(_csv(new, header=False))
+        trial.written = len(trial.curve)
+
+
+def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
+    """Apply a journal to `log`, of which `tables` is a reducer, and write the tables that are behind it. JournalError
+    names the line of an event that cannot follow those before it."""
+    n_events = itertools.count(1)
+
+    def apply(event: Event) -> None:
+        log.replay([event])
+        if next(n_events) % REPLAY_CHUNK == 0:  # what info.json needs must not pile up in memory
+            tables.flush_ended()
+
+    reading.apply(apply)
+    tables.flush()
+
+
+def rebuild_tables(folder: Path, config: Mapping[str, Any], elsewhere: Collection[str] = ()) -> StudyState:
+    """Write the tables again that are lost, damaged or behind the journal, but not those of the ended trials
+    `elsewhere`; the state of the study. OSError where they cannot be written."""
+    log = StudyLog()
+    tables = StudyTables(folder, log.state, config, Patience(lambda message: None, limit_s=0))
+    tables.elsewhere = elsewhere
+    log.attach(tables)
+    replay(Reading(folder), log, tables)
+    tables.flush(last=True)
+    return log.state
+
+
+def info_of(trial: TrialState, points: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of info.json. `points` include confusion matrices and widths; `config` is the configuration
+    that all trials share."""
+    position = {"stage": trial.stage, "epoch": trial.epoch, "epochs": trial.epochs}
+    return {
+        "trial_id": trial.name,
+        "config_id": trial.config_id,
+        "replicate": trial.replicate,
+        "status": trial.status,
+        "failure": trial.reason,
+        "sampled": trial.values,
+        "points": points,
+        "last_result": position | trial.figures if trial.epochs else {},
+        "epochs_repeated": trial.repeated,
+        "config": dict(config) | trial.values | {"replicate": trial.replicate},
+    }
+
+
+def points_text(state: StudyState) -> str:
+    """Return the content of points.csv: one row per measured network, of trials of every status."""
+    return points_csv(
+        [
+            {"trial_id": trial.name, "config_id": trial.config_id, "replicate": trial.replicate}
+            | point_row(trial.name, trial.status, f"{EXPERIMENTS}/{trial.name}", point, trial.values)
+            for trial in state.trials.values()
+            for point in trial.points
+        ]
+    )
+
+
+def _events_of(info: Path) -> int | None:
+    """How many events an info.json knows; None where it is missing or damaged."""
+    try:
+        content = json.loads(info.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content.get("events") if isinstance(content, dict) else None
+
+
+def _holds(path: Path, rows: list[dict[str, Any]]) -> bool:
+    """Whether a results.csv holds these rows and nothing else; none is written for a trial without an epoch."""
+    if not rows:
+        return True
+    return path.is_file() and path.read_bytes() == _csv(rows, header=True).encode()
+
+
+def _csv(rows: list[dict[str, Any]], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CURVE, lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

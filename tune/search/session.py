@@ -1,0 +1,121 @@
+"""The search of one driver, without Ray: hands out trials, records their results as events, decides which continue.
+
+    session = SearchSession(log, sampler, rungs, scheduler="mo_asha")
+    trial = session.next_trial()                     # None when there is nothing left
+    stop = session.report(trial.name, result)        # a result of a Trainable (trainables/ray_trainables.py)
+    session.crashed(trial.name, "the node died")
+
+tune/search/ray_adapter.py connects it to Ray Tune; a test or a benchmark drives it directly.
+"""
+
+import re
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from tune.search.halving import SuccessiveHalving
+from tune.search.sampler import FeasibleSampler
+from tune.study.events import (
+    FIGURES,
+    ConfigurationChanged,
+    EpochReported,
+    Event,
+    PointMeasured,
+    TrialEnded,
+    TrialRestored,
+)
+from tune.study.log import StudyLog
+from tune.study.state import TrialState
+
+HOPELESS = 3  # trials that fail for one reason, before any network was measured, end the study
+
+
+class SearchSession:
+    """Gives out the trials that have not ended, then new ones of `sampler`; the study asks for `n_trials` in all."""
+
+    def __init__(
+        self,
+        log: StudyLog,
+        sampler: FeasibleSampler,
+        rungs: SuccessiveHalving | None,
+        scheduler: str,
+        n_trials: int = HOPELESS,
+    ):
+        self.log, self.sampler, self.rungs, self.scheduler = log, sampler, rungs, scheduler
+        self._hopeless_after = min(HOPELESS, n_trials)
+        self.hopeless: str | None = None  # why the study is to be stopped
+        self._queue = deque(log.state.open)
+        self._known_trials = len(log.state.trials)
+        self._any_point = any(trial.points for trial in log.state.trials.values())
+        self._failures: list[str] = []  # of this driver, while no network has been measured
+
+    def next_trial(self) -> TrialState | None:
+        """The next trial to train; None when the space has no further configuration."""
+        if not self._queue:
+            self.sampler.draw(self.log)
+            trials = list(self.log.state.trials.values())
+            self._queue.extend(trials[self._known_trials :])
+            self._known_trials = len(trials)
+        return self._queue.popleft() if self._queue else None
+
+    def report(self, name: str, result: Mapping[str, Any]) -> bool:
+        """Record a result of a trial. Return whether the trial has ended or is to be stopped."""
+        trial = self.log.state.trials[name]
+        if trial.ended:  # Ray reports "done" twice for a trial that was restored after its last epoch
+            return True
+        self.log.add(*self._events(trial, result))
+        self._any_point = self._any_point or bool(trial.points)
+        if not trial.ended and self.rungs and self.rungs.should_stop(name):
+            self.log.add(TrialEnded(trial=name, outcome="stopped", by=self.scheduler))
+        if trial.ended:
+            self._after_end(trial)
+        return trial.ended
+
+    def crashed(self, name: str, reason: str) -> None:
+        """Record the end of a trial that Ray gave up."""
+        self._end(name, TrialEnded(trial=name, outcome="crashed", reason=reason))
+
+    def stopped(self, name: str, by: str) -> None:
+        """Record the end of a trial that was stopped without a result of its own."""
+        self._end(name, TrialEnded(trial=name, outcome="stopped", by=by))
+
+    def _end(self, name: str, event: TrialEnded) -> None:
+        trial = self.log.state.trials[name]
+        if not trial.ended:
+            self.log.add(event)
+            self._after_end(trial)
+
+    @staticmethod
+    def _events(trial: TrialState, result: Mapping[str, Any]) -> list[Event]:
+        """Return the events that a Trainable's result stands for, in their order."""
+        name, events = trial.name, list[Event]()
+        if result.get("restored_epochs") is not None:
+            events.append(TrialRestored(trial=name, epochs=result["restored_epochs"]))
+        config = result.get("config") or {}
+        if changed := {k: config[k] for k, v in trial.values.items() if k in config and config[k] != v}:
+            events.append(ConfigurationChanged(trial=name, values=changed))  # by population based training
+        # epochs that a lost driver had no time to write down, then the one that was trained now
+        rows = [row for row in result.get("curve") or () if row["epochs"] > trial.epochs]
+        if result.get("trained", True) and not result.get("failure"):
+            rows = [*(row for row in rows if row["epochs"] < result["epochs"]), result]
+        for row in rows:
+            position = {key: row[key] for key in ("stage", "epoch", "epochs")}
+            events.append(EpochReported(trial=name, **position, figures={key: row.get(key) for key in FIGURES}))
+        known = {point["step"] for point in trial.points}
+        new = [point for point in result.get("points") or () if point["step"] not in known]
+        events += [PointMeasured(trial=name, point=point) for point in new]
+        if result.get("failure"):
+            events.append(TrialEnded(trial=name, outcome="failed", reason=result["failure"]))
+        elif result.get("done"):
+            finished = bool(result.get("finished"))
+            by = None if finished else "the trial itself"
+            events.append(TrialEnded(trial=name, outcome="completed" if finished else "stopped", by=by))
+        return events
+
+    def _after_end(self, trial: TrialState) -> None:
+        self.sampler.settle(self.log)
+        if trial.outcome in ("failed", "crashed") and not self._any_point:
+            self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # the same but for its numbers
+            newest = self._failures[-self._hopeless_after :]
+            if len(newest) == self._hopeless_after and len(set(newest)) == 1:
+                self.hopeless = str(trial.reason)

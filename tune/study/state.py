@@ -1,0 +1,160 @@
+"""The state of a study, as its events make it: trials, rejected samples, drivers.
+
+state = StudyState()
+for event in read_events(study):
+    state.apply(event)
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from tune.study.events import (
+    ConfigurationChanged,
+    DriverStarted,
+    EpochReported,
+    Event,
+    EventError,
+    Outcome,
+    PointMeasured,
+    SampleRejected,
+    SpaceExhausted,
+    TrialCreated,
+    TrialEnded,
+    TrialRestored,
+    TrialRetried,
+)
+
+# what a table shows; only `crashed` trials are tried again
+STATUS: dict[Outcome, str] = {
+    "completed": "complete",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "crashed": "crashed",
+}
+STATUSES = ("running", *STATUS.values())
+_BULKY = ("confusion", "widths")  # of a point: written to info.json and not kept in memory
+
+
+class Reducer(Protocol):
+    """State that is a fold over the events of a study. `apply` depends on nothing but earlier events."""
+
+    def apply(self, event: Event) -> None: ...
+
+
+@dataclass
+class TrialState:
+    """The state of one trial."""
+
+    name: str
+    config_id: str
+    replicate: int
+    params: dict[str, Any]
+    values: dict[str, Any]
+    key: str
+    excess: float
+    attributes: dict[str, Any]
+    confirms: bool
+    created: str  # UTC
+    changed: str  # UTC, of the newest event
+    outcome: Outcome | None = None
+    reason: str | None = None  # of a failure or a crash
+    epochs: int = 0  # of which a result is known
+    repeated: int = 0  # epochs that were trained again after a kill or a crash
+    restores: int = 0
+    stage: int = 0
+    epoch: int = 0
+    figures: dict[str, float | None] = field(default_factory=dict)  # of the newest epoch
+    points: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return self.outcome is not None
+
+    @property
+    def status(self) -> str:
+        return STATUS[self.outcome] if self.outcome else "running"
+
+
+class StudyState:
+    """The trials of a study and what is counted of the rest."""
+
+    def __init__(self):
+        self.trials: dict[str, TrialState] = {}
+        self.rejected: Counter[str] = Counter()  # reason -> samples
+        self.examples: dict[str, str] = {}  # reason -> one of them
+        self.drivers = 0
+        self.exhausted = False  # the newest driver found no further configuration
+        self.time = ""  # of the newest event, UTC
+        self.started = ""  # of the newest driver, UTC
+        self.ended_before = 0  # trials that had ended when it started
+        self.n_ended = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StudyState) and repr(vars(self)) == repr(vars(other))  # repr: NaN equals NaN
+
+    def apply(self, event: Event) -> None:
+        """EventError for an event that cannot follow those before it."""
+        self.time = event.time
+        name = getattr(event, "trial", None)
+        if isinstance(event, DriverStarted):
+            self.drivers, self.exhausted = self.drivers + 1, False
+            self.started, self.ended_before = event.time, self.n_ended
+        elif isinstance(event, SpaceExhausted):
+            self.exhausted = True
+        elif isinstance(event, SampleRejected):
+            self.rejected[event.reason] += 1
+            self.examples.setdefault(event.reason, event.example)
+        elif isinstance(event, TrialCreated):
+            self._create(event)
+        elif name is not None:
+            if name not in self.trials:
+                raise EventError(f"event {event.kind!r} names trial {name!r}, which no earlier event created")
+            self._change(self.trials[name], event)
+
+    def _create(self, event: TrialCreated) -> None:
+        if event.trial in self.trials:
+            raise EventError(f"trial {event.trial!r} is created a second time")
+        if event.config_id != event.trial and event.config_id not in self.trials:
+            raise EventError(f"trial {event.trial!r} is a replicate of {event.config_id!r}, which does not exist")
+        names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms")
+        shared = {name: getattr(event, name) for name in names}
+        self.trials[event.trial] = TrialState(event.trial, **shared, created=event.time, changed=event.time)
+
+    def _change(self, trial: TrialState, event: Event) -> None:
+        if trial.ended and not (isinstance(event, TrialRetried) and trial.outcome == "crashed"):
+            raise EventError(f"event {event.kind!r} of trial {trial.name!r}, which has ended ({trial.outcome})")
+        trial.changed = event.time
+        if isinstance(event, TrialRetried):
+            self.n_ended -= trial.ended
+            trial.outcome = trial.reason = None
+        elif isinstance(event, TrialRestored):
+            trial.restores += 1
+        elif isinstance(event, ConfigurationChanged):
+            trial.values = trial.values | event.values
+        elif isinstance(event, EpochReported):
+            trial.repeated += event.epochs <= trial.epochs
+            if event.epochs > trial.epochs:
+                trial.epochs, trial.stage, trial.epoch = event.epochs, event.stage, event.epoch
+                trial.figures = event.figures
+        elif isinstance(event, PointMeasured):
+            step = event.point["step"]
+            if all(p["step"] != step for p in trial.points):  # the first of a step counts
+                trial.points.append({k: v for k, v in event.point.items() if k not in _BULKY})
+        elif isinstance(event, TrialEnded):
+            self.n_ended += 1
+            trial.outcome, trial.reason = event.outcome, event.reason
+
+    @property
+    def open(self) -> list[TrialState]:
+        """Trials that have not ended, in the order of their creation."""
+        return [trial for trial in self.trials.values() if not trial.ended]
+
+    @property
+    def crashed(self) -> list[TrialState]:
+        return [trial for trial in self.trials.values() if trial.outcome == "crashed"]
+
+    def counts(self) -> dict[str, int]:
+        """Status -> trials, and "rejected" -> samples that never became one."""
+        by_status = Counter(trial.status for trial in self.trials.values())
+        return {s: by_status[s] for s in STATUSES if by_status[s]} | {"rejected": self.rejected.total()}
