@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from search_spaces import load_space
 from trainables.config import CONFIG_DIR, compose
+from tune.options import check_not_searched, read_request
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -33,7 +35,7 @@ def test_the_readme_shows_every_command() -> None:
         str(path.relative_to(ROOT))
         for folder in ("tune", "trainables")
         for path in (ROOT / folder).glob("*.py")
-        if '__name__ == "__main__"' in path.read_text()
+        if path.read_text().endswith("    sys.exit(main())\n")
     }
     assert mains == set(commands())
 
@@ -50,6 +52,14 @@ def test_every_flag_shown_is_in_the_commands_help(script, capsys) -> None:
         for word in arguments:
             if word.startswith("--"):
                 assert re.search(rf"{re.escape(word.split('=')[0])}\b", told), f"{script} {word}"
+
+
+@pytest.mark.parametrize("arguments", commands()["tune/run.py"], ids=" ".join)
+def test_every_search_shown_is_one_that_the_command_takes(arguments: list[str], tmp_path: Path) -> None:
+    """Its options and flags are parsed, and none is a value that the space searches."""
+    request = read_request([*arguments, "--storage", str(tmp_path)])
+    if request.options.space:
+        check_not_searched(load_space(request.options.space), request.overrides)
 
 
 @pytest.mark.slow
