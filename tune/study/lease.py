@@ -142,7 +142,10 @@ class StoreLease:
             )
             raise self._lost
         if first != self._name("json").rpartition("/")[2]:
-            claim = _read(self.store, first)
+            try:
+                claim = _read(self.store, first)
+            except StudyError:  # of another version
+                claim = None
             by = f"process {claim.pid} on {claim.host}" if claim else "another driver"
             self._lost = StudyLost(
                 f"the study in {self.store.uri} was taken over by {by}; this driver stops and writes nothing more"
