@@ -26,6 +26,11 @@ lease.FRESH_S, lease.RENEW_S, lease.SETTLE_S = 4.0, 0.5, 1.0
 from tune.{command} import main
 sys.exit(main())
 """
+AS_IT_IS = """
+import sys
+from tune.{command} import main
+sys.exit(main())
+"""
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}  # the tests' own
 SPACE = (
     "base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]\n"
@@ -40,10 +45,10 @@ SMALL = (
 class Machine:
     """A place where drivers run: a home for their working folders, a current directory, an endpoint of the store.
 
-    Every driver gives up its claims fast (QUICK)."""
+    The claims of its drivers age fast (QUICK), unless `script` is another."""
 
-    def __init__(self, folder: Path, endpoint: str):
-        self.folder, self.endpoint = folder, endpoint
+    def __init__(self, folder: Path, endpoint: str, script: str = QUICK):
+        self.folder, self.endpoint, self._script = folder, endpoint, script
         self.directory = folder / "cwd"
         self.directory.mkdir(parents=True, exist_ok=True)
 
@@ -54,7 +59,7 @@ class Machine:
             **{"AWS_EC2_METADATA_DISABLED": "true", **TOKEN},
         }
         return subprocess.Popen(
-            [sys.executable, "-c", QUICK.format(command=command), *words],
+            [sys.executable, "-c", self._script.format(command=command), *words],
             cwd=self.directory,
             env=environment,
             stdout=subprocess.PIPE,

@@ -1,0 +1,125 @@
+"""Two drivers on one study in an object store, with the real times: one is paused, or loses its storage, for minutes.
+
+    python tests/bench/two_drivers.py                 # all cases, some 20 minutes
+    python tests/bench/two_drivers.py --case search --minutes 2
+
+    preparation, search     driver A is stopped by SIGSTOP; B is refused at once, and takes over when A counts as dead
+    storage                 A's line to the store is cut for ten minutes and mended; nobody else takes the study
+    storage_taken           the same, and B takes over meanwhile
+
+An S3 server (moto) runs on this machine. Exit status 1 when a study is not as it must be.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import boto3
+from conftest import make_tau
+from machines import AS_IT_IS, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
+from moto.server import ThreadedMotoServer
+
+from trainables.storage import Store
+from tune.study.events import PointMeasured
+from tune.study.journal import read_events
+from tune.study.lease import FRESH_S
+from tune.study.state import StudyState
+
+CASES = {"preparation": 2.0, "search": 2.0, "storage": 10.0, "storage_taken": 10.0}  # minutes
+TRIALS = 3
+
+
+def check(store: Store, folder: Path, drivers: int) -> Iterator[str]:
+    """What is wrong with a study that has ended."""
+    shutil.rmtree(folder, ignore_errors=True)
+    store.pull("journal", folder / "journal")
+    state, points = StudyState(), []
+    for event in read_events(folder):
+        state.apply(event)
+        if isinstance(event, PointMeasured):
+            points.append((event.trial, event.point["step"]))
+    if state.counts().get("complete") != TRIALS or state.drivers != drivers:
+        yield f"{state.counts()}, {state.drivers} drivers"
+    if len(points) != len(set(points)) or len(points) != 2 * TRIALS:
+        yield f"points {sorted(points)}"
+    if state.open:
+        yield f"open: {[trial.name for trial in state.open]}"
+
+
+def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) -> list[str]:
+    """One case; what was not as it must be."""
+    line, store = Line(endpoint), Store(f"s3://studies/{case}/x")
+    a, b = Machine(folder / f"{case}-a", line.endpoint, AS_IT_IS), Machine(folder / f"{case}-b", endpoint, AS_IT_IS)
+    words = ["--space", str(folder / "s.yaml"), "--name", "x", "--resume", "auto", "--storage", f"s3://studies/{case}"]
+    words += ["--num-samples", str(TRIALS), "--max-concurrent", "1", "--scheduler", "fifo", "train.epochs=4"]
+    words += ["--address", address, f"--dataset_dir={folder / 'tau'}", f"--cache_dir={folder / case}", *SMALL]
+    driver, wrong, taken = a.start(*words), list[str](), case != "storage"
+    try:
+        if case == "preparation":
+            wait_until(lambda: any(name.endswith(".alive") for name in store.names("lease")), driver)
+        else:
+            wait_until(lambda: "step0" in store.names("experiments/t0000"), driver)
+        begun = time.monotonic()
+        if case.startswith("storage"):
+            line.cut()
+        else:
+            os.kill(driver.pid, signal.SIGSTOP)
+        status, said = b.run(*words)
+        if status != 2 or str(driver.pid) not in said:
+            wrong.append(f"B was not refused while A's claim is fresh: {status}, {said[-500:]}")
+        if taken:
+            time.sleep(max(0.0, begun + FRESH_S + 5 - time.monotonic()))
+            status, said = b.run(*words)
+            if status:
+                wrong.append(f"B did not take over: {status}, {said[-500:]}")
+        before = content(store)
+        time.sleep(max(0.0, begun + 60 * minutes - time.monotonic()))
+        line.mend() if case.startswith("storage") else os.kill(driver.pid, signal.SIGCONT)
+        said, _ = driver.communicate(timeout=300)
+        if driver.returncode != (2 if taken else 0):
+            wrong.append(f"A ended with {driver.returncode}: {said[-500:]}")
+        if taken and content(store) != before:
+            wrong.append("A has changed the store after it had lost the study")
+        wrong += check(store, folder / "read", drivers=1 if case in ("preparation", "storage") else 2)
+        last = said.strip().splitlines()[-1]
+        print(
+            f"{case}: away for {time.monotonic() - begun:.0f} s; A's last line: {last[:150]}; {wrong or 'as it must be'}"
+        )
+    finally:
+        line.cut()
+        end(driver)
+    return wrong
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", choices=list(CASES))
+    parser.add_argument("--minutes", type=float, help="how long A is away (default: 2 paused, 10 without its storage)")
+    options = parser.parse_args()
+    moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+    boto3.client("s3").create_bucket(Bucket="studies")
+    wrong = []
+    with tempfile.TemporaryDirectory(prefix="two-drivers-") as made, ray_nodes() as address:
+        folder = Path(made)
+        (folder / "s.yaml").write_text(SPACE)
+        make_tau(folder / "tau")
+        for case in [options.case] if options.case else CASES:
+            wrong += run(case, options.minutes or CASES[case], folder, f"http://{host}:{port}", address)
+    moto.stop()
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
