@@ -90,9 +90,8 @@ def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) ->
             wrong.append("A has changed the store after it had lost the study")
         wrong += check(store, folder / "read", drivers=1 if case in ("preparation", "storage") else 2)
         last = said.strip().splitlines()[-1]
-        print(
-            f"{case}: away for {time.monotonic() - begun:.0f} s; A's last line: {last[:150]}; {wrong or 'as it must be'}"
-        )
+        away_s = time.monotonic() - begun
+        print(f"{case}: away for {away_s:.0f} s; A's last line: {last[:150]}; {wrong or 'as it must be'}", flush=True)
     finally:
         line.cut()
         end(driver)
