@@ -28,7 +28,7 @@ def where():
     return data.tau.__file__
 
 
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 print(ray.get(where.remote()))
 """
 

@@ -162,7 +162,7 @@ def test_the_baseline_is_fitted_once_for_each_evaluated_part(config, monkeypatch
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

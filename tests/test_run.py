@@ -272,7 +272,7 @@ def test_a_trials_gpus_follow_from_the_available_ones(
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest) -> Iterator[int]:
     """A cluster with so many GPUs, as far as Ray is told."""
-    ray.init(num_cpus=2, num_gpus=request.param, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, num_gpus=request.param, include_dashboard=False, log_to_driver=False)
     yield request.param
     ray.shutdown()
 

@@ -125,7 +125,7 @@ def main() -> int:
             Asked("study", command="scale", max_concurrent=2, **asked),
             Resolved(str(folder), space=space.as_dict(), config=config.flat(), objectives=dict(OBJECTIVES)),
         )
-        ray.init(num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        ray.init("local", num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         patience, quiet = Patience(print), Console(quiet=True)
         search = Search(Held(folder), manifest, space, patience, quiet)
         search.begin(confirm=None)
