@@ -112,9 +112,9 @@ def _baseline(config: TrialConfig, data: TrialData, found: DataFingerprint, run:
     path = baseline_file(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
     accuracy, took = read_baseline(path), "from the cache"
     if accuracy is None:
-        console.print(f"baseline: fitting a {BASELINE} ({len(data.train.rows)} clips)", highlight=False)
+        console.print(f"baseline: fitting a {BASELINE} ({len(data.train.rows)} clips)", highlight=False, soft_wrap=True)
         accuracy, took = _timed(run, measure_baseline, config, found)
-    console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation ({took})", highlight=False)
+    console.print(f"baseline: {BASELINE}: {accuracy:.1%} validation ({took})", highlight=False, soft_wrap=True)
     return accuracy
 
 
@@ -133,7 +133,7 @@ def _with_teachers(
                 highlight=False,
             )
             folder, took = _timed(run, fine_tune_teacher, config, found)
-        console.print(f"teacher: fine-tuned ({took})", highlight=False)
+        console.print(f"teacher: fine-tuned ({took})", highlight=False, soft_wrap=True)
         folders = [folder]
     return replace(config, distill=replace(config.distill, teacher_ckpts=tuple(folders)))
 
@@ -146,13 +146,15 @@ def _logits(config: TrialConfig, data: TrialData, found: DataFingerprint, run: R
     missing = [f for f in folders if not logits_path(config, f, data.train.cache.content).is_file()]
     if missing:
         n_clips = len(data.train.rows) + len(data.validation.rows)
-        console.print(f"logits: computing those of {len(missing)} teacher(s) for {n_clips} clips", highlight=False)
+        console.print(
+            f"logits: computing those of {len(missing)} teacher(s) for {n_clips} clips", highlight=False, soft_wrap=True
+        )
         _, took = _timed(run, compute_logits, config, found)
-        console.print(f"logits: computed ({took})", highlight=False)
+        console.print(f"logits: computed ({took})", highlight=False, soft_wrap=True)
     else:
         compute_logits(_flat(config, found))  # reads what is cached, and refuses what does not fit
         if folders:
-            console.print("logits: from the cache", highlight=False)
+            console.print("logits: from the cache", highlight=False, soft_wrap=True)
 
 
 def _timed(run: Runner, part: Part, config: TrialConfig, found: DataFingerprint) -> tuple[Any, str]:
