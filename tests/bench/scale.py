@@ -120,6 +120,7 @@ def main() -> int:
     config = compose([*space.base, "train.epochs=2", "prune.epochs=1"])
     with tempfile.TemporaryDirectory(prefix="scale-") as made:
         folder = Path(made) / "study"
+        folder.mkdir()
         asked = {"num_samples": options.trials, "sampler": options.sampler, "scheduler": options.scheduler}
         manifest = StudyManifest(
             Asked("study", command="scale", max_concurrent=2, **asked),
