@@ -53,19 +53,20 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         os.close(handle)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` in UTF-8."""
-    replace_bytes(path, text.encode())
+def replace_text(path: Path, text: str, durable: bool = True) -> None:
+    """Replace the file at `path` by `text` in UTF-8. Not `durable`: without any fsync, for a file that can be made
+    again; readers still see the old content or the new."""
+    replace_bytes(path, text.encode(), durable)
 
 
-def replace_bytes(path: Path, data: bytes) -> None:
+def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replace the file at `path` by `data`."""
-    with replacing(path) as temporary, temporary.open("xb") as stream:  # x: never write through a planted link
+    with replacing(path, durable) as temporary, temporary.open("xb") as stream:  # x: never write through a planted link
         stream.write(data)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the directory of `path`; on success the file written there replaces `path`.
 
     On an error the temporary file is removed and the old file stays. The temporary name ends in `.tmp`: tell the
@@ -75,11 +76,13 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = _temporary(path, "tmp")
     try:
         yield temporary
-        fsync_file(temporary)
+        if durable:
+            fsync_file(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

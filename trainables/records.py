@@ -111,10 +111,10 @@ def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) ->
     return text.getvalue()
 
 
-def write_info(folder: Path, info: Mapping[str, Any]) -> None:
+def write_info(folder: Path, info: Mapping[str, Any], durable: bool = True) -> None:
     """Replace the `info.json` of one trial: configuration, status, points."""
     make_folder(folder)
-    replace_text(folder / "info.json", json.dumps(info, indent=1))
+    replace_text(folder / "info.json", json.dumps(info, indent=1), durable)
 
 
 def now() -> str:

@@ -118,7 +118,8 @@ class StudyTables:
             return
         self._write_curve(curve, trial, whole=state.ended)
         if trial.due:
-            write_info(folder, info_of(state, trial.points, self._config) | {"events": trial.events})
+            content = info_of(state, trial.points, self._config) | {"events": trial.events}
+            write_info(folder, content, durable=state.ended)  # until then the journal makes it again
             trial.due = False
 
     @staticmethod
@@ -128,7 +129,7 @@ class StudyTables:
             return
         if trial.written is None or whole or not path.is_file():
             make_folder(path.parent)
-            replace_text(path, _csv(trial.curve, header=True))
+            replace_text(path, _csv(trial.curve, header=True), durable=whole)
         else:
             new, trial.written = trial.curve[trial.written :], None  # a full disk may take half a line: then anew
             with path.open("a") as stream:
