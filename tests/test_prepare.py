@@ -208,6 +208,7 @@ def test_a_parts_own_error_is_raised(cluster, error):
 @pytest.mark.ray
 def test_ctrl_c_ends_the_task(cluster, tmp_path):
     started = tmp_path / "pid"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 
     def never_ends(flat: dict[str, Any]) -> None:
         started.with_suffix(".part").write_text(str(os.getpid()))
@@ -221,8 +222,11 @@ def test_ctrl_c_ends_the_task(cluster, tmp_path):
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        ray_runner(1, 0)(never_ends, {})
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ray_runner(1, 0)(never_ends, {})
+    finally:
+        signal.signal(signal.SIGINT, before)
     pid = int(started.read_text())
     until = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
