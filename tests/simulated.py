@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from search_spaces import Space, load_space
 from tune.reporting.front import RunningFront
 from tune.reporting.optuna_export import OptunaExport
@@ -162,6 +160,3 @@ def fill(filler: Path) -> None:
     with filler.open("wb", buffering=0) as stream, suppress(OSError):
         while True:
             stream.write(b"x" * 1024)
-
-
-QUIET = Console(quiet=True)

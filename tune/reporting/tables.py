@@ -22,7 +22,7 @@ from trainables.records import EXPERIMENTS, point_row, points_csv, write_info
 from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 from tune.study.journal import Reading
 from tune.study.log import StudyLog
-from tune.study.state import StudyState, TrialState
+from tune.study.state import StudyState, TrialState, is_first
 from tune.study.waiting import Patience
 
 CURVE = (
@@ -67,7 +67,7 @@ class StudyTables:
                 position = {"stage": event.stage, "epoch": event.epoch, "epochs": event.epochs}
                 trial.curve.append({key: (position | event.figures).get(key) for key in CURVE})
         elif isinstance(event, PointMeasured):
-            if all(p["step"] != event.point["step"] for p in trial.points):
+            if is_first(event.point, trial.points):
                 trial.points.append(event.point)
             trial.due = self._stale = True
         elif isinstance(event, TrialEnded):

@@ -41,6 +41,7 @@ from tune.study.events import (
     TrialRetried,
 )
 from tune.study.log import StudyLog
+from tune.study.state import is_first
 
 OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
 MAX_REJECTIONS = 200  # in a row, before the space is declared used up or without a feasible point
@@ -122,7 +123,7 @@ class FeasibleSampler:
             configuration = self._open.get(configuration_of(event.trial))
             if configuration and event.trial in configuration.open:
                 points = configuration.points.setdefault(event.trial, [])
-                if all(p["step"] != event.point["step"] for p in points):
+                if is_first(event.point, points):
                     points.append({name: event.point[name] for name in ("step", *OBJECTIVES)})
         elif isinstance(event, TrialEnded):
             self._apply_end(event)

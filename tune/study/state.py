@@ -36,6 +36,12 @@ STATUSES = ("running", *STATUS.values())
 _BULKY = ("confusion", "widths")  # of a point: written to info.json and not kept in memory
 
 
+def is_first(point: dict[str, Any], known: list[dict[str, Any]]) -> bool:
+    """Whether no earlier point is of the same prune step: of several measurements of a step the first counts."""
+    step = point["step"]
+    return all(other["step"] != step for other in known)
+
+
 class Reducer(Protocol):
     """State that is a fold over the events of a study. `apply` depends on nothing but earlier events."""
 
@@ -138,8 +144,7 @@ class StudyState:
                 trial.epochs, trial.stage, trial.epoch = event.epochs, event.stage, event.epoch
                 trial.figures = event.figures
         elif isinstance(event, PointMeasured):
-            step = event.point["step"]
-            if all(p["step"] != step for p in trial.points):  # the first of a step counts
+            if is_first(event.point, trial.points):
                 trial.points.append({k: v for k, v in event.point.items() if k not in _BULKY})
         elif isinstance(event, TrialEnded):
             self.n_ended += 1
