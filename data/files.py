@@ -17,10 +17,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ from typing import Any
 
 SEAL = "seal.json"
 FORMAT = 1  # of the seal
+SILENT_S = 5.0  # seconds of waiting for a lock before the log mentions it
+_LOG = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # some network file systems cannot do it
 
@@ -41,16 +45,30 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on `path`: a lock file, which is created, or an existing directory.
 
     The operating system releases the lock when the process ends, however it ends. Without `wait`, raise
-    BlockingIOError when another process holds it. Valid within one machine, and on a shared file system that
-    implements flock.
+    BlockingIOError when another process holds it; with it, log a warning after `SILENT_S` seconds. Valid within one
+    machine, and on a shared file system that implements flock.
     """
     path = Path(path)
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(handle, path, SILENT_S if wait else None)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, path: Path, silent_s: float | None) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if silent_s is None:
+                raise
+        if time.monotonic() - started >= silent_s:
+            _LOG.warning("waiting for another process, which holds %s (a paused one holds it, too)", path)
+            return fcntl.flock(handle, fcntl.LOCK_EX)
+        time.sleep(0.05)
 
 
 def replace_text(path: Path, text: str, durable: bool = True) -> None:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from analysis.report import write_report
 from ascmodels.checkpoint import CheckpointError, save_student
 from ascmodels.students import StudentConfig, build_student
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
-from data import tau
+from data import files, tau
 from data.cache import open_cache
 from data.files import (
     SEAL,
@@ -349,6 +351,24 @@ def test_a_lock_excludes_other_processes_and_ends_with_its_own(by_file, tmp_path
         pass
     with pytest.raises(FileNotFoundError), locked(tmp_path / "gone" / "lock"):
         pass
+
+
+def test_who_waits_long_for_a_lock_says_for_which(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "SILENT_S", 0.2)
+    got = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path / "lock"):
+            got.set()
+
+    with locked(tmp_path / "lock"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        while not caplog.records:
+            time.sleep(0.01)
+        assert [record.args for record in caplog.records] == [(tmp_path / "lock",)] and not got.is_set()
+    waiting.join()
+    assert got.is_set() and len(caplog.records) == 1
 
 
 def test_a_lock_does_not_empty_the_file(tmp_path):

@@ -400,16 +400,18 @@ class Cluster:
     def __init__(self, bucket: str, tmp_path: Path, dataset: Path, endpoint: str, address: str):
         self.bucket, self.tmp_path, self.endpoint = bucket, tmp_path, endpoint
         (tmp_path / "s.yaml").write_text(SPACE)
-        self.given = ["--address", address, f"--dataset_dir={dataset}", f"--cache_dir={tmp_path / 'cache'}", *SMALL]
+        self.given = ["--address", address, f"--dataset_dir={dataset}", *SMALL]
 
     def machine(self, name: str, endpoint: str | None = None) -> Machine:
         return Machine(self.tmp_path / name, endpoint or self.endpoint)
 
-    def words(self, name: str = "x", trials: int = 3, epochs: int = 3, storage: str = "asc") -> list[str]:
+    def words(
+        self, name: str = "x", trials: int = 3, epochs: int = 3, storage: str = "asc", cache: str = "cache"
+    ) -> list[str]:
         return [
             *("--space", str(self.tmp_path / "s.yaml"), "--name", name, "--resume", "auto"),
             *("--storage", f"{self.bucket}/{storage}", "--num-samples", str(trials), "--max-concurrent", "1"),
-            *("--scheduler", "fifo", f"train.epochs={epochs}", *self.given),
+            *("--scheduler", "fifo", f"train.epochs={epochs}", f"--cache_dir={self.tmp_path / cache}", *self.given),
         ]
 
 
@@ -525,7 +527,8 @@ def test_a_paused_driver_finds_that_it_has_lost_the_study(
     """Stopped by SIGSTOP until another machine has finished the study; then it writes nothing more."""
     a, b, store = cluster.machine("a"), cluster.machine("b"), Store(f"{bucket}/asc/x")
     words = cluster.words(trials=2, epochs=4)
-    paused = a.start(*words)
+    # a cache of its own for the one that is paused while it prepares: it may hold the cache's lock
+    paused = a.start(*(words if moment == "search" else cluster.words(trials=2, epochs=4, cache="cache-of-a")))
     try:
         if moment == "search":
             wait_until(lambda: "step0" in store.names("experiments/t0000"), paused)
