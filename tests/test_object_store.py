@@ -15,7 +15,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from machines import SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
+from machines import QUICK, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
 from moto.server import ThreadedMotoServer
 
 import tune.study.lease
@@ -400,18 +400,16 @@ class Cluster:
     def __init__(self, bucket: str, tmp_path: Path, dataset: Path, endpoint: str, address: str):
         self.bucket, self.tmp_path, self.endpoint = bucket, tmp_path, endpoint
         (tmp_path / "s.yaml").write_text(SPACE)
-        self.given = ["--address", address, f"--dataset_dir={dataset}", *SMALL]
+        self.given = ["--address", address, f"--dataset_dir={dataset}", f"--cache_dir={tmp_path / 'cache'}", *SMALL]
 
     def machine(self, name: str, endpoint: str | None = None) -> Machine:
         return Machine(self.tmp_path / name, endpoint or self.endpoint)
 
-    def words(
-        self, name: str = "x", trials: int = 3, epochs: int = 3, storage: str = "asc", cache: str = "cache"
-    ) -> list[str]:
+    def words(self, name: str = "x", trials: int = 3, epochs: int = 3, storage: str = "asc") -> list[str]:
         return [
             *("--space", str(self.tmp_path / "s.yaml"), "--name", name, "--resume", "auto"),
             *("--storage", f"{self.bucket}/{storage}", "--num-samples", str(trials), "--max-concurrent", "1"),
-            *("--scheduler", "fifo", f"train.epochs={epochs}", f"--cache_dir={self.tmp_path / cache}", *self.given),
+            *("--scheduler", "fifo", f"train.epochs={epochs}", *self.given),
         ]
 
 
@@ -519,22 +517,43 @@ def test_drivers_that_start_at_once(cluster: Cluster, bucket: str, tmp_path: Pat
     check_log(events_of(store, tmp_path / "read"), trials=1, drivers=1)
 
 
+# a driver that pauses itself, once: a signal from outside may find it with a lock of the cache, or a file on its way
+PAUSES = QUICK.replace(
+    "sys.exit(main())",
+    """
+import os, signal, tune.run
+from tune.study.hold import Held
+paused = []
+def pause_before(owner, name, when):
+    function = getattr(owner, name)
+    def paused_first(*arguments, **named):
+        if not paused and when(*arguments):
+            paused.append(True)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return function(*arguments, **named)
+    setattr(owner, name, paused_first)
+MOMENT
+sys.exit(main())
+""",
+)
+MOMENTS = {
+    "preparation": 'pause_before(tune.run, "prepare", lambda *_: True)',
+    "search": 'pause_before(Held, "push", lambda held: "step0" in held.mirror.store.names("experiments/t0000"))',
+}
+
+
 @pytest.mark.ray
-@pytest.mark.parametrize("moment", ["preparation", "search"])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_paused_driver_finds_that_it_has_lost_the_study(
     cluster: Cluster, bucket: str, tmp_path: Path, moment: str
 ) -> None:
     """Stopped by SIGSTOP until another machine has finished the study; then it writes nothing more."""
-    a, b, store = cluster.machine("a"), cluster.machine("b"), Store(f"{bucket}/asc/x")
+    a = Machine(tmp_path / "a", cluster.endpoint, PAUSES.replace("MOMENT", MOMENTS[moment]))
+    b, store = cluster.machine("b"), Store(f"{bucket}/asc/x")
     words = cluster.words(trials=2, epochs=4)
-    # a cache of its own for the one that is paused while it prepares: it may hold the cache's lock
-    paused = a.start(*(words if moment == "search" else cluster.words(trials=2, epochs=4, cache="cache-of-a")))
+    paused = a.start(*words)
     try:
-        if moment == "search":
-            wait_until(lambda: "step0" in store.names("experiments/t0000"), paused)
-        else:
-            wait_until(lambda: any(name.endswith(".alive") for name in store.names("lease")), paused)
-        os.kill(paused.pid, signal.SIGSTOP)
+        wait_until(lambda: bool(os.waitid(os.P_PID, paused.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT)), paused)
         refused, said = b.run(*words)
         if refused:  # its claim is fresh still
             assert refused == 2 and str(paused.pid) in said

@@ -12,7 +12,9 @@ moment is seen, and takes its own away where another is first.
 
 The owner rewrites 000007-<owner>.alive every RENEW_S; a driver that did not do so for FRESH_S counts as dead. A driver
 that was paused or cut off asks before each write to the store (`verify`) and stops when it does not have the study any
-more. It cannot damage its successor's claim, because it only ever writes objects with its own name.
+more. It cannot damage its successor's claim, because it only ever writes objects with its own name. One write that is
+under way when the driver is paused can still arrive later and replace a table by an older state of it; the journal is
+safe from that (see journal.py, "after").
 
 Ages are measured by the store's clock alone (times of change of objects there).
 """
