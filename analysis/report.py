@@ -21,7 +21,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from analysis import figure_png, front, report_page, sentences, summary
+from analysis import front, summary
+from analysis.page import figure_png, sentences
+from analysis.page import html as report_page
 from analysis.results import ResultsError, Study, load_study
 from data.files import fsync_file, replacing
 

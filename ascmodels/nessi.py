@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ascmodels.cp_mobile import GRN
-from ascmodels.repconv import RepConv2d
-from ascmodels.student_base import Student
-from ascmodels.tf_sepnet import AdaResNorm
+from ascmodels.students.base import Student
+from ascmodels.students.cp_mobile import GRN
+from ascmodels.students.repconv import RepConv2d
+from ascmodels.students.tf_sepnet import AdaResNorm
 
 BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 

@@ -8,7 +8,7 @@ import optuna
 
 from analysis.manifest import StudyManifest
 from search_spaces import Space, load_space
-from trainables.records import Point, point_dict
+from trainables.outputs.records import Point, point_dict
 from tune.options import new_study, read_request
 from tune.reporting.tables import StudyTables, replay
 from tune.resume import find_study, resumed

@@ -59,7 +59,7 @@ def die_between_renames(folder: Path) -> None:
 
 def die_pulling(uri: str, name: str, local: Path, n_files: int) -> None:
     """SIGKILL after `n_files` files were copied from a store, in the middle of the next."""
-    from trainables import storage
+    from trainables.outputs import storage
 
     copy, count = storage.fs.copy_files, iter(range(10**6))
 

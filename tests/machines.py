@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from trainables.storage import Store
+from trainables.outputs.storage import Store
 
 ROOT = Path(__file__).parents[1]
 # a driver whose claims age fast, so that a test need not wait a minute

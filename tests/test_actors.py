@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from data.tau import DatasetError
-from trainables.config import ConfigError, TrialConfig, compose
-from trainables.fingerprint import fingerprint
-from trainables.identity import code_hash
+from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.inputs.fingerprint import fingerprint
+from trainables.inputs.identity import code_hash
 from trainables.ray_trainables import KDTrainable
-from trainables.teachers import fine_tuned_teacher
-from trainables.trial import load_trial_data
+from trainables.teachers.fine_tuning import fine_tuned_teacher
+from trainables.trial.trial import load_trial_data
 
 RAY_OWN = {"trial": "t0000"}
 

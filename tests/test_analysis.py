@@ -18,8 +18,10 @@ from example_study import manifest, replicated_rows, rows, write_study, write_ta
 from rich.console import Console
 from scipy import stats
 
-from analysis import figure_html, figure_parts, front, replicates, report, report_page, sentences, summary
+from analysis import front, replicates, report, summary
 from analysis.manifest import ResultsError, manifest_of
+from analysis.page import figure_html, figure_parts, sentences
+from analysis.page import html as report_page
 from analysis.results import STATUSES, Study, load_study, points_table
 from search_spaces import load_space
 

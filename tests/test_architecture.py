@@ -28,9 +28,9 @@ SUBPACKAGES = {
 }
 # a wide dependency: the files that may know it
 WRAPPED = {
-    "torch_pruning": {"ascmodels/pruning.py"},
-    "wandb": {"trainables/tracking.py"},
-    "hydra": {"trainables/config.py"},
+    "torch_pruning": {"ascmodels/compress/pruning.py"},
+    "wandb": {"trainables/outputs/tracking.py"},
+    "hydra": {"trainables/config/schema.py"},
     "torchinfo": {"ascmodels/nessi.py"},
 }
 
@@ -80,11 +80,11 @@ def test_the_walk_sees_what_is_there():
     """The checks below would pass on an empty walk."""
     assert len(sources()) > 25
     assert set(map(top, sources())) == set(FLOORS)
-    assert "trainables.config" in imports("tune.run")
+    assert "trainables.config.schema" in imports("tune.run")
     assert "data.tau" in imports("data.cache")
-    assert "data.tau" in imports("trainables.trial")  # from data import tau
-    assert "transformers" in imports("ascmodels.teacher_ast")
-    assert "transformers" not in imports("ascmodels.teacher_ast", functions=False, typing=False)
+    assert "data.tau" in imports("trainables.trial.trial")  # from data import tau
+    assert "transformers" in imports("ascmodels.teachers.ast")
+    assert "transformers" not in imports("ascmodels.teachers.ast", functions=False, typing=False)
 
 
 @pytest.mark.parametrize("package", FLOORS)

@@ -20,7 +20,7 @@ from analysis.report import front_table
 from analysis.results import load_study
 from data.tau import DatasetError
 from search_spaces import space_from_dict
-from trainables.config import TrialConfig
+from trainables.config.schema import TrialConfig
 from tune.options import parser
 from tune.prepare import prepare
 from tune.run import prepared

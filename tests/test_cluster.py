@@ -16,7 +16,7 @@ import pytest
 import yaml
 from machines import TOKEN
 
-from trainables.config import compose, flags_to_overrides
+from trainables.config.schema import compose, flags_to_overrides
 from tune.options import parser
 from tune.study.events import EpochReported, TrialRestored
 from tune.study.journal import read_events, read_state

@@ -12,15 +12,16 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from ascmodels import export, quantize
+from ascmodels import export
 from ascmodels.checkpoint import save_student
+from ascmodels.compress import quantize
 from ascmodels.export import ExportError, Runner
 from ascmodels.students import Student, StudentConfig, build_student
 from trainables import deploy
-from trainables.config import TrialConfig, compose
-from trainables.forms import WARM_UP, eager, latencies
-from trainables.records import write_info
-from trainables.trial import describe_use, load_clips
+from trainables.config.schema import TrialConfig, compose
+from trainables.outputs.records import write_info
+from trainables.single.variants import WARM_UP, eager, latencies
+from trainables.trial.trial import describe_use, load_clips
 
 SMALL = StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b2:2x1",))
 SHAPE = (1, 32, 65)

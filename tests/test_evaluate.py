@@ -19,8 +19,8 @@ from ascmodels.checkpoint import save_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
 from search_spaces import Space, space_from_dict
-from trainables.config import TrialConfig, compose
-from trainables.trial import describe_use
+from trainables.config.schema import TrialConfig, compose
+from trainables.trial.trial import describe_use
 from tune.evaluate import main
 from tune.options import parser
 from tune.prepare import prepare

@@ -36,9 +36,9 @@ from data.files import (
 )
 from tests import file_workers
 from tests.power_loss import TORN, Disk, visible
-from trainables.distill import save_logits
-from trainables.records import write_info, write_rows
-from trainables.storage import Store
+from trainables.engine.losses import save_logits
+from trainables.outputs.records import write_info, write_rows
+from trainables.outputs.storage import Store
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
 
@@ -222,7 +222,9 @@ def test_cache_and_downloaded_split_are_on_disk(tiny_tau, tmp_path, monkeypatch)
 
 
 def test_all_parts_of_a_report_are_on_disk_before_the_first_is_replaced(tmp_path, monkeypatch):
-    from analysis import figure_png, report, report_page
+    from analysis import report
+    from analysis.page import figure_png
+    from analysis.page import html as report_page
 
     class StudyStub:
         path = tmp_path

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from data.tau import DatasetError
-from trainables.clips import load_clips
-from trainables.config import TrialConfig, compose
-from trainables.fingerprint import DataFingerprint, differences, fingerprint
+from trainables.config.schema import TrialConfig, compose
+from trainables.inputs.clips import load_clips
+from trainables.inputs.fingerprint import DataFingerprint, differences, fingerprint
 
 RATE_HZ = 8000
 

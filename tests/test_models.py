@@ -18,15 +18,15 @@ from torch import nn
 
 from ascmodels import nessi
 from ascmodels.checkpoint import CheckpointError, load_student, load_tensors, save_student
-from ascmodels.cp_mobile import Block
+from ascmodels.compress.plan import PruneConfig, schedule_sizes
+from ascmodels.compress.pruning import CRITERIA, PruningError, prune
 from ascmodels.nessi import Limits, UncountableError, get_deployed_size, get_torch_size, size_bytes
-from ascmodels.pruning import CRITERIA, PruningError, prune
-from ascmodels.repconv import BRANCHES, KERNELS, RepConv2d
-from ascmodels.schedules import PruneConfig, schedule_sizes
-from ascmodels.student_base import make_divisible
 from ascmodels.students import Student, StudentConfig, Widths, build_student
-from ascmodels.teacher_ast import fit_frames
+from ascmodels.students.base import make_divisible
+from ascmodels.students.cp_mobile import Block
+from ascmodels.students.repconv import BRANCHES, KERNELS, RepConv2d
 from ascmodels.teachers import TeacherModelConfig, build_teacher, load_teacher, save_teacher
+from ascmodels.teachers.ast import fit_frames
 
 ALL = ("3x3", "3x1", "1x3", "1x1", "identity")
 FOUR = ALL[:4]
@@ -64,7 +64,7 @@ def features(n: int = 4, bins: int = 32, frames: int = 24, seed: int = 1) -> tor
     return torch.randn(n, 1, bins, frames, generator=torch.Generator().manual_seed(seed))
 
 
-# --- ascmodels/students.py ---
+# --- ascmodels/students/__init__.py ---
 
 
 def layer_costs(model: nn.Module, size: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -243,7 +243,7 @@ def test_order_of_branches_and_strides_does_not_matter():
     assert one.branches == ("3x3", "1x1", "identity")
 
 
-# --- ascmodels/repconv.py ---
+# --- ascmodels/students/repconv.py ---
 
 
 def bounding_box(names: list[str]) -> tuple[int, int]:
@@ -436,7 +436,7 @@ def test_bytes_and_limits():
             Limits(**values)
 
 
-# --- ascmodels/pruning.py ---
+# --- ascmodels/compress/pruning.py ---
 
 
 @pytest.mark.slow
@@ -791,7 +791,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert (tmp_path / "exploded").exists()
 
 
-# --- ascmodels/teachers.py ---
+# --- ascmodels/teachers/__init__.py ---
 
 TINY = TeacherModelConfig(hidden_size=16, layers=2, heads=2, patch_size=4, stride=4)
 CLASSES = ("bus", "tram", "park")

@@ -19,7 +19,7 @@ from machines import QUICK, SMALL, SPACE, Line, Machine, content, end, ray_nodes
 from moto.server import ThreadedMotoServer
 
 import tune.study.lease
-from trainables.storage import Store, TrialCheckpoints
+from trainables.outputs.storage import Store, TrialCheckpoints
 from tune.study.events import DriverStarted, TrialCreated
 from tune.study.hold import hold
 from tune.study.journal import Journal, Reading, read_events, read_state
@@ -332,7 +332,7 @@ def test_files_that_are_lost_here_come_back(bucket: str, tmp_path: Path) -> None
 def test_a_dead_process_of_this_machine_need_not_be_waited_for(bucket: str, tmp_path: Path) -> None:
     machine = Machine(tmp_path / "m", os.environ["AWS_ENDPOINT_URL"])
     script = (
-        "import time; from trainables.storage import Store; from tune.study.lease import StoreLease\n"
+        "import time; from trainables.outputs.storage import Store; from tune.study.lease import StoreLease\n"
         f"StoreLease(Store('{bucket}/x')).acquire(0); print('held', flush=True); time.sleep(600)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

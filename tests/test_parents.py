@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-import trainables.trial
+import trainables.trial.trial
 from ascmodels.checkpoint import CheckpointError
+from ascmodels.compress.plan import PruneConfig
 from ascmodels.nessi import Limits
-from ascmodels.schedules import PruneConfig
 from data.files import check_seal, locked
 from tests import workers
-from trainables.clips import TrialData
-from trainables.config import TrialConfig, compose
-from trainables.loop import TrainingDiverged
-from trainables.parents import parent_key, run_shared
-from trainables.records import Record, point_dict
-from trainables.train_config import set_up_process
-from trainables.trial import Trial, load_trial_data, run_trial
+from trainables.config.schema import TrialConfig, compose
+from trainables.config.train import set_up_process
+from trainables.engine.loop import TrainingDiverged
+from trainables.inputs.clips import TrialData
+from trainables.outputs.records import Record, point_dict
+from trainables.trial.dense_phase import parent_key, run_shared
+from trainables.trial.trial import Trial, load_trial_data, run_trial
 
 DENSE = 3  # epochs
 
@@ -75,8 +75,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def count_epochs(patch: pytest.MonkeyPatch) -> list[str]:
-    trained, train_epoch = [], trainables.trial.train_epoch
-    patch.setattr(trainables.trial, "train_epoch", lambda *a: (trained.append(a[3].where), train_epoch(*a))[1])
+    trained, train_epoch = [], trainables.trial.trial.train_epoch
+    patch.setattr(trainables.trial.trial, "train_epoch", lambda *a: (trained.append(a[3].where), train_epoch(*a))[1])
     return trained
 
 

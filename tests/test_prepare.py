@@ -14,15 +14,15 @@ import pytest
 import ray
 from rich.console import Console
 
-import trainables.baseline
+import trainables.engine.baseline
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from search_spaces import Space, space_from_dict
-from trainables.baseline import baseline_accuracy, baseline_file, cached_baseline, read_baseline
-from trainables.clips import load_clips
-from trainables.config import ConfigError, TrialConfig, compose
-from trainables.fingerprint import DataFingerprint
-from trainables.loop import TrainingDiverged
+from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.engine.baseline import baseline_accuracy, baseline_file, cached_baseline, read_baseline
+from trainables.engine.loop import TrainingDiverged
+from trainables.inputs.clips import load_clips
+from trainables.inputs.fingerprint import DataFingerprint
 from tune.prepare import compute_logits, fine_tune_teacher, measure_baseline, prepare, ray_runner
 
 ALL = ["measure_baseline", "fine_tune_teacher", "compute_logits"]
@@ -148,7 +148,7 @@ def test_the_baseline_is_fitted_once_for_each_evaluated_part(config, monkeypatch
         fitted.append(arguments)
         return baseline_accuracy(*arguments)
 
-    monkeypatch.setattr(trainables.baseline, "baseline_accuracy", fit)
+    monkeypatch.setattr(trainables.engine.baseline, "baseline_accuracy", fit)
     for _ in range(2):
         assert cached_baseline(data.train, data.validation, config.frontend, cache) == expected
     assert len(fitted) == 1

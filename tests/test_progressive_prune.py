@@ -14,21 +14,21 @@ import pytest
 import torch
 import yaml
 
-import trainables.runs
-import trainables.trial
+import trainables.single.run_folder
+import trainables.trial.trial
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
+from ascmodels.compress.plan import PruneConfig
+from ascmodels.compress.pruning import PruningError
 from ascmodels.nessi import get_torch_size
-from ascmodels.pruning import PruningError
-from ascmodels.schedules import PruneConfig
 from ascmodels.students import Student, build_student
 from data.features import FrontEndConfig
 from trainables import progressive_prune, run_training
-from trainables.clips import TrialData, load_clips
-from trainables.config import ConfigError, TrialConfig, compose
+from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.config.train import schedule, set_up_process
+from trainables.inputs.clips import TrialData, load_clips
+from trainables.outputs.records import point_dict
 from trainables.progressive_prune import SHIPPED, read_schedule
-from trainables.records import point_dict
-from trainables.train_config import schedule, set_up_process
-from trainables.trial import Trial, describe_use, run_trial
+from trainables.trial.trial import Trial, describe_use, run_trial
 
 pytestmark = pytest.mark.slow  # whole trials
 
@@ -77,7 +77,7 @@ def test_a_base_is_measured_and_never_trained(
     assert [(r.stage, r.epoch, r.epochs) for r in records] == [(0, 0, 0), (1, 1, 1), (2, 1, 2)]
     assert trial.total_epochs == 2
     assert all(torch.equal(before[k], v) for k, v in base.state_dict().items())
-    assert same(load_student(tmp_path / "step0")[0], trainables.trial.deploy(base, "fp16"))
+    assert same(load_student(tmp_path / "step0")[0], trainables.trial.trial.deploy(base, "fp16"))
     first, *pruned = trial.points
     assert (first.val_acc_pruned, first.train_macro_avg_acc, first.sparsity) == (None, None, 0)
     assert all(p.val_acc_pruned is not None and 0 <= p.val_acc_pruned <= 1 for p in pruned)
@@ -171,13 +171,13 @@ def test_rewound_rates_are_the_end_of_the_dense_schedule(
 ) -> None:
     """Longer retraining than dense training draws out the whole schedule."""
     rates: list[float] = []
-    train = trainables.trial.train_epoch
+    train = trainables.trial.trial.train_epoch
 
     def spy(model: Any, optimizer: Any, clips: Any, epoch: Any) -> Any:
         rates.extend(epoch.lr_of(i) for i in range(n_steps))
         return train(model, optimizer, clips, epoch)
 
-    monkeypatch.setattr(trainables.trial, "train_epoch", spy)
+    monkeypatch.setattr(trainables.trial.trial, "train_epoch", spy)
     prune = replace(config.prune, ratios=(0.3,), epochs=retrain, lr_mode="rewind", lr=9.0)
     config = replace(config, prune=prune, train=replace(config.train, epochs=dense))
     n_steps = config.train.epoch_steps(len(data.train.rows))
@@ -325,7 +325,7 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
     """Killed after every epoch, before it was saved: bit for bit the rows and weights of the uninterrupted run."""
     words = ("--ratios=0.3,0.2", "--prune.epochs=1", "train.weight_decay=0.001", "--base_ckpt=last.ckpt")
     words = (*words, f"--controls={controls}")
-    steps = trainables.runs.run_trial
+    steps = trainables.single.run_folder.run_trial
 
     def dying(trial: Trial) -> Iterator[Any]:
         for i, record in enumerate(steps(trial)):
@@ -333,9 +333,9 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
                 raise KeyboardInterrupt
             yield record
 
-    monkeypatch.setattr(trainables.runs, "run_trial", dying)
+    monkeypatch.setattr(trainables.single.run_folder, "run_trial", dying)
     statuses = []
-    while not statuses or statuses[-1] == trainables.runs.INTERRUPTED:
+    while not statuses or statuses[-1] == trainables.single.run_folder.INTERRUPTED:
         statuses.append(command(storage, *words))
         assert len(statuses) < 15
     assert statuses[-1] == 0
@@ -451,7 +451,7 @@ def test_importance_clips_come_from_seed_and_stage(
     seen = {}
     for stage in (1, 2, 1):
         trial.stage = stage
-        losses = [loss.item() for loss in trainables.trial._clip_losses(trial, base.eval())]
+        losses = [loss.item() for loss in trainables.trial.trial._clip_losses(trial, base.eval())]
         assert len(losses) == 4
         assert seen.setdefault(stage, losses) == losses
     assert seen[1] != seen[2]

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from ascmodels import pruning
-from ascmodels.nessi import get_deployed_size, size_bytes
-from ascmodels.pruning import (
+from ascmodels.compress import pruning
+from ascmodels.compress.plan import PruneConfig, schedule_networks, schedule_sizes, shares, take_step
+from ascmodels.compress.pruning import (
     CRITERIA,
     DATA_CRITERIA,
     PruningError,
@@ -24,7 +24,7 @@ from ascmodels.pruning import (
     removed_channels,
     sensitivities,
 )
-from ascmodels.schedules import PruneConfig, schedule_networks, schedule_sizes, shares, take_step
+from ascmodels.nessi import get_deployed_size, size_bytes
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 
 MELS, FRAMES = 32, 24

@@ -20,7 +20,7 @@ from ray.tune.search import Searcher
 from simulated import Reducers, point, result
 
 from search_spaces import Space, load_space, space_from_dict
-from trainables.config import MUTABLE_KEYS, key_types
+from trainables.config.schema import MUTABLE_KEYS, key_types
 from tune.search.halving import SCHEDULERS, SchedulerError
 from tune.search.ray_adapter import (
     Population,

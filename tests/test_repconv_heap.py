@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from ascmodels.repconv import RepConv2d
+from ascmodels.students.repconv import RepConv2d
 
 CHECKER = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")  # glibc's, which ends a process whose heap is damaged
 TRAINING = """
 import torch
-from ascmodels.repconv import RepConv2d
+from ascmodels.students.repconv import RepConv2d
 torch.set_num_threads(1)
 for _ in range(20):
     block = RepConv2d(1, 8, ["1x1", "3x3"], (2, 2)).to(memory_format=torch.channels_last)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from analysis.manifest import StudyManifest
 from search_spaces import FOLDER, load_space, space_from_dict
-from trainables.config import ConfigError
-from trainables.identity import code_files
+from trainables.config.schema import ConfigError
+from trainables.inputs.identity import code_files
 from tune.driver import Search
 from tune.options import parser
 from tune.resume import CODE
@@ -123,11 +123,11 @@ def test_what_belongs_to_the_machine_may_change(typed: Commands) -> None:
 def test_changed_code_is_refused_and_named(typed: Commands) -> None:
     folder = typed.start("x")
     manifest = read_manifest(folder)
-    code = manifest.resolved.code | {"ascmodels/repconv.py": "another", "data/gone.py": "was here"}
+    code = manifest.resolved.code | {"ascmodels/students/repconv.py": "another", "data/gone.py": "was here"}
     write_manifest(folder, manifest.changed(code=code))
     with pytest.raises(StudyError) as error:
         typed("--resume", "--name", "x")
-    for text in ("ascmodels/repconv.py (changed)", "data/gone.py (gone)", "--allow-changes"):
+    for text in ("ascmodels/students/repconv.py (changed)", "data/gone.py (gone)", "--allow-changes"):
         assert text in str(error.value)
     allowed, _ = typed("--resume", "--name", "x", "--allow-changes")
     assert allowed.resolved.code == code_files(CODE)
@@ -137,7 +137,7 @@ def test_changed_code_is_refused_and_named(typed: Commands) -> None:
 def test_the_code_that_decides_a_study_is_compared() -> None:
     """A file of the search that is not listed could change a study without a word."""
     files = code_files(CODE)
-    for name in ("tune/search/sampler.py", "tune/search/session.py", "trainables/trial.py", "data/tau.py"):
+    for name in ("tune/search/sampler.py", "tune/search/session.py", "trainables/trial/trial.py", "data/tau.py"):
         assert name in files
     assert not any(name.startswith(("tests/", "analysis/", "tune/reporting/")) for name in files)
 

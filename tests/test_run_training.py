@@ -13,9 +13,9 @@ import safetensors.torch
 import torch
 
 from data.tau import SCENES
-from trainables.config import TrialConfig
+from trainables.config.schema import TrialConfig
 from trainables.run_training import main
-from trainables.runs import Run, RunError, find_checkpoint, newest_runs
+from trainables.single.run_folder import Run, RunError, find_checkpoint, newest_runs
 
 ROOT = Path(__file__).parents[1]
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "--n_mels=32", "--base_channels=8", "augment.freq_mask=4")

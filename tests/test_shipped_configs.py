@@ -9,9 +9,9 @@ import torch
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
 from search_spaces import FOLDER, load_space
-from trainables.clips import TrialData, load_clips
-from trainables.config import CONFIG_DIR, TrialConfig, compose
-from trainables.trial import Trial, run_trial
+from trainables.config.schema import CONFIG_DIR, TrialConfig, compose
+from trainables.inputs.clips import TrialData, load_clips
+from trainables.trial.trial import Trial, run_trial
 
 SMALL = (
     *("frontend.sample_rate=16000", "frontend.n_fft=1024", "frontend.win_length=1024", "frontend.hop_length=512"),

@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from test_architecture import imports, sources
 
 from search_spaces import load_space
-from trainables.storage import Store
+from trainables.outputs.storage import Store
 from tune.status import main
 from tune.study.events import TrialCreated
 from tune.study.journal import read_events, segments

@@ -14,16 +14,16 @@ from torch import nn
 import search_spaces
 from ascmodels import nessi
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
-from ascmodels.cp_mobile import MobileStudent
+from ascmodels.compress.plan import PruneConfig, schedule_sizes
+from ascmodels.compress.pruning import prune
 from ascmodels.nessi import Limits, get_deployed_size, get_torch_size
-from ascmodels.pruning import prune
-from ascmodels.repconv import RepConv2d
-from ascmodels.schedules import PruneConfig, schedule_sizes
-from ascmodels.student_base import ACTIVATIONS, FAMILY_OPTIONS
 from ascmodels.students import FAMILIES, Student, StudentConfig, Widths, build_student
-from ascmodels.tf_sepnet import AdaResNorm, DepthMultiplier, SepConvs, TFSepNet, part_sizes
-from trainables.config import ConfigError, TrialConfig, compose, flags_to_overrides
-from trainables.trial import deploy
+from ascmodels.students.base import ACTIVATIONS, FAMILY_OPTIONS
+from ascmodels.students.cp_mobile import MobileStudent
+from ascmodels.students.repconv import RepConv2d
+from ascmodels.students.tf_sepnet import AdaResNorm, DepthMultiplier, SepConvs, TFSepNet, part_sizes
+from trainables.config.schema import ConfigError, TrialConfig, compose, flags_to_overrides
+from trainables.trial.trial import deploy
 
 MIXED = ("1x1+3x3+identity", "plain", "3x1+1x3")
 SMALL = {"base_channels": 8, "n_blocks": (2, 1, 1), "strides": ("b2:1x2",)}

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 
 from ascmodels.checkpoint import CheckpointError
-from ascmodels.teacher_base import FAMILIES, Teacher
-from ascmodels.teacher_timm import Patchout, patch_grid
 from ascmodels.teachers import (
     _CLASSES,
     TeacherModelConfig,
@@ -23,14 +21,17 @@ from ascmodels.teachers import (
     parameter_groups,
     save_teacher,
 )
+from ascmodels.teachers.base import FAMILIES, Teacher
+from ascmodels.teachers.timm import Patchout, patch_grid
 from data.features import FrontEndConfig, LogMel
 from data.tau import SCENES
 from trainables import cache_logits, compare_teachers, finetune_teacher
-from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, compose
-from trainables.distill import DistillConfig, folder_hash, kd_loss, load_logits, read_manifest, save_logits
-from trainables.ensemble import accuracies, combine, greedy
-from trainables.loop import TrainingDiverged, predict
-from trainables.teachers import (
+from trainables.config.schema import CONFIG_DIR, ConfigError, TrialConfig, compose
+from trainables.config.train import set_up_process
+from trainables.engine.loop import TrainingDiverged, predict
+from trainables.engine.losses import DistillConfig, folder_hash, kd_loss, load_logits, read_manifest, save_logits
+from trainables.teachers.ensemble import accuracies, combine, greedy
+from trainables.teachers.fine_tuning import (
     filenames,
     fine_tuned_teacher,
     logits_file,
@@ -38,8 +39,7 @@ from trainables.teachers import (
     teacher_summary,
     validation_hash,
 )
-from trainables.train_config import set_up_process
-from trainables.trial import data_key, load_trial_data
+from trainables.trial.trial import data_key, load_trial_data
 
 N_MELS, FRAMES = 32, 40
 AST_TINY = TeacherModelConfig(hidden_size=16, layers=2, heads=2)
@@ -522,7 +522,7 @@ def test_the_manifest_of_cached_logits(teachers) -> None:
 
 @pytest.mark.slow
 def test_a_teacher_that_diverges_keeps_its_best_epoch(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import trainables.teachers as module
+    import trainables.teachers.fine_tuning as module
 
     epochs, real = [], module.train_epoch
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from ascmodels.compress.plan import PruneConfig, schedule_networks
+from ascmodels.compress.pruning import PruningError, prune
 from ascmodels.nessi import get_deployed_size
-from ascmodels.pruning import PruningError, prune
-from ascmodels.schedules import PruneConfig, schedule_networks
 from ascmodels.students import StudentConfig, build_student
 
 CONFIGS = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import wandb
 
-from trainables import tracking
-from trainables.tracking import Tracker
+from trainables.outputs import tracking
+from trainables.outputs.tracking import Tracker
 
 
 def runs(folder: Path) -> list[str]:

@@ -10,9 +10,9 @@ import torch
 
 from data.files import seal
 from tests.power_loss import is_private
-from trainables.config import ConfigError, compose
+from trainables.config.schema import ConfigError, compose
+from trainables.outputs.storage import TrialCheckpoints
 from trainables.ray_trainables import KDTrainable, PruneTrainable
-from trainables.storage import TrialCheckpoints
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,15 @@ import yaml
 
 import search_spaces
 from ascmodels.checkpoint import CheckpointError
+from ascmodels.compress.plan import schedule_sizes
 from ascmodels.nessi import get_deployed_size
-from ascmodels.schedules import schedule_sizes
 from ascmodels.students import Student, StudentConfig, build_student
 from data.augment import AugmentConfig
 from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from data.tau import DEVICE_GROUPS, SCENES, read_split
 from search_spaces import Space, SpaceError, load_space, space_from_dict
-from trainables.config import (
+from trainables.config.schema import (
     ALIASES,
     CONFIG_DIR,
     ConfigError,
@@ -35,13 +35,13 @@ from trainables.config import (
     flags_to_overrides,
     key_types,
 )
-from trainables.distill import DistillConfig, folder_hash, kd_loss, load_logits, save_logits
-from trainables.ensemble import combine
-from trainables.loop import Clips, Epoch, TrainingDiverged, batches, predict, train_epoch
-from trainables.metrics import measure
-from trainables.train_config import TrainConfig, learning_rate, pick_device
+from trainables.config.train import TrainConfig, learning_rate, pick_device
+from trainables.engine.loop import Clips, Epoch, TrainingDiverged, batches, predict, train_epoch
+from trainables.engine.losses import DistillConfig, folder_hash, kd_loss, load_logits, save_logits
+from trainables.engine.metrics import measure
+from trainables.teachers.ensemble import combine
 
-# --- trainables/distill.py ---
+# --- trainables/engine/losses.py ---
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -135,7 +135,7 @@ def test_distill_config_refuses(values):
         DistillConfig(**values)
 
 
-# --- trainables/metrics.py ---
+# --- trainables/engine/metrics.py ---
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -175,7 +175,7 @@ def test_macro_average_is_not_the_share_of_clips():
     assert math.isfinite(measure(logits * 1e4, labels, np.array(["a"] * 10)).loss)
 
 
-# --- trainables/loop.py ---
+# --- trainables/engine/loop.py ---
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine():
@@ -332,7 +332,7 @@ def test_train_config_refuses(values):
         TrainConfig(**values)
 
 
-# --- trainables/config.py ---
+# --- trainables/config/schema.py ---
 
 
 def from_flags(*words: str) -> TrialConfig:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ascmodels.checkpoint import CheckpointError, load_student
-from ascmodels.student_base import FAMILY_OPTIONS
 from ascmodels.students import Student, StudentConfig, build_student
+from ascmodels.students.base import FAMILY_OPTIONS
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
 from data.augment import AugmentConfig, Draws, augment_waveforms, draw_mixup
 from data.cache import open_cache
@@ -24,13 +24,8 @@ from data.features import FrontEndConfig, LogMel
 from data.impulse import load_impulses
 from data.impulse import main as write_impulses
 from data.tau import SCENES, read_split
-from trainables.config import ConfigError, TrialConfig, compose
-from trainables.distill import DistillConfig, kd_loss, similarity_loss
-from trainables.loop import Clips, Epoch, EpochResult, Heard, TrainingDiverged, WeightAverage, batches, train_epoch
-from trainables.metrics import calibration_error, measure
-from trainables.online import load_online
-from trainables.records import Point, point_dict, point_row
-from trainables.train_config import (
+from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.config.train import (
     TrainConfig,
     enough_epochs,
     jku_factor,
@@ -39,7 +34,21 @@ from trainables.train_config import (
     set_up_process,
     training_device,
 )
-from trainables.trial import Trial, TrialData, data_key, deploy, load_trial_data, run_trial
+from trainables.engine.loop import (
+    Clips,
+    Epoch,
+    EpochResult,
+    Heard,
+    TrainingDiverged,
+    WeightAverage,
+    batches,
+    train_epoch,
+)
+from trainables.engine.losses import DistillConfig, kd_loss, similarity_loss
+from trainables.engine.metrics import calibration_error, measure
+from trainables.outputs.records import Point, point_dict, point_row
+from trainables.teachers.online import load_online
+from trainables.trial.trial import Trial, TrialData, data_key, deploy, load_trial_data, run_trial
 
 FRONT_END = FrontEndConfig(8000, 512, 400, 250, 16)
 OFF = AugmentConfig(roll_s=0, freq_mask=0, time_mask=0, mixstyle_p=0)

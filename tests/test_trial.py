@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 import torch
 
-from ascmodels import pruning
 from ascmodels.checkpoint import CheckpointError, load_student
+from ascmodels.compress import pruning
+from ascmodels.compress.pruning import PruningError
 from ascmodels.nessi import get_torch_size
-from ascmodels.pruning import PruningError
 from ascmodels.students import build_student
 from data.features import FrontEndConfig
 from tests.power_loss import Disk, visible
-from trainables.clips import TrialData
-from trainables.config import TrialConfig, compose
-from trainables.loop import TrainingDiverged
-from trainables.records import point_dict
-from trainables.teachers import fine_tuned_teacher, teacher_logits, teacher_summary
-from trainables.train_config import set_up_process
-from trainables.trial import Trial, data_key, load_trial_data, run_trial
+from trainables.config.schema import TrialConfig, compose
+from trainables.config.train import set_up_process
+from trainables.engine.loop import TrainingDiverged
+from trainables.inputs.clips import TrialData
+from trainables.outputs.records import point_dict
+from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_logits, teacher_summary
+from trainables.trial.trial import Trial, data_key, load_trial_data, run_trial
 
 pytestmark = pytest.mark.slow  # whole trials
 
@@ -247,7 +247,7 @@ def test_a_trial_that_starts_again_keeps_its_network_until_the_next_replaces_it(
         assert shown in (old, new) or not shown
         assert shown or set(old.values()) <= set(state.values())  # between two renames
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainables.trial.checkpoint.save_student", lambda *_: None)
+        patch.setattr("trainables.trial.trial.checkpoint.save_student", lambda *_: None)
         network.rename(network.with_name(".step0.0000000a.old"))  # a kill between two renames
         third = run_trial(Trial(config, data, folder))
         next(third)

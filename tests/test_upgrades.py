@@ -54,13 +54,13 @@ def test_processes_can_be_named() -> None:
 
 
 def test_channel_groups_of_torch_pruning_are_as_pruning_reads_them() -> None:
-    assert files_that_import("torch_pruning") == {"ascmodels/pruning.py"}
+    assert files_that_import("torch_pruning") == {"ascmodels/compress/pruning.py"}
     groups = vars(torch_pruning.pruner.BasePruner)["_get_channel_groups"]
     assert list(inspect.signature(groups).parameters) == ["self", "group"]
 
 
 def test_vision_transformers_of_timm_are_as_teacher_timm_uses_them() -> None:
-    assert files_that_import("timm") == {"ascmodels/teacher_timm.py"}
+    assert files_that_import("timm") == {"ascmodels/teachers/timm.py"}
     from timm.layers.pos_embed import resample_abs_pos_embed
 
     assert not isinstance(resample_abs_pos_embed, str)  # as pyright reads a decorator of timm
@@ -68,7 +68,7 @@ def test_vision_transformers_of_timm_are_as_teacher_timm_uses_them() -> None:
     assert made.shape == (1, 7, 4)
     network = timm.create_model("deit_tiny_patch16_224", in_chans=1, num_classes=3, depth=1, embed_dim=12, num_heads=1)
     for name in ("patch_embed", "pos_embed", "blocks", "norm_pre", "num_prefix_tokens"):
-        assert hasattr(network, name), f"ascmodels/teacher_timm.py relies on {name}"
+        assert hasattr(network, name), f"ascmodels/teachers/timm.py relies on {name}"
 
 
 def test_optuna_is_used_by_its_public_names() -> None:
@@ -89,7 +89,7 @@ def test_optuna_is_used_by_its_public_names() -> None:
 
 
 def test_foreach_lerp_of_torch() -> None:
-    """trainables/loop.py: the average of the weights."""
+    """trainables/engine/loop.py: the average of the weights."""
     means, news = [torch.zeros(2)], [torch.ones(2)]
     torch._foreach_lerp_(means, news, 0.25)  # type: ignore[attr-defined]
     assert means[0].tolist() == [0.25, 0.25]

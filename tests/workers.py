@@ -13,8 +13,8 @@ from ascmodels.checkpoint import load_student
 from data import cache
 
 if TYPE_CHECKING:
-    from trainables.config import TrialConfig
-    from trainables.loop import EpochResult
+    from trainables.config.schema import TrialConfig
+    from trainables.engine.loop import EpochResult
 
 
 def build_cache(root: Path, names: list[str], folder: Path, waiting: Path, parties: int, result: Path) -> None:
@@ -55,13 +55,13 @@ def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
 def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> None:
     """One of three trials that share a parent: `name`.trained lists the epochs that it begins, `name`.json its
     validation losses. The one that dies holds the parent in its second epoch until the others are there."""
-    import trainables.trial  # here, as it takes seconds that the other workers need not spend
-    from trainables.parents import run_shared
-    from trainables.train_config import set_up_process
+    import trainables.trial.trial  # here, as it takes seconds that the other workers need not spend
+    from trainables.config.train import set_up_process
+    from trainables.trial.dense_phase import run_shared
 
     set_up_process(1)
-    train_epoch = trainables.trial.train_epoch
-    data = trainables.trial.load_trial_data(config)
+    train_epoch = trainables.trial.trial.train_epoch
+    data = trainables.trial.trial.load_trial_data(config)
 
     def wait_for(*files: str) -> None:
         while not all((folder / file).exists() for file in files):
@@ -77,8 +77,8 @@ def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> 
             os.kill(os.getpid(), signal.SIGKILL)
         return train_epoch(*arguments)
 
-    trainables.trial.train_epoch = train
-    trial = trainables.trial.Trial(config, data, folder / name)
+    trainables.trial.trial.train_epoch = train
+    trial = trainables.trial.trial.Trial(config, data, folder / name)
     if not dies:
         wait_for("holding")
         (folder / f"{name}.ready").touch()

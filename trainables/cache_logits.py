@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trainables.clips import load_clips
-from trainables.distill import read_manifest
-from trainables.ensemble import accuracies
-from trainables.runs import RunError, configure, guarded, parser, shown
-from trainables.teachers import filenames, logits_file, quiet_transformers, teacher_logits, validation_hash
-from trainables.train_config import set_up_process
+from trainables.config.train import set_up_process
+from trainables.engine.losses import read_manifest
+from trainables.inputs.clips import load_clips
+from trainables.single.run_folder import RunError, configure, guarded, parser, shown
+from trainables.teachers.ensemble import accuracies
+from trainables.teachers.fine_tuning import filenames, logits_file, quiet_transformers, teacher_logits, validation_hash
 
 
 def main(argv: list[str] | None = None) -> int:

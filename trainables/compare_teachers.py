@@ -3,8 +3,8 @@
     python trainables/compare_teachers.py --teachers ast_small,vit_small,cnn_small --subsets 5,25,100
     python trainables/compare_teachers.py --teachers ast,vit,cnn --subsets 5,10,25,50,100 --seeds 3
 
-Teachers are files of trainables/configs/teacher/; further words apply to all of them. Each is trained once on each
-subset: a repeat is instant, and a killed run goes on with the teacher that it was training. Each subset is judged on
+Teachers are files of trainables/config/groups/teacher/; further words apply to all of them. Each is trained once on
+each subset: a repeat is instant, and a killed run goes on with the teacher that it was training. Each subset is judged on
 its own held-out fifth, which is small for a small subset; best epochs and greedy weights were chosen on it as well.
 With --seeds, each seed divides the clips anew; means and standard deviations are told.
 """
@@ -26,13 +26,13 @@ from tqdm import tqdm
 
 from data.files import make_folder
 from data.tau import SUBSETS
-from trainables.clips import load_clips
-from trainables.config import CONFIG_DIR, TrialConfig
-from trainables.ensemble import accuracies
-from trainables.records import write_rows
-from trainables.runs import RunError, configure, guarded, parser, shown
-from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_logits
-from trainables.train_config import set_up_process
+from trainables.config.schema import CONFIG_DIR, TrialConfig
+from trainables.config.train import set_up_process
+from trainables.inputs.clips import load_clips
+from trainables.outputs.records import write_rows
+from trainables.single.run_folder import RunError, configure, guarded, parser, shown
+from trainables.teachers.ensemble import accuracies
+from trainables.teachers.fine_tuning import filenames, fine_tuned_teacher, quiet_transformers, teacher_logits
 
 CLIPS = ("train_clips", "validation_clips")
 

@@ -29,8 +29,9 @@ from rich.markup import escape
 from torch import fx, nn
 from tqdm import tqdm
 
-from ascmodels import export, quantize
+from ascmodels import export
 from ascmodels.checkpoint import CheckpointError, load_student
+from ascmodels.compress import quantize
 from ascmodels.export import ExportError, Runner
 from ascmodels.nessi import get_deployed_size, size_bytes
 from ascmodels.students import Student
@@ -38,14 +39,14 @@ from data.features import FrontEndConfig, LogMel
 from data.files import replace_folder
 from data.impulse import impulses_for
 from data.tau import SCENES, resolved
-from trainables.config import TrialConfig, flags_to_overrides
-from trainables.distill import kd_loss
-from trainables.forms import BATCH, Form, Variant, as_table, compare, eager, features
-from trainables.loop import Epoch, train_epoch
-from trainables.records import now, write_rows
-from trainables.runs import RunError, configure, find_checkpoint, guarded, parser, shown
-from trainables.train_config import pick_device, schedule, set_up_process
-from trainables.trial import deploy, describe_use, load_clips, load_trial_data
+from trainables.config.schema import TrialConfig, flags_to_overrides
+from trainables.config.train import pick_device, schedule, set_up_process
+from trainables.engine.loop import Epoch, train_epoch
+from trainables.engine.losses import kd_loss
+from trainables.outputs.records import now, write_rows
+from trainables.single.run_folder import RunError, configure, find_checkpoint, guarded, parser, shown
+from trainables.single.variants import BATCH, Form, Variant, as_table, compare, eager, features
+from trainables.trial.trial import deploy, describe_use, load_clips, load_trial_data
 
 QAT_STAGE = 1000  # its draws come from (seed, this, epoch): no stage of a trial has this number
 

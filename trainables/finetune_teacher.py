@@ -4,8 +4,8 @@
     python trainables/finetune_teacher.py teacher=cnn --subset=25 teacher.model.pretrained=/models/lite0 --out t2.ckpt
     python trainables/finetune_teacher.py teacher=ast teacher.train.epochs=10 teacher.train.device=cuda
 
-`teacher=` names a file of trainables/configs/teacher/: ast, vit, cnn (pretrained, for a GPU), ast_small, vit_small,
-cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a killed run starts anew.
+`teacher=` names a file of trainables/config/groups/teacher/: ast, vit, cnn (pretrained, for a GPU), ast_small,
+vit_small, cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a killed run starts anew.
 """
 
 import runpy
@@ -21,12 +21,18 @@ from rich.markup import escape
 
 from ascmodels.teachers import read_extra
 from data.files import replace_folder
-from trainables.clips import TrialData, load_clips
-from trainables.config import TrialConfig, flags_to_overrides, key_types
-from trainables.metrics import measure
-from trainables.runs import RunError, configure, guarded, parser, shown
-from trainables.teachers import filenames, fine_tuned_teacher, quiet_transformers, teacher_key, teacher_logits
-from trainables.train_config import set_up_process
+from trainables.config.schema import TrialConfig, flags_to_overrides, key_types
+from trainables.config.train import set_up_process
+from trainables.engine.metrics import measure
+from trainables.inputs.clips import TrialData, load_clips
+from trainables.single.run_folder import RunError, configure, guarded, parser, shown
+from trainables.teachers.fine_tuning import (
+    filenames,
+    fine_tuned_teacher,
+    quiet_transformers,
+    teacher_key,
+    teacher_logits,
+)
 
 
 def main(argv: list[str] | None = None) -> int:

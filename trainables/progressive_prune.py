@@ -5,7 +5,7 @@
     python trainables/progressive_prune.py --base_ckpt last.ckpt --n_steps=3 --target_macs=8e6 --criterion=taylor
     python trainables/progressive_prune.py --resume <id>        the same as giving its command again
 
-A schedule is a YAML file of `prune` keys (trainables/configs/prune/ has some, known by name), perhaps with other
+A schedule is a YAML file of `prune` keys (trainables/config/groups/prune/ has some, known by name), perhaps with other
 sections (`train:`, `distill:`); what is typed wins. Architecture, front-end, recipe, validation clips are the base's.
 
     one_shot    the base pruned once to the same size, retrained for as many epochs as all steps together
@@ -33,19 +33,29 @@ from rich.markup import escape
 from rich.table import Table
 
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
-from ascmodels.schedules import GOALS, schedule_sizes
+from ascmodels.compress.plan import GOALS, schedule_sizes
 from ascmodels.students import Student
 from data import tau
 from data.features import FrontEndConfig
-from trainables.config import CONFIG_DIR, ConfigError, TrialConfig, flags_to_overrides, key_types
-from trainables.distill import folder_hash
-from trainables.loop import TrainingDiverged
-from trainables.prune_arms import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
-from trainables.records import now, point_dict
+from trainables.config.schema import CONFIG_DIR, ConfigError, TrialConfig, flags_to_overrides, key_types
+from trainables.engine.loop import TrainingDiverged
+from trainables.engine.losses import folder_hash
+from trainables.outputs.records import now, point_dict
+from trainables.outputs.tracking import PROJECT, Tracker
 from trainables.run_training import distils, figures
-from trainables.runs import Run, RunError, configure, drive, find_checkpoint, guarded, parser, prepare, shown
-from trainables.tracking import PROJECT, Tracker
-from trainables.trial import Trial
+from trainables.single.controls import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
+from trainables.single.run_folder import (
+    Run,
+    RunError,
+    configure,
+    drive,
+    find_checkpoint,
+    guarded,
+    parser,
+    prepare,
+    shown,
+)
+from trainables.trial.trial import Trial
 
 KIND = "prune"
 BASE = "base.ckpt"  # the run's own copy of what it started from

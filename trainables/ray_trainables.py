@@ -32,18 +32,18 @@ import torch
 from pyarrow.fs import FileType
 
 from ascmodels.checkpoint import load_tensors
-from ascmodels.pruning import PruningError
+from ascmodels.compress.pruning import PruningError
 from data.files import SealError, check_seal, seal
-from trainables.clips import TrialData
-from trainables.config import ConfigError, TrialConfig
-from trainables.fingerprint import DataFingerprint
-from trainables.identity import check_code
-from trainables.loop import TrainingDiverged
-from trainables.parents import run_shared
-from trainables.records import EXPERIMENTS, Record, point_dict
-from trainables.storage import KEPT, Store, TrialCheckpoints
-from trainables.tracking import Tracker
-from trainables.trial import Trial, data_key, load_trial_data, run_trial
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.loop import TrainingDiverged
+from trainables.inputs.clips import TrialData
+from trainables.inputs.fingerprint import DataFingerprint
+from trainables.inputs.identity import check_code
+from trainables.outputs.records import EXPERIMENTS, Record, point_dict
+from trainables.outputs.storage import KEPT, Store, TrialCheckpoints
+from trainables.outputs.tracking import Tracker
+from trainables.trial.dense_phase import run_shared
+from trainables.trial.trial import Trial, data_key, load_trial_data, run_trial
 
 RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation")
 _LOG = logging.getLogger(__name__)

@@ -26,14 +26,14 @@ from analysis.report import print_front, write_report
 from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
-from trainables.baseline import NAME as BASELINE
-from trainables.baseline import cached_baseline
-from trainables.clips import load_clips
-from trainables.config import ConfigError, TrialConfig
-from trainables.evaluation import Deployed, open_test_clips
-from trainables.loop import Clips
-from trainables.records import now, write_rows
-from trainables.storage import Store
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.baseline import NAME as BASELINE
+from trainables.engine.baseline import cached_baseline
+from trainables.engine.evaluation import Deployed, open_test_clips
+from trainables.engine.loop import Clips
+from trainables.inputs.clips import load_clips
+from trainables.outputs.records import now, write_rows
+from trainables.outputs.storage import Store
 from tune.ray_start import take_sigterm_for_ctrl_c
 from tune.reporting.tables import rebuild_tables
 from tune.study.hold import Held, hold

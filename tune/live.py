@@ -29,7 +29,7 @@ if __name__ == "__main__":  # started as a file: use the packages of this checko
 from rich.console import Console
 from rich.markup import escape
 
-from analysis import report_page
+from analysis.page import html as report_page
 from analysis.results import ResultsError, Study
 from tune.reporting.tables import points_text
 from tune.status import current_study, sentences, study_status

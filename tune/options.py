@@ -19,12 +19,12 @@ from typing import Any
 import torch
 
 from analysis.manifest import Asked, Limits, Resolved, StudyManifest
-from ascmodels.schedules import schedule_sizes
+from ascmodels.compress.plan import schedule_sizes
 from data.features import LogMel
 from data.impulse import impulses_for
 from data.tau import resolved
 from search_spaces import Space, SpaceError, load_space
-from trainables.config import (
+from trainables.config.schema import (
     ConfigError,
     TrialConfig,
     command_parser,
@@ -33,8 +33,8 @@ from trainables.config import (
     keep_epochs,
     key_types,
 )
-from trainables.identity import code_files
-from trainables.records import now
+from trainables.inputs.identity import code_files
+from trainables.outputs.records import now
 from tune.resume import CODE, study_named
 from tune.search.halving import SCHEDULERS
 from tune.search.ray_adapter import check_population

@@ -21,12 +21,12 @@ from rich.markup import escape
 
 from data.tau import SCENES
 from search_spaces import Space
-from trainables.baseline import NAME as BASELINE
-from trainables.baseline import baseline_file, cached_baseline, read_baseline
-from trainables.clips import TrialData, load_clips, with_enough_epochs
-from trainables.config import TrialConfig
-from trainables.fingerprint import DataFingerprint, check_unchanged, fingerprint
-from trainables.teachers import (
+from trainables.config.schema import TrialConfig
+from trainables.engine.baseline import NAME as BASELINE
+from trainables.engine.baseline import baseline_file, cached_baseline, read_baseline
+from trainables.inputs.clips import TrialData, load_clips, with_enough_epochs
+from trainables.inputs.fingerprint import DataFingerprint, check_unchanged, fingerprint
+from trainables.teachers.fine_tuning import (
     fine_tuned_teacher,
     logits_path,
     quiet_transformers,
@@ -34,7 +34,7 @@ from trainables.teachers import (
     teacher_summary,
     validation_hash,
 )
-from trainables.trial import load_trial_data
+from trainables.trial.trial import load_trial_data
 
 Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) where the data are known
 Part = Callable[[Flat], Any]  # returns JSON values

@@ -34,10 +34,10 @@ from analysis.results import ResultsError, load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from search_spaces import Space, SpaceError, space_from_dict
-from trainables.config import ConfigError, TrialConfig
-from trainables.fingerprint import DataFingerprint, differences
-from trainables.loop import TrainingDiverged
-from trainables.records import EXPERIMENTS, now
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.loop import TrainingDiverged
+from trainables.inputs.fingerprint import DataFingerprint, differences
+from trainables.outputs.records import EXPERIMENTS, now
 from tune.driver import Search
 from tune.options import check_machine, local_gpus, new_study, read_request, resolve_gpus
 from tune.planning.dry_run import dry_run

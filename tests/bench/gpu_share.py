@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from trainables.config import TrialConfig, compose, flags_to_overrides
+from trainables.config.schema import TrialConfig, compose, flags_to_overrides
 from trainables.step_time import random_training
 
 

@@ -24,15 +24,15 @@ import pandas as pd
 from ascmodels.teachers import load_teacher
 from data import tau
 from data.features import FrontEndConfig, LogMel
-from trainables.clips import load_clips, with_enough_epochs
-from trainables.config import TrialConfig, compose
-from trainables.evaluation import Deployed, open_test_clips
-from trainables.loop import predict
-from trainables.metrics import measure
-from trainables.records import write_rows
-from trainables.teachers import fine_tuned_teacher, teacher_summary
-from trainables.train_config import set_up_process
-from trainables.trial import Trial, load_trial_data, run_trial
+from trainables.config.schema import TrialConfig, compose
+from trainables.config.train import set_up_process
+from trainables.engine.evaluation import Deployed, open_test_clips
+from trainables.engine.loop import predict
+from trainables.engine.metrics import measure
+from trainables.inputs.clips import load_clips, with_enough_epochs
+from trainables.outputs.records import write_rows
+from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary
+from trainables.trial.trial import Trial, load_trial_data, run_trial
 
 # profile=quick otherwise, without its additional epochs for small data sets
 STUDENT = ("student=rep_mobile", "student.base_channels=16", "train.epochs=8", "train.min_steps=0")

@@ -5,7 +5,7 @@
 
 192 trials: 32 dense networks (width, expansion, learning rate, weight of the hard label), each with six prune
 schedules. A dense network is trained once, and a schedule's first step once for all that begin with it. What is real:
-training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial.py`); what is small:
+training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial/trial.py`). What is small:
 the clips (synthetic), the front-end and the number of epochs.
 
 FOLDER/curves.csv gets the rows of a dense network when its last schedule is done, so a killed recording goes on;
@@ -26,10 +26,10 @@ import pandas as pd
 from problems import TABLE
 from rich.console import Console
 
-from trainables.clips import TrialData
-from trainables.config import TrialConfig, compose
-from trainables.runs import prepare
-from trainables.trial import Trial, run_trial
+from trainables.config.schema import TrialConfig, compose
+from trainables.inputs.clips import TrialData
+from trainables.single.run_folder import prepare
+from trainables.trial.trial import Trial, run_trial
 
 GRID: dict[str, tuple[Any, ...]] = {
     "student.base_channels": (8, 16, 24, 32),

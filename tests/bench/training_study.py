@@ -27,12 +27,12 @@ from rich.console import Console
 
 from ascmodels.checkpoint import load_student
 from ascmodels.students import Widths
-from trainables.clips import TrialData
-from trainables.config import TrialConfig
-from trainables.evaluation import Deployed, open_test_clips
-from trainables.records import write_rows
-from trainables.runs import LAST, configure, drive, guarded, prepare
-from trainables.trial import Trial
+from trainables.config.schema import TrialConfig
+from trainables.engine.evaluation import Deployed, open_test_clips
+from trainables.inputs.clips import TrialData
+from trainables.outputs.records import write_rows
+from trainables.single.run_folder import LAST, configure, drive, guarded, prepare
+from trainables.trial.trial import Trial
 
 DENSE = {
     "plain_ce": ("cp_mobile", 1.0),

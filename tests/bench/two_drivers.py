@@ -27,7 +27,7 @@ from conftest import make_tau
 from machines import AS_IT_IS, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
 from moto.server import ThreadedMotoServer
 
-from trainables.storage import Store
+from trainables.outputs.storage import Store
 from tune.study.events import PointMeasured
 from tune.study.journal import read_events
 from tune.study.lease import FRESH_S

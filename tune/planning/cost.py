@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainables.config import TrialConfig
+from trainables.config.schema import TrialConfig
 from trainables.step_time import StepTime
 from tune.search.halving import build_rungs
 

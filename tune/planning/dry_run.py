@@ -23,10 +23,10 @@ from rich.table import Table
 from analysis.manifest import Asked
 from ascmodels.nessi import Limits, size_bytes
 from search_spaces import Space
-from trainables.clips import read_parts, with_enough_epochs
-from trainables.config import ConfigError, TrialConfig
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.config.train import training_device
+from trainables.inputs.clips import read_parts, with_enough_epochs
 from trainables.step_time import StepTime, measure
-from trainables.train_config import training_device
 from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson
 from tune.search.feasibility import NetworkGate, stages
 

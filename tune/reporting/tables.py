@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import make_folder, replace_text
-from trainables.records import EXPERIMENTS, point_row, points_csv, write_info
+from trainables.outputs.records import EXPERIMENTS, point_row, points_csv, write_info
 from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 from tune.study.journal import Reading
 from tune.study.log import StudyLog

@@ -11,10 +11,10 @@ import json
 from functools import lru_cache
 from typing import Any
 
+from ascmodels.compress.plan import PruneConfig, schedule_networks
 from ascmodels.nessi import Limits, size_bytes
-from ascmodels.schedules import PruneConfig, schedule_networks
 from ascmodels.students import StudentConfig, Widths
-from trainables.config import TrialConfig
+from trainables.config.schema import TrialConfig
 from tune.search.sampler import Verdict
 
 # what the realised widths of a locally pruned network make redundant

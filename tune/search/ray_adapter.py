@@ -23,7 +23,7 @@ from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import Searcher
 
 from search_spaces import Space
-from trainables.config import MUTABLE_KEYS
+from trainables.config.schema import MUTABLE_KEYS
 from trainables.ray_trainables import RESERVED
 from tune.search.halving import SchedulerError
 from tune.search.session import SearchSession

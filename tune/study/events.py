@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from trainables.records import now
+from trainables.outputs.records import now
 
 FORMAT = 2
 Outcome = Literal["completed", "stopped", "failed", "crashed"]
@@ -135,7 +135,7 @@ class ConfigurationChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReported(Event):
-    """One epoch of a trial (`trainables.records.Record`)."""
+    """One epoch of a trial (`trainables.outputs.records.Record`)."""
 
     kind = "epoch_reported"
     trial: str
@@ -147,7 +147,7 @@ class EpochReported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasured(Event):
-    """A network whose stage was trained to its end and measured (`trainables.records.Point`)."""
+    """A network whose stage was trained to its end and measured (`trainables.outputs.records.Point`)."""
 
     kind = "point_measured"
     trial: str

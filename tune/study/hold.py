@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.storage import Store
+from trainables.outputs.storage import Store
 from tune.study.lease import StoreLease, StudyLost, lock
 from tune.study.manifest import StudyError
 from tune.study.store import Mirror

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from data.files import locked
-from trainables.storage import LEASE, Store
+from trainables.outputs.storage import LEASE, Store
 from tune.study.manifest import StudyError
 
 FORMAT = 1

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from analysis.manifest import ResultsError
 from data.files import make_folder
-from trainables.storage import Store
+from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.journal import JournalError, apply_line, counting, parse
 from tune.study.lease import find_claim, lock_of

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from data.files import make_folder, replace_text
-from trainables.records import EXPERIMENTS
-from trainables.storage import Store
+from trainables.outputs.records import EXPERIMENTS
+from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.manifest import StudyError
 

@@ -1,0 +1,62 @@
+"""The Pareto plot as a PNG for papers and READMEs (matplotlib's Agg, no display and no global state)."""
+
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+from analysis import summary
+from analysis.page import figure_parts as parts
+from analysis.results import Study, take
+
+
+def png(study: Study) -> bytes:
+    """Validation accuracy over MACs, 1600 x 1000 pixels; without a point, the axes and the limit."""
+    points, axis = parts.measured(study), parts.macs_axis(study)
+    figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
+    plot = figure.add_subplot()
+    line = {"color": parts.TRAJECTORY, "lw": 0.9, "label": "prune trajectory"}
+    if len(points):
+        plot.plot(*parts.trajectories(points, axis), zorder=1, **line)
+    for level, (role, look) in enumerate(parts.ROLES.items(), start=2):
+        chosen = take(points, points["role"] == role)
+        if chosen.empty:
+            continue
+        x, y = parts.coordinates(chosen, axis)
+        if role == "front":
+            steps = parts.step_line(chosen, axis)
+            plot.plot(*steps, color=look.fill, lw=1.6, drawstyle="steps-post", zorder=level)
+            bars = {"fmt": "none", "ecolor": look.fill, "alpha": 0.45, "lw": 1, "capsize": 2}
+            label = parts.errors_label(study)
+            plot.errorbar(x, y, yerr=parts.errors_percent(study, chosen), zorder=level, label=label, **bars)
+            seeds = parts.coordinates(parts.single_seeds(study, chosen), axis)
+            if seeds[0]:
+                plot.scatter(*seeds, 9, c="none", edgecolors=look.color, lw=0.6, zorder=level, label="each seed")
+        style = {"c": look.fill, "edgecolors": look.color, "lw": 0.9, "marker": look.mpl_symbol}
+        plot.scatter(x, y, (look.size * 0.62) ** 2, zorder=level, label=look.label, **style)
+    if axis.limit:
+        plot.axvline(axis.limit, color=parts.LIMIT, ls="--", lw=1.1)
+        place = {"transform": plot.get_xaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8.5}
+        plot.text(axis.limit * 0.98, 0.015, axis.limit_label, color=parts.LIMIT, **place)
+    if (found := summary.baseline(study)) is not None:
+        plot.axhline(100 * found[1], color=parts.BASELINE, ls=":", lw=1.3)
+        above = parts.baseline_label_above(study, points)
+        place = {"transform": plot.get_yaxis_transform(), "va": "bottom" if above else "top", "fontsize": 8.5}
+        label = f"baseline {summary.percent(found[1])} %"
+        plot.text(0.008, 100 * found[1] + (0.2 if above else -0.3), label, color=parts.BASELINE, **place)
+    low, high = parts.x_range(points, axis)
+    marks = parts.ticks(low, high)
+    plot.set(xscale="log", xlim=(low, high), ylim=parts.y_range(study, points))
+    plot.set_xticks(marks, [f"{mark:g}" for mark in marks])
+    plot.set_xticks([], minor=True)
+    plot.set(xlabel=axis.title, ylabel=parts.Y_TITLE)
+    lack = "points.csv is missing" if study.points_missing else "no feasible point yet"
+    title = study.name if "front" in set(points["role"]) else f"{study.name}: {lack}"
+    plot.set_title(title, parse_math=False)
+    plot.grid(color=parts.GRID, lw=0.7)
+    plot.set_axisbelow(True)
+    plot.spines[["top", "right"]].set_visible(False)
+    if len(points):
+        plot.legend(loc="upper left", fontsize=8.5, framealpha=0.9)
+    stream = BytesIO()
+    figure.savefig(stream, format="png", metadata={"Software": None})
+    return stream.getvalue()

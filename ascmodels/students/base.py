@@ -1,0 +1,203 @@
+"""What every student family shares: configuration, channel widths, and the interface of the network.
+
+    `[B, 1, F, T]` log-mel features -> `features` `[B, C, F', T']` -> logits `[B, n_classes]`
+
+A network is its `StudentConfig` (topology) plus its `Widths` (channels per layer). Pruning only changes widths, so a
+pruned network is built from its description like any other. `ascmodels/students/__init__.py` lists the families.
+"""
+
+import copy
+import dataclasses
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ascmodels.students.repconv import check_branches
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
+PLAIN = "plain"  # a stage without branches
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Topology of one student. A family refuses the options that it does not use (`FAMILY_OPTIONS`)."""
+
+    family: str = "mobile"  # mobile (CP-Mobile, or Rep-Mobile where there are branches) or tf_sepnet
+    base_channels: int = 32  # channels after the stem
+    channels_multiplier: float = 1.8  # growth from stage to stage
+    expansion_rate: float = 2.1  # inner over input channels of a block
+    n_blocks: tuple[int, ...] = (3, 2, 1)  # blocks per stage
+    # block:frequencyxtime; blocks are counted b1, b2, ... over all stages; one that is absent has stride 1x1
+    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")
+    grn: bool = False  # global response normalisation after each block
+    branches: tuple[str, ...] = ()  # RepConv branches of the depthwise convolutions; none: CP-Mobile
+    rep_stem: bool = False  # the stem's two convolutions take the branches too
+    activation: str = "relu"  # relu, relu6, hardswish, silu or gelu, everywhere in the network
+    # one entry a stage, `3x3+1x1` or `plain` (no branches); none: `branches` in every stage
+    stage_branches: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
+        object.__setattr__(self, "strides", tuple(sorted(self.strides)))
+        object.__setattr__(self, "branches", check_branches(self.branches))
+        object.__setattr__(self, "stage_branches", tuple(map(_canonical, self.stage_branches)))
+        if self.family not in FAMILY_OPTIONS:
+            raise ValueError(f"student.family={self.family!r}: expected one of {', '.join(FAMILY_OPTIONS)}")
+        self._refuse_unused()
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"student.activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
+        for name in ("base_channels", "channels_multiplier", "expansion_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"student.{name}={getattr(self, name)}: expected a number above 0")
+        if not self.n_blocks or min(self.n_blocks) < 1:
+            raise ValueError(f"student.n_blocks={self.n_blocks}: expected at least one block in each stage")
+        names = [f"b{i + 1}" for i in range(sum(self.n_blocks))]
+        unknown = sorted(set(self.block_strides) - set(names))
+        if unknown:
+            raise ValueError(f"student.strides names {unknown[0]!r}; this network has the blocks {', '.join(names)}")
+        if self.stage_branches and len(self.stage_branches) != len(self.n_blocks):
+            raise ValueError(
+                f"student.stage_branches={self.stage_branches}: expected one entry for each of the "
+                f"{len(self.n_blocks)} stages of n_blocks={self.n_blocks}, or none at all"
+            )
+        if self.branches == ("identity",):
+            raise ValueError("student.branches=('identity',) alone cannot learn: add a convolution branch")
+        if self.rep_stem and not self.branches:
+            raise ValueError("student.rep_stem=True needs student.branches, e.g. [3x3, 1x1]")
+
+    def _refuse_unused(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name not in ("family", *FAMILY_OPTIONS[self.family]) and value != item.default:
+                raise ValueError(
+                    f"student.{item.name}={value!r} means nothing to student.family={self.family}; leave it at "
+                    f"{item.default!r} (the family's own options: {', '.join(FAMILY_OPTIONS[self.family])})"
+                )
+
+    @property
+    def name(self) -> str:
+        """The family as it is shown: the mobile one is known as CP-Mobile without and Rep-Mobile with branches."""
+        if self.family != "mobile":
+            return self.family
+        return "rep_mobile" if self.rep_stem or any(map(self.branches_of, range(len(self.n_blocks)))) else "cp_mobile"
+
+    def branches_of(self, stage: int) -> tuple[str, ...]:
+        """RepConv branches of one stage's depthwise convolutions; none: a plain convolution."""
+        if not self.stage_branches:
+            return self.branches
+        entry = self.stage_branches[stage]
+        return () if entry == PLAIN else tuple(entry.split("+"))
+
+    @property
+    def block_strides(self) -> dict[str, tuple[int, int]]:
+        """(frequency, time) stride by block name, for the blocks that have one."""
+        strides = {}
+        for entry in self.strides:
+            match = re.fullmatch(r"(b\d+):([1-9])x([1-9])", entry)
+            if not match or match[1] in strides:
+                raise ValueError(f"student.strides: {entry!r} is not block:FxT (e.g. b3:1x2), or names a block again")
+            strides[match[1]] = (int(match[2]), int(match[3]))
+        return strides
+
+
+def _canonical(entry: str) -> str:
+    """One entry of `stage_branches`, its branches in canonical order."""
+    if entry == PLAIN:
+        return entry
+    try:
+        branches = check_branches(entry.split("+"))
+    except ValueError as error:
+        raise ValueError(f"student.stage_branches: {entry!r} is neither {PLAIN} nor like 3x3+1x1: {error}") from error
+    if branches == ("identity",):
+        raise ValueError("student.stage_branches: 'identity' alone cannot learn: add a convolution branch")
+    return "+".join(branches)
+
+
+# the options that mean something to a family
+FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
+    "mobile": tuple(f.name for f in dataclasses.fields(StudentConfig) if f.name != "family"),
+    "tf_sepnet": ("base_channels", "activation"),
+}
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Channels of every layer: what pruning changes. `expand` and `out` hold one number for each block."""
+
+    stem: tuple[int, int]
+    expand: tuple[int, ...]
+    out: tuple[int, ...]
+
+    def __post_init__(self):
+        for name in ("stem", "expand", "out"):
+            object.__setattr__(self, name, tuple(int(v) for v in getattr(self, name)))
+
+
+class Student(nn.Module):
+    """Log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`. A family provides the rest: it sets `stem`,
+    `blocks` and `classifier` (a convolution first) and says how its widths are read."""
+
+    stem: nn.Sequential
+    blocks: nn.Sequential
+    classifier: nn.Sequential
+    widths: Widths  # channels as they are now, read from the layers (pruning changes them in place)
+    fusible: tuple[type[nn.Module], ...] = ()  # layers whose `fuse()` gives what is deployed in their place
+
+    def __init__(self, config: StudentConfig, n_classes: int, fused: bool):
+        super().__init__()
+        self.config, self.n_classes, self.fused = config, n_classes, fused
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """The feature map before the classifier, `[B, C, F', T']`."""
+        return self.blocks(self.stem(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x)).mean(dim=(2, 3))
+
+    def unprunable(self) -> list[nn.Module]:
+        """Layers whose output channels pruning must leave as they are."""
+        return [self.classifier[0]]
+
+    def fuse(self) -> "Student":
+        """A copy in its deployed form, in evaluation mode: every `fusible` layer replaced by what it fuses into."""
+        deployed = copy.deepcopy(self).eval()
+        for name, module in self.named_modules():
+            if isinstance(module, self.fusible):
+                deployed.set_submodule(name, module.fuse())  # type: ignore[operator]
+        deployed.fused = True
+        return deployed
+
+    def rebuilt(self) -> "Student":
+        """The same network built afresh from its description: pruned tensors get the layout of new ones, so that
+        a run that was restored from a checkpoint computes bit for bit what an uninterrupted one does."""
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+            fresh = type(self)(self.config, self.n_classes, self.widths, self.fused)  # type: ignore[call-arg]
+        fresh.load_state_dict(self.state_dict())
+        return fresh.train(self.training)
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """The multiple of `divisor` nearest to `channels`, never more than 10 % below it (the MobileNet rule)."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def conv_bn(inputs: int, outputs: int, kernel: tuple[int, int], stride=(1, 1), groups: int = 1) -> list[nn.Module]:
+    """A bias-free convolution that keeps the size (where its stride is 1), and its BN."""
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return [nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
+
+
+def initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,187 @@
+"""TF-SepNet: students of one-dimensional kernels, half of the channels along frequency, half along time.
+
+Cai, Zhang, Li, "TF-SepNet: An Efficient 1D Kernel Design in CNNs for Low-Complexity Acoustic Scene Classification"
+(ICASSP 2024, arXiv 2309.08200), written from its section 2 and table 1. TF-SepNet-C has `student.base_channels` C, a
+multiple of 4 (others are rounded).
+
+The paper shuffles channels between the two paths, as ShuffleNet does: each path of a module works on half of either
+path of the module before. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit
+m of a part's number is the path that it takes in module m. Nothing is permuted, so a part can lose channels by itself,
+and the remaining ones keep their paths. Where widths divide evenly this is the shuffle, up to the channels' order.
+"""
+
+import torch
+from torch import nn
+
+from ascmodels.students.base import ACTIVATIONS, Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
+
+STAGES = ((1.0, 2), (1.5, 2), (2.0, 2), (2.5, 3))  # width over base_channels, modules; table 1
+POOLED = (0, 1)  # stages that 2x2 max pooling follows
+STEM_EXPANSION = 4  # outputs of the stem's second convolution for each input: C/2 -> 2C
+
+
+def part_sizes(width: int, n_modules: int) -> tuple[int, ...]:
+    """Channels of the 2^M parts of a stage: as even as can be, both paths of every module exactly half of `width`."""
+    kinds = 2 ** (n_modules - 1)  # a part and its complement, which always takes the other path, are equal
+    half = [width // 2 // kinds + (i < width // 2 % kinds) for i in range(kinds)]
+    return (*half, *reversed(half))
+
+
+def dense_widths(config: StudentConfig) -> Widths:
+    """Channels of the network before any pruning; `out` lists the parts of all stages."""
+    base = make_divisible(config.base_channels, 4)
+    parts = [size for scale, n_modules in STAGES for size in part_sizes(int(base * scale), n_modules)]
+    return Widths((base // 2, STEM_EXPANSION * base // 2), (), tuple(parts))
+
+
+class AdaResNorm(nn.Module):
+    """Adaptive residual normalisation: gamma (rho x + (1 - rho) n(x)) + beta, where n standardises every frequency of
+    a clip over channels and time, `x [B, C, F, T]`; rho, gamma, beta are learnt per channel. It takes a device's
+    frequency response away (Kim et al. 2021, arXiv 2111.06531), rho gives back what is useful."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        # gamma and beta named as torchinfo expects: NeSsi counts 2 a channel, like batch normalisation
+        self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.rho = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
+        inverse = torch.rsqrt(x.var(dim=(1, 3), correction=0, keepdim=True) + 1e-5)
+        # one product and one sum of the size of x
+        kept = self.weight * self.rho
+        normalised = (self.weight - kept) * inverse  # [B, C, F, 1]
+        return x * (kept + normalised) + (self.bias - normalised * mean)
+
+
+class PartedConv(nn.Module):
+    """1x1 convolution + BN + activation, `[B, C, F, T] -> ` a list of parts `[B, n, F, T]`.
+
+    One convolution a part while training, so that pruning sees parts; deployed, one convolution that is split.
+    """
+
+    def __init__(self, inputs: int, sizes: tuple[int, ...], activation: str, fused: bool):
+        super().__init__()
+        self.split_sizes = tuple(sizes) if fused else None
+        self.convs = nn.ModuleList(
+            nn.Sequential(*conv_bn(inputs, n, (1, 1)), ACTIVATIONS[activation]())
+            for n in ((sum(sizes),) if fused else sizes)
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        if self.split_sizes is None:
+            return [conv(x) for conv in self.convs]
+        parts = self.convs[0](x).split(self.split_sizes, dim=1)
+        return [parts[i] for i in range(len(self.split_sizes))]  # torch.fx indexes, and does not iterate
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.split_sizes or tuple(conv[0].out_channels for conv in self.convs)  # type: ignore[index]
+
+    @torch.no_grad()
+    def fuse(self) -> "PartedConv":
+        """The same layer as one convolution: weights and BN statistics of the parts, one after the other."""
+        parts: list[nn.Sequential] = list(self.convs)  # type: ignore[arg-type]
+        activation = next(name for name, kind in ACTIVATIONS.items() if type(parts[0][2]) is kind)
+        first: nn.Conv2d = parts[0][0]  # type: ignore[assignment]
+        fused = PartedConv(first.in_channels, self.sizes, activation, fused=True).eval()
+        fused.to(device=first.weight.device, dtype=first.weight.dtype)
+        for layer in (0, 1):
+            states = [part[layer].state_dict() for part in parts]
+            merged = {k: v if v.ndim == 0 else torch.cat([s[k] for s in states]) for k, v in states[0].items()}
+            fused.convs[0][layer].load_state_dict(merged)  # type: ignore[index]
+        return fused
+
+
+class SepConvs(nn.Module):
+    """Module number `index` of a stage: a 3x1 path averaged over frequency and a 1x3 path averaged over time, each a
+    depthwise and a pointwise convolution whose outcome is added back to its channels by broadcasting."""
+
+    def __init__(self, index: int, sizes: tuple[int, ...], activation: str, fused: bool):
+        super().__init__()
+        self.members = [[i for i in range(len(sizes)) if i >> index & 1 == path] for path in (0, 1)]
+        self.depthwise, self.pointwise = nn.ModuleList(), nn.ModuleList()
+        for members, kernel in zip(self.members, ((3, 1), (1, 3)), strict=True):
+            chosen = tuple(sizes[i] for i in members)
+            layers = conv_bn(sum(chosen), sum(chosen), kernel, groups=sum(chosen))
+            self.depthwise.append(nn.Sequential(*layers, ACTIVATIONS[activation]()))
+            self.pointwise.append(PartedConv(sum(chosen), chosen, activation, fused))
+
+    def forward(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = list(parts)
+        paths = zip(self.members, (2, 3), self.depthwise, self.pointwise, strict=True)
+        for members, averaged, depthwise, pointwise in paths:
+            y = depthwise(torch.cat([parts[i] for i in members], dim=1)).mean(dim=averaged, keepdim=True)
+            for i, part in zip(members, pointwise(y), strict=True):
+                outputs[i] = parts[i] + part
+        return outputs
+
+
+class Stage(nn.Module):
+    """Transition to the stage's width, its TF-SepConvs modules, normalisation, and pooling where there is one."""
+
+    def __init__(self, inputs: int, sizes: tuple[int, ...], n_modules: int, pooled: bool, activation: str, fused: bool):
+        super().__init__()
+        self.transition = PartedConv(inputs, sizes, activation, fused)
+        self.sepconvs = nn.Sequential(*(SepConvs(m, sizes, activation, fused) for m in range(n_modules)))
+        self.norm = AdaResNorm(sum(sizes))
+        self.pool = nn.MaxPool2d(2) if pooled else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(self.norm(torch.cat(self.sepconvs(self.transition(x)), dim=1)))
+
+
+class DepthMultiplier(nn.Module):
+    """`STEM_EXPANSION` depthwise 3x3 convolutions of stride 2 side by side, each with BN and activation: the grouped
+    convolution of table 1, in the form that keeps a channel and its outputs together when it is pruned."""
+
+    def __init__(self, channels: int, activation: str):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Sequential(*conv_bn(channels, channels, (3, 3), (2, 2), groups=channels), ACTIVATIONS[activation]())
+            for _ in range(STEM_EXPANSION)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([conv(x) for conv in self.convs], dim=1)
+
+
+class TFSepNet(Student):
+    """`fused` builds the deployed form, whose parted convolutions are one each."""
+
+    fusible = (PartedConv,)
+
+    def __init__(self, config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False):
+        super().__init__(config, n_classes, fused)
+        dense = dense_widths(config)
+        widths = widths or dense
+        first, second = widths.stem
+        if len(widths.out) != len(dense.out) or widths.expand or second != STEM_EXPANSION * first:
+            raise ValueError(
+                f"widths {widths} do not fit a tf_sepnet: expected {len(dense.out)} parts in out, no expand, and "
+                f"{STEM_EXPANSION} times the stem's first width as its second"
+            )
+        self.stem = nn.Sequential(
+            *conv_bn(1, first, (3, 3), (2, 2)),
+            ACTIVATIONS[config.activation](),
+            DepthMultiplier(first, config.activation),
+            AdaResNorm(second),
+        )
+        self.blocks = nn.Sequential()
+        inputs, parts = second, list(widths.out)
+        for i, (_, n_modules) in enumerate(STAGES):
+            sizes, parts = tuple(parts[: 2**n_modules]), parts[2**n_modules :]
+            self.blocks.append(Stage(inputs, sizes, n_modules, i in POOLED, config.activation, fused))
+            inputs = sum(sizes)
+        self.stem.apply(initialise)
+        self.blocks.apply(initialise)
+        # no BN follows: PyTorch's own, smaller initial weights keep the first logits near 0
+        self.classifier = nn.Sequential(nn.Conv2d(inputs, n_classes, 1))
+
+    @property
+    def widths(self) -> Widths:
+        first: nn.Conv2d = self.stem[0]  # type: ignore[assignment]
+        stages: list[Stage] = list(self.blocks)  # type: ignore[arg-type]
+        out = tuple(size for stage in stages for size in stage.transition.sizes)
+        return Widths((first.out_channels, STEM_EXPANSION * first.out_channels), (), out)

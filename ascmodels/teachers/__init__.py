@@ -1,0 +1,72 @@
+"""Teachers: built, saved and loaded, whatever their family; learning rates that fall towards the input.
+
+teacher = build_teacher(TeacherModelConfig(family="vit"), n_classes=10, n_mels=64, frames=51)
+save_teacher(folder, teacher, extra); teacher, extra = load_teacher(folder, classes)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from ascmodels.checkpoint import CheckpointError
+from ascmodels.teachers.ast import AST
+from ascmodels.teachers.base import Teacher, TeacherModelConfig
+from ascmodels.teachers.timm import CNN, SpectrogramViT
+from data.files import replace_folder
+
+_CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": CNN}
+
+
+def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> Teacher:
+    """A teacher for features [B, 1, n_mels, frames]: pretrained where that is named, else freshly initialised."""
+    return _CLASSES[config.family](config, n_classes, n_mels, frames)
+
+
+def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
+    """Replace `folder` by the family's weights and `teacher.json`: description, class names, front-end and figures."""
+
+    def write(temporary: Path) -> None:
+        teacher.save(temporary)
+        (temporary / "teacher.json").write_text(json.dumps(extra | {"model": teacher.describe()}, indent=1))
+
+    replace_folder(folder, write)
+
+
+def read_extra(folder: Path) -> dict[str, Any]:
+    """What `teacher.json` says, `model` (the network's description) included."""
+    try:
+        return json.loads((folder / "teacher.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"no teacher checkpoint in {folder}: {error}") from error
+
+
+def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[str, Any]]:
+    """The teacher of `folder` and its `extra`; CheckpointError when missing, damaged or for other classes."""
+    folder = Path(folder)
+    extra = read_extra(folder)
+    try:
+        if tuple(extra["classes"]) != classes:
+            raise CheckpointError(f"teacher {folder} knows the classes {tuple(extra['classes'])}; expected {classes}")
+        description = extra.pop("model", {"config": {"family": "ast"}})
+        teacher = _CLASSES[description["config"]["family"]].load(folder, description)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"no teacher checkpoint in {folder}: {' '.join(str(error).split())}") from error
+    return teacher.eval(), extra
+
+
+def parameter_groups(teacher: Teacher, decay: float) -> list[dict[str, Any]]:
+    """An optimiser's groups; the rate of a layer `k` below the classifier is `decay ** k` of the classifier's.
+
+    Layer-wise learning-rate decay (Clark et al. 2020, Bao et al. 2022): what pretraining learnt first changes least.
+    """
+    if decay == 1:
+        return [{"params": list(teacher.parameters())}]
+    depths, layers = teacher.depths(), dict[int, list[nn.Parameter]]()
+    for name, parameter in teacher.named_parameters():
+        layers.setdefault(depths[name], []).append(parameter)
+    return [{"params": layers[d], "lr_scale": decay ** (max(layers) - d)} for d in sorted(layers)]

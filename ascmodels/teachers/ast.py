@@ -1,0 +1,125 @@
+"""Teachers of family `ast`: the Audio Spectrogram Transformer (Gong et al. 2021) through `transformers`.
+
+Built small from its config, or loaded with `from_pretrained` from a hub name or a local folder; a pretrained network's
+positional embedding is then fitted to our number of frames, as its paper does.
+"""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from ascmodels.checkpoint import CheckpointError
+from ascmodels.teachers.base import Teacher, TeacherModelConfig
+
+if TYPE_CHECKING:
+    from transformers import ASTForAudioClassification
+
+
+class AST(Teacher):
+    """A transformer over overlapping or adjoining patches, with a class and a distillation token."""
+
+    def __init__(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int, network: Any = None):
+        super().__init__(config, n_classes, n_mels, frames)
+        self.network = network or _network(config, n_classes, n_mels, frames)
+        self.embedding_size = self.network.config.hidden_size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(_spectra(x)).logits
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.audio_spectrogram_transformer(_spectra(x)).pooler_output  # mean of the two tokens
+
+    def depths(self) -> dict[str, int]:
+        n_layers = self.network.config.num_hidden_layers
+
+        def depth(name: str) -> int:
+            if ".embeddings." in name:
+                return 0
+            layer = re.search(r"\.layers?\.(\d+)\.", name)
+            if layer:
+                return 1 + int(layer[1])
+            return n_layers + (".classifier." in name)  # the last norm belongs to the last layer, as in timm
+
+        return {name: depth(name) for name, _ in self.named_parameters()}
+
+    def save(self, folder: Path) -> None:
+        self.network.save_pretrained(folder)  # config.json, model.safetensors: `transformers` reads them, too
+
+    @classmethod
+    def load(cls, folder: Path, description: dict[str, Any]) -> "AST":
+        from transformers import ASTForAudioClassification
+
+        network = ASTForAudioClassification.from_pretrained(folder, local_files_only=True)
+        config: Any = network.config
+        described = TeacherModelConfig(**description["config"])
+        return cls(described, config.num_labels, config.num_mel_bins, config.max_length, network)
+
+
+def _spectra(x: torch.Tensor) -> torch.Tensor:
+    return x.squeeze(1).transpose(1, 2)  # [B, 1, F, T] -> [B, T, F], which AST takes
+
+
+def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> "ASTForAudioClassification":
+    from transformers import ASTConfig, ASTForAudioClassification  # here: seconds that a trial need not spend
+
+    if not config.pretrained:
+        if config.patch_size > min(n_mels, frames):
+            raise CheckpointError(
+                f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames"
+            )
+        shape = ASTConfig(
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.hidden_size,
+            hidden_dropout_prob=config.dropout,
+            attention_probs_dropout_prob=config.dropout,
+            patch_size=config.patch_size,
+            frequency_stride=config.stride,
+            time_stride=config.stride,
+            num_mel_bins=n_mels,
+            max_length=frames,
+        )
+        shape.num_labels = n_classes
+        return ASTForAudioClassification(shape)
+    try:
+        network = ASTForAudioClassification.from_pretrained(
+            config.pretrained, num_labels=n_classes, ignore_mismatched_sizes=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"teacher.model.pretrained={config.pretrained!r} is neither a local folder with an AST checkpoint "
+            f"nor a hub name that can be reached: {error}"
+        ) from error
+    if network.config.num_mel_bins != n_mels:
+        raise CheckpointError(
+            f"{config.pretrained} wants {network.config.num_mel_bins} mel bins, "
+            f"teacher.frontend.n_mels is {n_mels}: set it to the checkpoint's"
+        )
+    return fit_frames(network, frames)
+
+
+def fit_frames(network: "ASTForAudioClassification", frames: int) -> "ASTForAudioClassification":
+    """`network` with its positional embedding interpolated in time to `frames` input frames."""
+    config = network.config
+    if config.max_length == frames:
+        return network
+
+    def patches(size: int, stride: int) -> int:
+        assert isinstance(config.patch_size, int)
+        return (size - config.patch_size) // stride + 1
+
+    rows = patches(config.num_mel_bins, config.frequency_stride)
+    old, new = patches(config.max_length, config.time_stride), patches(frames, config.time_stride)
+    embeddings = network.audio_spectrogram_transformer.embeddings
+    tokens, grid = embeddings.position_embeddings.data.split([2, rows * old], dim=1)  # 2: class and distillation
+    grid = grid.reshape(1, rows, old, -1).permute(0, 3, 1, 2)  # [1, hidden, rows, time]
+    grid = nn.functional.interpolate(grid, size=(rows, new), mode="bilinear", align_corners=False)
+    grid = grid.permute(0, 2, 3, 1).reshape(1, rows * new, -1)
+    embeddings.position_embeddings = nn.Parameter(torch.cat([tokens, grid], dim=1))
+    config.max_length = frames
+    return network

@@ -1,0 +1,73 @@
+"""The bar every front has to clear: a logistic regression on each clip's log-mel means and deviations over time.
+
+accuracy = cached_baseline(train, validation, config.frontend, cache_dir)      # fitted once for these clips
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.features import FrontEndConfig, LogMel
+from data.files import replace_text
+from trainables.engine.loop import Clips
+from trainables.engine.metrics import measure
+
+NAME = "logistic regression on log-mel means and deviations"
+FORMAT = 1  # raise it when the regression or its features change
+
+
+def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> float:
+    """Return `baseline_accuracy`, computed only where `cache_dir` does not hold it yet."""
+    path = baseline_file(train, evaluated, front_end, cache_dir)
+    known = read_baseline(path)
+    if known is not None:
+        return known
+    accuracy = baseline_accuracy(train, evaluated, front_end)
+    replace_text(path, json.dumps({"format": FORMAT, "name": NAME, "macro_avg_acc": accuracy}))
+    return accuracy
+
+
+def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> Path:
+    """Return where the baseline of these clips and this front-end is cached; its name is a hash of both."""
+    key = {
+        "format": FORMAT,
+        "front_end": asdict(front_end),
+        "clips": [[c.cache.key, c.rows.tolist(), c.labels.tolist()] for c in (train, evaluated)],
+    }
+    text = json.dumps(key, sort_keys=True)
+    return cache_dir / f"baseline-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def read_baseline(path: Path) -> float | None:
+    """Return a cached accuracy; None where there is none, or the file is damaged."""
+    try:
+        accuracy = json.loads(path.read_text())["macro_avg_acc"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
+
+
+def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig) -> float:
+    """Macro average accuracy on `evaluated` of a regression fitted to `train`."""
+    from sklearn.linear_model import LogisticRegression  # here: a second that a command without it need not spend
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    model.fit(statistics(train, front_end), train.labels)
+    scores = model.decision_function(statistics(evaluated, front_end))
+    return measure(scores, evaluated.labels, evaluated.devices).macro_avg_acc
+
+
+@torch.no_grad()
+def statistics(clips: Clips, config: FrontEndConfig, batch_size: int = 64) -> np.ndarray:
+    """Mean and standard deviation over time of each mel bin, `[N, 2 * n_mels]`."""
+    front_end, parts = LogMel(config), []
+    for start in range(0, len(clips.rows), batch_size):
+        x = front_end(clips.cache.batch(clips.rows[start : start + batch_size])).squeeze(1)  # [B, F, T]
+        parts.append(torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1))
+    return torch.cat(parts).numpy()

@@ -1,0 +1,85 @@
+"""The one door to the test split, and the unlabelled evaluation set beside it.
+
+`tune/evaluate.py` opens it for a study's front, `run_training.py` for the network that it has trained.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ascmodels.checkpoint import CheckpointError, load_student
+from ascmodels.nessi import get_torch_size
+from ascmodels.students import Student
+from data import tau
+from data.cache import open_cache
+from data.features import FrontEndConfig, LogMel
+from data.files import replace_text
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.config.train import pick_device
+from trainables.engine.loop import Clips, predict
+from trainables.engine.metrics import Metrics, measure
+from trainables.inputs.clips import clips_of
+
+
+class Deployed:
+    """A deployed network from its checkpoint folder, with the front-end and the classes that it was trained for.
+
+    CheckpointError when the folder is damaged, for other classes, or holds a network of another size than `expected`
+    (MACs, parameters); ConfigError for a `device` that is not there.
+    """
+
+    def __init__(self, folder: Path, device: str, expected: tuple[int, int] | None = None):
+        student, extra = load_student(folder)
+        if tuple(extra["classes"]) != tau.SCENES:
+            raise CheckpointError(f"{folder} knows the classes {extra['classes']}; expected {tau.SCENES}")
+        self.front_end_config = FrontEndConfig(**extra["frontend"])
+        self.size = get_torch_size(student, (1, 1, self.front_end_config.n_mels, self.front_end_config.frames))
+        if expected is not None and self.size != expected:
+            raise CheckpointError(
+                f"{folder} holds another network ({self.size[0]:,} MACs, {self.size[1]:,} parameters) than the one "
+                f"that was measured there ({expected[0]:,} MACs, {expected[1]:,} parameters)"
+            )
+        try:
+            where = pick_device(device)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.student: Student = student.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.front_end = LogMel(self.front_end_config).to(where)
+
+    def logits(self, clips: Clips) -> torch.Tensor:
+        """`[N, C]` on the CPU."""
+        return predict(self.student, clips, self.front_end)
+
+    def measure(self, clips: Clips) -> Metrics:
+        return measure(self.logits(clips).numpy(), clips.labels, clips.devices)
+
+
+def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> Clips:
+    """The test split's clips."""
+    d = config.data
+    root, cache_dir = tau.dataset_root(d.dataset_dir), Path(d.cache_dir)
+    table = tau.read_split(root, "test", d.split_dir, cache_dir / "split_setup")
+    cache = open_cache(root, list(table.filename), sample_rate, cache_dir, d.skip_broken, progress, d.num_workers)
+    return clips_of(table, cache, "test")
+
+
+def predict_evaluation_set(deployed: Deployed, config: TrialConfig, path: Path, progress: bool = False) -> int:
+    """Write the evaluation set's predictions in the challenge's format (tab-separated: filename without its folder,
+    scene_label, one probability a scene) and return the number of clips. DatasetError where there is no such set."""
+    d = config.data
+    root, names = tau.read_evaluation(tau.dataset_root(d.dataset_dir))
+    rate = deployed.front_end_config.sample_rate
+    cache = open_cache(root, names, rate, Path(d.cache_dir), False, progress, d.num_workers)
+    unknown = np.zeros(len(names), dtype=np.int64)
+    clips = Clips(cache, cache.rows(names), unknown, unknown.astype(str))
+    probabilities = deployed.logits(clips).softmax(dim=1).numpy()
+    table: dict[str, Any] = {
+        "filename": [name.removeprefix("audio/") for name in names],
+        "scene_label": [tau.SCENES[i] for i in probabilities.argmax(axis=1)],
+    }
+    table |= {scene: probabilities[:, i] for i, scene in enumerate(tau.SCENES)}
+    replace_text(path, pd.DataFrame(table).to_csv(sep="\t", index=False))
+    return len(names)

@@ -1,0 +1,83 @@
+"""The clips of one trial: the training split's two parts from the waveform cache, and how long to train on so many."""
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from data import tau
+from data.cache import WaveformCache, open_cache
+from data.holdout import hold_out
+from trainables.config.schema import TrialConfig
+from trainables.config.train import enough_epochs
+from trainables.engine.loop import Clips
+
+if TYPE_CHECKING:
+    from trainables.teachers.online import OnlineTeachers
+
+
+@dataclass(frozen=True)
+class TrialData:
+    """Both parts of the training split, ready to be drawn from; `notes` say what was peculiar about the data."""
+
+    train: Clips
+    validation: Clips
+    notes: tuple[str, ...]
+    online: "OnlineTeachers | None" = None  # with distill.mode=online, in the place of `Clips.teacher`
+
+
+def read_parts(config: TrialConfig):
+    """The training split divided into training and validation clips (`holdout.HoldOut`), and the data set's root."""
+    root = tau.dataset_root(config.data.dataset_dir)
+    split = tau.read_split(
+        root, f"split{config.data.subset}", config.data.split_dir, Path(config.data.cache_dir) / "split_setup"
+    )
+    return root, hold_out(split, config.data.validation_share, config.seed)
+
+
+def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> TrialData:
+    """Return both parts at `sample_rate` Hz, without teacher logits; for `content` see `open_cache`."""
+    root, parts = read_parts(config)
+    names = [*parts.train.filename, *parts.validation.filename]
+    cache_dir = Path(config.data.cache_dir)
+    d = config.data
+    cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers, content)
+    notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
+    train, validation = clips_of(parts.train, cache, "training"), clips_of(parts.validation, cache, "validation")
+    return TrialData(train, validation, notes)
+
+
+def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
+    """The clips of `table` (of `tau.read_split`) without those that `cache` had to leave out; see check_all_scenes."""
+    table = table.loc[~table.filename.isin(list(cache.skipped))]
+    rows = cache.rows(list(table.filename))
+    clips = Clips(cache, rows, table.label.to_numpy(), table.device.to_numpy(dtype=str))
+    check_all_scenes(clips, part)
+    return clips
+
+
+def filenames(clips: Clips) -> list[str]:
+    """Return the clips' filenames, relative to the data set, in the clips' order."""
+    return [clips.cache.filenames[row] for row in clips.rows]
+
+
+def check_all_scenes(clips: Clips, part: str) -> None:
+    """DatasetError when leaving out broken clips has emptied a scene: a mean over nine classes is another metric."""
+    absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
+    if absent:
+        raise tau.DatasetError(f"the {part} part has no readable clip of scene {', '.join(absent)}")
+
+
+def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
+    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
+    train, teacher = config.train, config.teacher.train
+    epochs = enough_epochs(train, n_train)
+    retraining = math.ceil(config.prune.epochs * epochs / train.epochs)
+    return replace(
+        config,
+        train=replace(train, epochs=epochs, min_steps=0),
+        prune=replace(config.prune, epochs=retraining),
+        teacher=replace(config.teacher, train=replace(teacher, epochs=enough_epochs(teacher, n_train), min_steps=0)),
+    )

@@ -1,0 +1,69 @@
+"""What decides whether two trainings are the same: their configurations, their clips, the code.
+
+differences(old.flat(), new.flat())      "" where a training begun with `old` can go on with `new`
+clips_hash(data)                         of the clips of both parts, whatever folder they lie in
+code_hash()                              of the files that a training's figures depend on
+check_code(hash of the driver's code)    ConfigError in a worker that runs other code
+"""
+
+import hashlib
+import json
+import socket
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.inputs.clips import TrialData
+
+# where things lie; what lies there is told apart by `clips_hash`
+PLACES = ("data.dataset_dir", "data.split_dir", "data.cache_dir", "data.num_workers")
+# paths whose last name says what they hold, as a moved study keeps it
+NAMED = ("distill.teacher_ckpts", "teacher.model.pretrained", "augment.dir_dir", "teacher.augment.dir_dir")
+SHAPING = ("ascmodels", "data", "trainables")  # packages whose code shapes a training
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """The flat configurations' keys that differ in what shapes a training, each with both values in words.
+    The directories in which things lie may differ, and the device: a study may be continued on another machine."""
+    old = TrialConfig().flat() | old  # a key that its version did not know is as it is by default
+    keys = [k for k in new if k not in (*PLACES, "train.device") and _named(k, old.get(k)) != _named(k, new[k])]
+    return {k: f"{old.get(k)} there, {new[k]} here" for k in keys}
+
+
+def _named(key: str, value: Any) -> Any:
+    if key not in NAMED or not value:
+        return value
+    return [Path(v).name for v in value] if isinstance(value, list) else Path(value).name
+
+
+def clips_hash(data: TrialData) -> str:
+    """Of the content, division, labels and devices of the clips that a trial learns from and is validated on."""
+    digest = hashlib.sha256(data.train.cache.key.encode())
+    for clips in (data.train, data.validation):
+        digest.update(f"{clips.rows.tolist()} {clips.labels.tolist()} {clips.devices.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def code_hash() -> str:
+    """Of every Python file of the packages that shape a training, as it was when this process first asked."""
+    return hashlib.sha256(json.dumps(code_files(SHAPING)).encode()).hexdigest()[:16]
+
+
+def check_code(expected: str | None) -> None:
+    """ConfigError in a process whose `code_hash` is not `expected`, its driver's; None is not checked."""
+    if expected is not None and expected != code_hash():
+        raise ConfigError(
+            f"code={expected!r} is the driver's, but this worker on {socket.gethostname()} runs other code "
+            f"({code_hash()} in {Path(__file__).resolve().parents[2]}): install the driver's version on every machine "
+            "and do not edit it while a study runs"
+        )
+
+
+def code_files(packages: Iterable[str]) -> dict[str, str]:
+    """Path -> hash of every Python file of `packages` (folders, or single files)."""
+    root = Path(__file__).parents[2]
+    paths = [p for name in packages for p in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
+    return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths)}

@@ -1,0 +1,142 @@
+"""The forms of one network side by side: accuracy, agreement, bytes and single-clip latency of each.
+
+    forms, front_end_ms = compare([Variant("fp32", eager(network), 242_608), ...], validation, front_end, n_runs=200)
+
+The first variant is the reference. All of them see the same clips, and are timed in turn so that a busy moment falls on
+all. Latency is of the network alone (features in, logits out), one clip, on one thread.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import nn
+from tqdm import tqdm
+
+from ascmodels.export import Network, largest_difference
+from data.features import LogMel
+from trainables.engine.loop import Clips
+from trainables.engine.metrics import measure
+
+BATCH = 32  # clips
+WARM_UP = 20  # runs before those that count
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network in one form, to be measured."""
+
+    name: str
+    run: Network
+    parameter_bytes: int
+    path: Path | None = None  # an ONNX file; none: it runs in PyTorch
+
+
+@dataclass(frozen=True)
+class Form:
+    """One deployed form of the network and its figures; differences and ratios are to the first form."""
+
+    form: str
+    runtime: str  # what computes it
+    file: str  # empty: not written
+    parameter_bytes: int  # what its parameters take; of int8 with int32 biases and the scales
+    file_bytes: int
+    val_macro_avg_acc: float
+    max_difference: float  # of logits, over all clips
+    agreement: float  # share of the clips for which both name the same scene
+    latency_ms: float  # median over single clips, by the clock
+    latency_iqr_ms: float
+    cpu_ms: float  # the same in CPU time of the thread: other processes do not disturb it
+    cpu_ratio: float
+
+
+def compare(
+    variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int
+) -> tuple[list[Form], dict[str, float]]:
+    """Every variant's figures, and the front-end's latency (`latency_ms`, `cpu_ms`).
+
+    ExportError when one gives logits that are not finite.
+    """
+    logits = predict_all({v.name: v.run for v in variants}, clips, front_end)
+    waveform = clips.cache.batch(clips.rows[:1])
+    clip = front_end(waveform).numpy()
+    timed: dict[str, Callable[[], Any]] = {v.name: lambda run=v.run: run(clip) for v in variants}
+    times = latencies(timed | {"": lambda: front_end(waveform)}, n_runs)
+    reference, reference_ms = logits[variants[0].name], np.median(times[variants[0].name][:, 1])
+    forms = []
+    for v in variants:
+        found = logits[v.name]
+        low, median, high = np.percentile(times[v.name][:, 0], [25, 50, 75])
+        cpu_ms = np.median(times[v.name][:, 1])
+        forms.append(
+            Form(
+                form=v.name,
+                runtime="onnxruntime" if v.path else "PyTorch",
+                file=v.path.name if v.path else "",
+                parameter_bytes=v.parameter_bytes,
+                file_bytes=v.path.stat().st_size if v.path else 0,
+                val_macro_avg_acc=measure(found, clips.labels, clips.devices).macro_avg_acc,
+                max_difference=largest_difference(v.name, found, reference),
+                agreement=float((found.argmax(1) == reference.argmax(1)).mean()),
+                latency_ms=float(median),
+                latency_iqr_ms=float(high - low),
+                cpu_ms=float(cpu_ms),
+                cpu_ratio=float(cpu_ms / reference_ms),
+            )
+        )
+    front = np.median(times[""], axis=0)
+    return forms, {"latency_ms": float(front[0]), "cpu_ms": float(front[1])}
+
+
+def features(clips: Clips, front_end: LogMel, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Features `[B, 1, F, T]` of the clips in `rows` of the cache, batch by batch."""
+    for start in range(0, len(rows), BATCH):
+        yield front_end(clips.cache.batch(rows[start : start + BATCH])).numpy()
+
+
+def eager(network: nn.Module) -> Network:
+    """A PyTorch network on NumPy arrays."""
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(x)).numpy()
+
+    return run
+
+
+def predict_all(networks: Mapping[str, Network], clips: Clips, front_end: LogMel) -> dict[str, np.ndarray]:
+    """Logits `[N, C]` of every network, with one pass over the clips."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in networks}
+    for x in tqdm(features(clips, front_end, clips.rows), "measuring", -(-len(clips.rows) // BATCH), unit="batch"):
+        for name, network in networks.items():
+            parts[name].append(network(x))
+    return {name: np.concatenate(p) for name, p in parts.items()}
+
+
+def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.ndarray]:
+    """Milliseconds `[n, 2]` of `n` runs of each: by the clock, and of the thread's CPU time."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
+    for i in range(WARM_UP + n):
+        for name, run in timed.items():
+            clock, cpu = time.perf_counter(), time.thread_time()
+            run()
+            if i >= WARM_UP:
+                times[name].append((1000 * (time.perf_counter() - clock), 1000 * (time.thread_time() - cpu)))
+    return {name: np.array(t) for name, t in times.items()}
+
+
+def as_table(forms: Sequence[Form], title: str) -> Table:
+    """For people."""
+    table = Table("", "bytes", "acc", "max diff", "same", "ms (IQR)", "CPU ms", "ratio", title=title)
+    for f in forms:
+        table.add_row(
+            *(f.form, f"{f.parameter_bytes:,}"),
+            *(f"{f.val_macro_avg_acc:.1%}", f"{f.max_difference:.2g}", f"{f.agreement:.1%}"),
+            *(f"{f.latency_ms:.2f} ({f.latency_iqr_ms:.2f})", f"{f.cpu_ms:.2f}", f"{f.cpu_ratio:.2f}"),
+        )
+    return table
