@@ -22,9 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis import front, summary
+from analysis.manifest import ResultsError
 from analysis.page import figure_png, sentences
 from analysis.page import html as report_page
-from analysis.results import ResultsError, Study, load_study
+from analysis.results import Study, load_study
 from data.files import fsync_file, replacing
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from data.tau import DatasetError
-from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.inputs.code import code_hash
 from trainables.inputs.fingerprint import fingerprint
-from trainables.inputs.identity import code_hash
 from trainables.ray_trainables import KDTrainable
 from trainables.teachers.fine_tuning import fine_tuned_teacher
-from trainables.trial.trial import load_trial_data
+from trainables.trial.data import load_trial_data
 
 RAY_OWN = {"trial": "t0000"}
 

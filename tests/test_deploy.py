@@ -18,10 +18,12 @@ from ascmodels.compress import quantize
 from ascmodels.export import ExportError, Runner
 from ascmodels.students import Student, StudentConfig, build_student
 from trainables import deploy
-from trainables.config.schema import TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.engine.deployment import describe_use
+from trainables.inputs.clips import load_clips
 from trainables.outputs.records import write_info
 from trainables.single.variants import WARM_UP, eager, latencies
-from trainables.trial.trial import describe_use, load_clips
 
 SMALL = StudentConfig(base_channels=8, n_blocks=(1, 1), strides=("b2:2x1",))
 SHAPE = (1, 32, 65)

@@ -11,7 +11,8 @@ from rich.console import Console
 from analysis.manifest import Asked
 from ascmodels.nessi import Limits
 from search_spaces import Space, load_space, space_from_dict
-from trainables.config.schema import TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
 from trainables.step_time import StepTime, random_training
 from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson
 from tune.planning.dry_run import draw, dry_run, nothing_fits

@@ -19,8 +19,9 @@ from ascmodels.checkpoint import save_student
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
 from search_spaces import Space, space_from_dict
-from trainables.config.schema import TrialConfig, compose
-from trainables.trial.trial import describe_use
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.engine.deployment import describe_use
 from tune.evaluate import main
 from tune.options import parser
 from tune.prepare import prepare

@@ -36,9 +36,9 @@ from data.files import (
 )
 from tests import file_workers
 from tests.power_loss import TORN, Disk, visible
-from trainables.engine.losses import save_logits
 from trainables.outputs.records import write_info, write_rows
 from trainables.outputs.storage import Store
+from trainables.teachers.logits import save_logits
 
 OLD, NEW = b"old" * 1000, b"new" * 1000
 

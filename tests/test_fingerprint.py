@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from data.tau import DatasetError
-from trainables.config.schema import TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
 from trainables.inputs.clips import load_clips
 from trainables.inputs.fingerprint import DataFingerprint, differences, fingerprint
 

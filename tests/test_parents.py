@@ -10,19 +10,22 @@ from typing import Any
 import pytest
 import torch
 
-import trainables.trial.trial
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.compress.plan import PruneConfig
 from ascmodels.nessi import Limits
 from data.files import check_seal, locked
 from tests import workers
-from trainables.config.schema import TrialConfig, compose
-from trainables.config.train import set_up_process
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.engine.device import set_up_process
 from trainables.engine.loop import TrainingDiverged
-from trainables.inputs.clips import TrialData
 from trainables.outputs.records import Record, point_dict
+from trainables.trial import stages
+from trainables.trial.data import TrialData, load_trial_data
 from trainables.trial.dense_phase import parent_key, run_shared
-from trainables.trial.trial import Trial, load_trial_data, run_trial
+from trainables.trial.stages import run_trial
+from trainables.trial.start import Weights
+from trainables.trial.trial import Trial
 
 DENSE = 3  # epochs
 
@@ -75,8 +78,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def count_epochs(patch: pytest.MonkeyPatch) -> list[str]:
-    trained, train_epoch = [], trainables.trial.trial.train_epoch
-    patch.setattr(trainables.trial.trial, "train_epoch", lambda *a: (trained.append(a[3].where), train_epoch(*a))[1])
+    trained, train_epoch = [], stages.train_epoch
+    patch.setattr(stages, "train_epoch", lambda *a: (trained.append(a[3].where), train_epoch(*a))[1])
     return trained
 
 
@@ -143,7 +146,7 @@ def test_a_restored_trainer_goes_on(
     first = Trial(config, data, tmp_path / "points")
     driver = run_shared(first, tmp_path / "own")
     assert timeless(next(driver) for _ in range(2)) == alone[1][:2]
-    assert not first.in_parent
+    assert first.weights is Weights.OWN
     first.save(tmp_path)
     parents = tmp_path / "found"
     if found == "behind":
@@ -179,7 +182,7 @@ def test_a_restored_taker_goes_on(
     first = Trial(config, data, tmp_path / "points")
     driver = run_shared(first, parents)
     assert timeless(next(driver) for _ in range(2)) == alone[1][:2]
-    assert first.in_parent
+    assert first.weights is Weights.SHARED
     first.save(tmp_path)
     if "damaged" in found:
         flip(folder / "state-0003" / "student" / "weights.safetensors")
@@ -205,7 +208,7 @@ def test_trials_in_turn_share_each_epoch_and_survive_one_that_diverges(
     drivers = [run_shared(t, tmp_path / "parents") for t in (one, two)]
     for i in range(2):
         assert timeless(next(d) for d in drivers) == [alone[1][i]] * 2
-        assert (one.in_parent, two.in_parent) == (False, True)
+        assert (one.weights, two.weights) == (Weights.OWN, Weights.SHARED)
     assert trained == dense(1, 2)
     with torch.no_grad():
         one.model.state_dict()["classifier.0.weight"].fill_(float("nan"))

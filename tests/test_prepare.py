@@ -18,7 +18,8 @@ import trainables.engine.baseline
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from search_spaces import Space, space_from_dict
-from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.baseline import baseline_accuracy, baseline_file, cached_baseline, read_baseline
 from trainables.engine.loop import TrainingDiverged
 from trainables.inputs.clips import load_clips

@@ -14,8 +14,6 @@ import pytest
 import torch
 import yaml
 
-import trainables.single.run_folder
-import trainables.trial.trial
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
 from ascmodels.compress.plan import PruneConfig
 from ascmodels.compress.pruning import PruningError
@@ -23,12 +21,20 @@ from ascmodels.nessi import get_torch_size
 from ascmodels.students import Student, build_student
 from data.features import FrontEndConfig
 from trainables import progressive_prune, run_training
-from trainables.config.schema import ConfigError, TrialConfig, compose
-from trainables.config.train import schedule, set_up_process
-from trainables.inputs.clips import TrialData, load_clips
+from trainables.config.compose import compose
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.deployment import deploy, describe_use
+from trainables.engine.device import set_up_process
+from trainables.engine.schedule import schedule
 from trainables.outputs.records import point_dict
 from trainables.progressive_prune import SHIPPED, read_schedule
-from trainables.trial.trial import Trial, describe_use, run_trial
+from trainables.single import command as single_command
+from trainables.single import run_folder
+from trainables.trial import stages
+from trainables.trial.data import TrialData, load_trial_data
+from trainables.trial.stages import run_trial
+from trainables.trial.start import Start
+from trainables.trial.trial import Trial
 
 pytestmark = pytest.mark.slow  # whole trials
 
@@ -53,7 +59,7 @@ def config(tiny_tau: Path, cache: Path) -> TrialConfig:
 
 @pytest.fixture(scope="module")
 def data(config: TrialConfig) -> TrialData:
-    return load_clips(config, config.frontend.sample_rate)
+    return load_trial_data(config)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +78,12 @@ def test_a_base_is_measured_and_never_trained(
     config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
 ) -> None:
     before = {k: v.clone() for k, v in base.state_dict().items()}
-    trial = Trial(config, data, tmp_path, base, look=True)
+    trial = Trial(config, data, tmp_path, Start(base), validate_pruned=True)
     records = list(run_trial(trial))
     assert [(r.stage, r.epoch, r.epochs) for r in records] == [(0, 0, 0), (1, 1, 1), (2, 1, 2)]
     assert trial.total_epochs == 2
     assert all(torch.equal(before[k], v) for k, v in base.state_dict().items())
-    assert same(load_student(tmp_path / "step0")[0], trainables.trial.trial.deploy(base, "fp16"))
+    assert same(load_student(tmp_path / "step0")[0], deploy(base, "fp16"))
     first, *pruned = trial.points
     assert (first.val_acc_pruned, first.train_macro_avg_acc, first.sparsity) == (None, None, 0)
     assert all(p.val_acc_pruned is not None and 0 <= p.val_acc_pruned <= 1 for p in pruned)
@@ -90,14 +96,14 @@ def test_restored_from_a_base_without_the_base(
     """Taylor's clips and the network after global steps, too, are the same after a stop."""
     p = replace(config.prune, criterion="taylor", scope="global", importance_clips=5)
     config = replace(config, prune=p)
-    whole = Trial(config, data, tmp_path / "whole", base, look=True)
+    whole = Trial(config, data, tmp_path / "whole", Start(base), validate_pruned=True)
     records = list(run_trial(whole))
-    first = Trial(config, data, tmp_path / "parts", base, look=True)
+    first = Trial(config, data, tmp_path / "parts", Start(base), validate_pruned=True)
     driver = run_trial(first)
     for _ in range(stop_after):
         next(driver)
     first.save(tmp_path)
-    second = Trial(config, data, tmp_path / "parts", look=True)
+    second = Trial(config, data, tmp_path / "parts", validate_pruned=True)
     second.load(tmp_path)
     rest = list(run_trial(second))
     assert [replace(r, seconds=0) for r in rest] == [replace(r, seconds=0) for r in records[stop_after:]]
@@ -119,7 +125,7 @@ def test_what_the_trial_measures_stays_below_its_target(
 ) -> None:
     dense = Trial(replace(config, prune=PruneConfig()), data, tmp_path).sizes[0][0]
     aim = PruneConfig(n_steps=2, target_macs=0.45 * dense, criterion=criterion, scope=scope, importance_clips=4)
-    trial = Trial(replace(config, prune=replace(aim, epochs=1)), data, tmp_path, base)
+    trial = Trial(replace(config, prune=replace(aim, epochs=1)), data, tmp_path, Start(base))
     list(run_trial(trial))
     for point, target in zip(trial.points[1:], aim.targets(dense), strict=True):
         assert 0.6 * target < point.macs <= target
@@ -130,12 +136,12 @@ def test_what_the_trial_measures_stays_below_its_target(
 def test_with_widths_a_dense_network_or_one_step_to_them(
     config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
 ) -> None:
-    pruned = Trial(config, data, tmp_path / "pruned", base)
+    pruned = Trial(config, data, tmp_path / "pruned", Start(base))
     list(run_trial(pruned))
     bare = replace(config, prune=PruneConfig())
-    dense = Trial(bare, data, tmp_path / "dense", widths=pruned.model.widths)
+    dense = Trial(bare, data, tmp_path / "dense", Start(widths=pruned.model.widths))
     list(run_trial(dense))
-    once = Trial(config, data, tmp_path / "once", base, pruned.model.widths)
+    once = Trial(config, data, tmp_path / "once", Start(base, pruned.model.widths))
     list(run_trial(once))
     assert dense.model.widths == once.model.widths == pruned.model.widths
     assert dense.points[0].macs == once.points[1].macs == pruned.points[2].macs
@@ -152,7 +158,7 @@ def test_retraining_may_leave_the_teacher_out(
     for i, (c, d) in enumerate(
         [(config, data), (replace(kd, prune=replace(kd.prune, retrain_kd=False)), taught), (kd, taught)]
     ):
-        trial = Trial(c, d, tmp_path / str(i), base)
+        trial = Trial(c, d, tmp_path / str(i), Start(base))
         list(run_trial(trial))
         models.append(trial.model)
     assert same(models[0], models[1])
@@ -171,17 +177,17 @@ def test_rewound_rates_are_the_end_of_the_dense_schedule(
 ) -> None:
     """Longer retraining than dense training draws out the whole schedule."""
     rates: list[float] = []
-    train = trainables.trial.trial.train_epoch
+    train = stages.train_epoch
 
     def spy(model: Any, optimizer: Any, clips: Any, epoch: Any) -> Any:
         rates.extend(epoch.lr_of(i) for i in range(n_steps))
         return train(model, optimizer, clips, epoch)
 
-    monkeypatch.setattr(trainables.trial.trial, "train_epoch", spy)
+    monkeypatch.setattr(stages, "train_epoch", spy)
     prune = replace(config.prune, ratios=(0.3,), epochs=retrain, lr_mode="rewind", lr=9.0)
     config = replace(config, prune=prune, train=replace(config.train, epochs=dense))
     n_steps = config.train.epoch_steps(len(data.train.rows))
-    list(run_trial(Trial(config, data, tmp_path, base)))
+    list(run_trial(Trial(config, data, tmp_path, Start(base))))
     whole = schedule(config.train, max(dense, retrain) * n_steps)
     expected = [whole(i) for i in range(max(dense, retrain) * n_steps)]
     assert rates == expected[-retrain * n_steps :]
@@ -191,9 +197,9 @@ def test_a_wound_back_schedule_whose_warm_up_would_not_end_is_refused_before_tra
     config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
 ) -> None:
     slow = replace(config, train=replace(config.train, warmup_steps=400))
-    Trial(slow, data, tmp_path, base)  # retraining at its own rate has its own warm-up
+    Trial(slow, data, tmp_path, Start(base))  # retraining at its own rate has its own warm-up
     with pytest.raises(ConfigError, match=r"train\.warmup_steps=400: the training has \d+ steps"):
-        Trial(replace(slow, prune=replace(config.prune, lr_mode="rewind")), data, tmp_path, base)
+        Trial(replace(slow, prune=replace(config.prune, lr_mode="rewind")), data, tmp_path, Start(base))
 
 
 def test_a_state_of_an_older_version_is_gone_on_with(config: TrialConfig, data: TrialData, tmp_path: Path) -> None:
@@ -218,10 +224,10 @@ def test_a_base_of_another_architecture_is_refused(
 ) -> None:
     wider = replace(config, student=replace(config.student, base_channels=16))
     with pytest.raises(CheckpointError, match="the base holds another architecture"):
-        Trial(wider, data, tmp_path, base)
+        Trial(wider, data, tmp_path, Start(base))
     far = replace(config, prune=PruneConfig(n_steps=1, target_macs=10.0))
     with pytest.raises(PruningError, match=r"towards prune\.target_macs: .* out of reach"):
-        Trial(far, data, tmp_path, base)
+        Trial(far, data, tmp_path, Start(base))
 
 
 # --- the command ---
@@ -325,7 +331,7 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
     """Killed after every epoch, before it was saved: bit for bit the rows and weights of the uninterrupted run."""
     words = ("--ratios=0.3,0.2", "--prune.epochs=1", "train.weight_decay=0.001", "--base_ckpt=last.ckpt")
     words = (*words, f"--controls={controls}")
-    steps = trainables.single.run_folder.run_trial
+    steps = single_command.run_trial
 
     def dying(trial: Trial) -> Iterator[Any]:
         for i, record in enumerate(steps(trial)):
@@ -333,9 +339,9 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
                 raise KeyboardInterrupt
             yield record
 
-    monkeypatch.setattr(trainables.single.run_folder, "run_trial", dying)
+    monkeypatch.setattr(single_command, "run_trial", dying)
     statuses = []
-    while not statuses or statuses[-1] == trainables.single.run_folder.INTERRUPTED:
+    while not statuses or statuses[-1] == run_folder.INTERRUPTED:
         statuses.append(command(storage, *words))
         assert len(statuses) < 15
     assert statuses[-1] == 0
@@ -447,11 +453,11 @@ def test_bases_that_cannot_be(
 def test_importance_clips_come_from_seed_and_stage(
     config: TrialConfig, data: TrialData, base: Student, tmp_path: Path
 ) -> None:
-    trial = Trial(replace(config, prune=replace(config.prune, importance_clips=4)), data, tmp_path, base)
+    trial = Trial(replace(config, prune=replace(config.prune, importance_clips=4)), data, tmp_path, Start(base))
     seen = {}
     for stage in (1, 2, 1):
         trial.stage = stage
-        losses = [loss.item() for loss in trainables.trial.trial._clip_losses(trial, base.eval())]
+        losses = [loss.item() for loss in stages._clip_losses(trial, base.eval())]
         assert len(losses) == 4
         assert seen.setdefault(stage, losses) == losses
     assert seen[1] != seen[2]

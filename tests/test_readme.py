@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import load_space
-from trainables.config.schema import CONFIG_DIR, compose
+from trainables.config.compose import CONFIG_DIR, compose
 from tune.options import check_not_searched, read_request
 
 ROOT = Path(__file__).parents[1]

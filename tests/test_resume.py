@@ -12,7 +12,7 @@ from rich.console import Console
 from analysis.manifest import StudyManifest
 from search_spaces import FOLDER, load_space, space_from_dict
 from trainables.config.schema import ConfigError
-from trainables.inputs.identity import code_files
+from trainables.inputs.code import code_files
 from tune.driver import Search
 from tune.options import parser
 from tune.resume import CODE

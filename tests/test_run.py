@@ -18,7 +18,8 @@ from conftest import make_tau
 from driven_study import Commands
 
 from search_spaces import FOLDER, load_space, space_from_dict
-from trainables.config.schema import ConfigError, TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import ConfigError, TrialConfig
 from trainables.inputs.clips import with_enough_epochs
 from tune.driver import shares_dense
 from tune.options import DEFAULTS, limit_overrides, parser, read_request, resolve_gpus

@@ -10,7 +10,8 @@ from optuna.trial import TrialState as Optunas
 from simulated import plain_gate, point, result
 
 from search_spaces import Space, SpaceError, load_space, space_from_dict
-from trainables.config.schema import TrialConfig, compose
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
 from tune.search import sampler as sampler_module
 from tune.search.feasibility import NetworkGate, stages, violation
 from tune.search.replay import earlier_points, params_of, replay, shortened

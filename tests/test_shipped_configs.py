@@ -9,9 +9,12 @@ import torch
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
 from search_spaces import FOLDER, load_space
-from trainables.config.schema import CONFIG_DIR, TrialConfig, compose
-from trainables.inputs.clips import TrialData, load_clips
-from trainables.trial.trial import Trial, run_trial
+from trainables.config.compose import CONFIG_DIR, compose
+from trainables.config.schema import TrialConfig
+from trainables.inputs.clips import load_clips
+from trainables.trial.data import TrialData
+from trainables.trial.stages import run_trial
+from trainables.trial.trial import Trial
 
 SMALL = (
     *("frontend.sample_rate=16000", "frontend.n_fft=1024", "frontend.win_length=1024", "frontend.hop_length=512"),
@@ -26,7 +29,7 @@ def data(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialData:
     cache = tmp_path_factory.mktemp("cache")
     clips = load_clips(compose([*SMALL, f"data.dataset_dir={tiny_tau}", f"data.cache_dir={cache}"]), 16_000)
     logits = torch.randn(len(clips.train.rows), 10, generator=torch.Generator().manual_seed(0))
-    return replace(clips, train=replace(clips.train, teacher=logits))
+    return TrialData(replace(clips.train, teacher=logits), clips.validation, clips.notes)
 
 
 def check_whole_trial(config: TrialConfig, data: TrialData, folder: Path) -> None:

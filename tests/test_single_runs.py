@@ -14,14 +14,16 @@ from data.features import FrontEndConfig
 from data.impulse import main as write_impulses
 from data.tau import SCENES
 from trainables import finetune_teacher, run_training
+from trainables.config.distill import DistillConfig
 from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.deployment import describe_use
 from trainables.engine.evaluation import Deployed
-from trainables.engine.losses import DistillConfig, save_logits
 from trainables.inputs.clips import load_clips
 from trainables.run_training import distils, main
 from trainables.single.run_folder import INTERRUPTED, Run, RunError, newest_runs
-from trainables.teachers.fine_tuning import logits_file, teacher_key
-from trainables.trial.trial import describe_use
+from trainables.teachers.cached_logits import logits_file
+from trainables.teachers.fine_tuning import teacher_key
+from trainables.teachers.logits import save_logits
 
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "--n_mels=32", "--base_channels=8", "augment.freq_mask=4")
 

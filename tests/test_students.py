@@ -22,8 +22,10 @@ from ascmodels.students.base import ACTIVATIONS, FAMILY_OPTIONS
 from ascmodels.students.cp_mobile import MobileStudent
 from ascmodels.students.repconv import RepConv2d
 from ascmodels.students.tf_sepnet import AdaResNorm, DepthMultiplier, SepConvs, TFSepNet, part_sizes
-from trainables.config.schema import ConfigError, TrialConfig, compose, flags_to_overrides
-from trainables.trial.trial import deploy
+from trainables.config.compose import compose
+from trainables.config.flags import flags_to_overrides
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.deployment import deploy
 
 MIXED = ("1x1+3x3+identity", "plain", "3x1+1x3")
 SMALL = {"base_channels": 8, "n_blocks": (2, 1, 1), "strides": ("b2:1x2",)}

@@ -26,20 +26,18 @@ from ascmodels.teachers.timm import Patchout, patch_grid
 from data.features import FrontEndConfig, LogMel
 from data.tau import SCENES
 from trainables import cache_logits, compare_teachers, finetune_teacher
-from trainables.config.schema import CONFIG_DIR, ConfigError, TrialConfig, compose
-from trainables.config.train import set_up_process
+from trainables.config.compose import CONFIG_DIR, compose
+from trainables.config.distill import DistillConfig
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.device import set_up_process
 from trainables.engine.loop import TrainingDiverged, predict
-from trainables.engine.losses import DistillConfig, folder_hash, kd_loss, load_logits, read_manifest, save_logits
+from trainables.engine.losses import kd_loss
+from trainables.inputs.clips import filenames
+from trainables.teachers.cached_logits import logits_file, teacher_logits
 from trainables.teachers.ensemble import accuracies, combine, greedy
-from trainables.teachers.fine_tuning import (
-    filenames,
-    fine_tuned_teacher,
-    logits_file,
-    teacher_logits,
-    teacher_summary,
-    validation_hash,
-)
-from trainables.trial.trial import data_key, load_trial_data
+from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary, validation_hash
+from trainables.teachers.logits import folder_hash, load_logits, read_manifest, save_logits
+from trainables.trial.data import data_key, load_trial_data
 
 N_MELS, FRAMES = 32, 40
 AST_TINY = TeacherModelConfig(hidden_size=16, layers=2, heads=2)

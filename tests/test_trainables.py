@@ -10,7 +10,8 @@ import torch
 
 from data.files import seal
 from tests.power_loss import is_private
-from trainables.config.schema import ConfigError, compose
+from trainables.config.compose import compose
+from trainables.config.schema import ConfigError
 from trainables.outputs.storage import TrialCheckpoints
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 

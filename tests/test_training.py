@@ -25,21 +25,19 @@ from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from data.tau import DEVICE_GROUPS, SCENES, read_split
 from search_spaces import Space, SpaceError, load_space, space_from_dict
-from trainables.config.schema import (
-    ALIASES,
-    CONFIG_DIR,
-    ConfigError,
-    TrialConfig,
-    compose,
-    flags,
-    flags_to_overrides,
-    key_types,
-)
-from trainables.config.train import TrainConfig, learning_rate, pick_device
-from trainables.engine.loop import Clips, Epoch, TrainingDiverged, batches, predict, train_epoch
-from trainables.engine.losses import DistillConfig, folder_hash, kd_loss, load_logits, save_logits
+from trainables.config.compose import CONFIG_DIR, compose
+from trainables.config.distill import DistillConfig
+from trainables.config.flags import ALIASES, flags, flags_to_overrides
+from trainables.config.schema import ConfigError, TrialConfig, key_types
+from trainables.config.train import TrainConfig
+from trainables.engine.device import pick_device
+from trainables.engine.loop import Epoch, TrainingDiverged, batches, predict, train_epoch
+from trainables.engine.losses import kd_loss
 from trainables.engine.metrics import measure
+from trainables.engine.schedule import learning_rate
+from trainables.inputs.clips import Clips
 from trainables.teachers.ensemble import combine
+from trainables.teachers.logits import folder_hash, load_logits, save_logits
 
 # --- trainables/engine/losses.py ---
 

@@ -24,31 +24,22 @@ from data.features import FrontEndConfig, LogMel
 from data.impulse import load_impulses
 from data.impulse import main as write_impulses
 from data.tau import SCENES, read_split
-from trainables.config.schema import ConfigError, TrialConfig, compose
-from trainables.config.train import (
-    TrainConfig,
-    enough_epochs,
-    jku_factor,
-    learning_rate,
-    schedule,
-    set_up_process,
-    training_device,
-)
-from trainables.engine.loop import (
-    Clips,
-    Epoch,
-    EpochResult,
-    Heard,
-    TrainingDiverged,
-    WeightAverage,
-    batches,
-    train_epoch,
-)
-from trainables.engine.losses import DistillConfig, kd_loss, similarity_loss
+from trainables.config.compose import compose
+from trainables.config.distill import DistillConfig
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.config.train import TrainConfig, enough_epochs
+from trainables.engine.deployment import deploy
+from trainables.engine.device import set_up_process, training_device
+from trainables.engine.loop import Epoch, EpochResult, Heard, TrainingDiverged, WeightAverage, batches, train_epoch
+from trainables.engine.losses import kd_loss, similarity_loss
 from trainables.engine.metrics import calibration_error, measure
+from trainables.engine.schedule import jku_factor, learning_rate, schedule
+from trainables.inputs.clips import Clips
 from trainables.outputs.records import Point, point_dict, point_row
 from trainables.teachers.online import load_online
-from trainables.trial.trial import Trial, TrialData, data_key, deploy, load_trial_data, run_trial
+from trainables.trial.data import TrialData, data_key, load_trial_data
+from trainables.trial.stages import run_trial
+from trainables.trial.trial import Trial
 
 FRONT_END = FrontEndConfig(8000, 512, 400, 250, 16)
 OFF = AugmentConfig(roll_s=0, freq_mask=0, time_mask=0, mixstyle_p=0)

@@ -17,13 +17,17 @@ from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
 from data.features import FrontEndConfig
 from tests.power_loss import Disk, visible
-from trainables.config.schema import TrialConfig, compose
-from trainables.config.train import set_up_process
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.engine.device import set_up_process
 from trainables.engine.loop import TrainingDiverged
-from trainables.inputs.clips import TrialData
 from trainables.outputs.records import point_dict
-from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_logits, teacher_summary
-from trainables.trial.trial import Trial, data_key, load_trial_data, run_trial
+from trainables.teachers.cached_logits import teacher_logits
+from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary
+from trainables.trial.data import TrialData, data_key, load_trial_data
+from trainables.trial.stages import run_trial
+from trainables.trial.start import Start
+from trainables.trial.trial import Trial
 
 pytestmark = pytest.mark.slow  # whole trials
 
@@ -322,7 +326,7 @@ def test_a_trial_of_a_version_that_rounded_otherwise_goes_on(
     widths = replace(build_student(config.student).widths, expand=(50,) * sum(config.student.n_blocks))
 
     def started(name: str) -> Trial:
-        return Trial(pruned, data, tmp_path / name, widths=widths)
+        return Trial(pruned, data, tmp_path / name, Start(widths=widths))
 
     with monkeypatch.context() as patch:
         patch.setattr(pruning, "removed_channels", lambda total, ratio: total - int(total * (1 - ratio)))

@@ -55,13 +55,15 @@ def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
 def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> None:
     """One of three trials that share a parent: `name`.trained lists the epochs that it begins, `name`.json its
     validation losses. The one that dies holds the parent in its second epoch until the others are there."""
-    import trainables.trial.trial  # here, as it takes seconds that the other workers need not spend
-    from trainables.config.train import set_up_process
+    from trainables.engine.device import set_up_process
+    from trainables.trial import stages  # here: the other workers do not need these seconds
+    from trainables.trial.data import load_trial_data
     from trainables.trial.dense_phase import run_shared
+    from trainables.trial.trial import Trial
 
     set_up_process(1)
-    train_epoch = trainables.trial.trial.train_epoch
-    data = trainables.trial.trial.load_trial_data(config)
+    train_epoch = stages.train_epoch
+    data = load_trial_data(config)
 
     def wait_for(*files: str) -> None:
         while not all((folder / file).exists() for file in files):
@@ -77,8 +79,8 @@ def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> 
             os.kill(os.getpid(), signal.SIGKILL)
         return train_epoch(*arguments)
 
-    trainables.trial.trial.train_epoch = train
-    trial = trainables.trial.trial.Trial(config, data, folder / name)
+    stages.train_epoch = train
+    trial = Trial(config, data, folder / name)
     if not dies:
         wait_for("holding")
         (folder / f"{name}.ready").touch()

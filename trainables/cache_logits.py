@@ -17,12 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from trainables.config.train import set_up_process
-from trainables.engine.losses import read_manifest
-from trainables.inputs.clips import load_clips
-from trainables.single.run_folder import RunError, configure, guarded, parser, shown
+from trainables.engine.device import set_up_process
+from trainables.inputs.clips import filenames, load_clips
+from trainables.single.command import configure, guarded, parser
+from trainables.single.run_folder import RunError, shown
+from trainables.teachers.cached_logits import logits_file, teacher_logits
 from trainables.teachers.ensemble import accuracies
-from trainables.teachers.fine_tuning import filenames, logits_file, quiet_transformers, teacher_logits, validation_hash
+from trainables.teachers.fine_tuning import quiet_transformers, validation_hash
+from trainables.teachers.logits import read_manifest
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,9 +4,9 @@
     python trainables/compare_teachers.py --teachers ast,vit,cnn --subsets 5,10,25,50,100 --seeds 3
 
 Teachers are files of trainables/config/groups/teacher/; further words apply to all of them. Each is trained once on
-each subset: a repeat is instant, and a killed run goes on with the teacher that it was training. Each subset is judged on
-its own held-out fifth, which is small for a small subset; best epochs and greedy weights were chosen on it as well.
-With --seeds, each seed divides the clips anew; means and standard deviations are told.
+each subset; results are cached, so a killed run continues with the teacher that it was training. Each subset is
+validated on its own held-out fifth, which is small for a small subset; best epochs and greedy weights are chosen on it,
+too. With --seeds, each seed divides the clips anew, and means and standard deviations are printed.
 """
 
 import argparse
@@ -26,13 +26,16 @@ from tqdm import tqdm
 
 from data.files import make_folder
 from data.tau import SUBSETS
-from trainables.config.schema import CONFIG_DIR, TrialConfig
-from trainables.config.train import set_up_process
-from trainables.inputs.clips import load_clips
+from trainables.config.compose import CONFIG_DIR
+from trainables.config.schema import TrialConfig
+from trainables.engine.device import set_up_process
+from trainables.inputs.clips import filenames, load_clips
 from trainables.outputs.records import write_rows
-from trainables.single.run_folder import RunError, configure, guarded, parser, shown
+from trainables.single.command import configure, guarded, parser
+from trainables.single.run_folder import RunError, shown
+from trainables.teachers.cached_logits import teacher_logits
 from trainables.teachers.ensemble import accuracies
-from trainables.teachers.fine_tuning import filenames, fine_tuned_teacher, quiet_transformers, teacher_logits
+from trainables.teachers.fine_tuning import fine_tuned_teacher, quiet_transformers
 
 CLIPS = ("train_clips", "validation_clips")
 

@@ -39,14 +39,19 @@ from data.features import FrontEndConfig, LogMel
 from data.files import replace_folder
 from data.impulse import impulses_for
 from data.tau import SCENES, resolved
-from trainables.config.schema import TrialConfig, flags_to_overrides
-from trainables.config.train import pick_device, schedule, set_up_process
+from trainables.config.distill import DistillConfig
+from trainables.config.flags import flags_to_overrides
+from trainables.config.schema import TrialConfig
+from trainables.engine.deployment import deploy, describe_use
+from trainables.engine.device import pick_device, set_up_process
 from trainables.engine.loop import Epoch, train_epoch
 from trainables.engine.losses import kd_loss
+from trainables.engine.schedule import schedule
 from trainables.outputs.records import now, write_rows
-from trainables.single.run_folder import RunError, configure, find_checkpoint, guarded, parser, shown
+from trainables.single.command import configure, guarded, parser
+from trainables.single.run_folder import RunError, find_checkpoint, shown
 from trainables.single.variants import BATCH, Form, Variant, as_table, compare, eager, features
-from trainables.trial.trial import deploy, describe_use, load_clips, load_trial_data
+from trainables.trial.data import load_trial_data
 
 QAT_STAGE = 1000  # its draws come from (seed, this, epoch): no stage of a trial has this number
 
@@ -136,11 +141,9 @@ class Deployment:
             self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
         except ValueError as error:
             raise RunError(f"--qat_epochs: {error}") from error
-        self.data = (
-            load_trial_data(config, progress=True)  # with the teachers' logits, where the run had teachers
-            if options.qat_epochs
-            else load_clips(config, config.frontend.sample_rate, progress=True)
-        )
+        # only fine-tuning needs the teachers' logits
+        distill = config.distill if options.qat_epochs else DistillConfig(kd_alpha=1.0)
+        self.data = load_trial_data(replace(config, distill=distill), progress=True)
         rng = np.random.default_rng([config.seed, QAT_STAGE])
         rows = rng.permutation(self.data.train.rows)[: options.calibration_clips]
         self.calibration = list(features(self.data.train, self.front_end, rows))

@@ -5,7 +5,8 @@
     python trainables/finetune_teacher.py teacher=ast teacher.train.epochs=10 teacher.train.device=cuda
 
 `teacher=` names a file of trainables/config/groups/teacher/: ast, vit, cnn (pretrained, for a GPU), ast_small,
-vit_small, cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a killed run starts anew.
+vit_small, cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a
+killed run starts again from the first epoch.
 """
 
 import runpy
@@ -21,18 +22,15 @@ from rich.markup import escape
 
 from ascmodels.teachers import read_extra
 from data.files import replace_folder
-from trainables.config.schema import TrialConfig, flags_to_overrides, key_types
-from trainables.config.train import set_up_process
+from trainables.config.flags import flags_to_overrides
+from trainables.config.schema import TrialConfig, key_types
+from trainables.engine.device import set_up_process
 from trainables.engine.metrics import measure
-from trainables.inputs.clips import TrialData, load_clips
-from trainables.single.run_folder import RunError, configure, guarded, parser, shown
-from trainables.teachers.fine_tuning import (
-    filenames,
-    fine_tuned_teacher,
-    quiet_transformers,
-    teacher_key,
-    teacher_logits,
-)
+from trainables.inputs.clips import SplitClips, filenames, load_clips
+from trainables.single.command import configure, guarded, parser
+from trainables.single.run_folder import RunError, shown
+from trainables.teachers.cached_logits import teacher_logits
+from trainables.teachers.fine_tuning import fine_tuned_teacher, quiet_transformers, teacher_key
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,7 +71,7 @@ def is_there(out: Path, key: str) -> bool:
     return True
 
 
-def tell(config: TrialConfig, folder: Path, clips: TrialData, console: Console) -> None:
+def tell(config: TrialConfig, folder: Path, clips: SplitClips, console: Console) -> None:
     """The teacher's validation figures from its checkpoint, and where everything is."""
     set_up_process(config.teacher.train.threads)
     part, extra = clips.validation, read_extra(folder)

@@ -37,24 +37,17 @@ from ascmodels.compress.plan import GOALS, schedule_sizes
 from ascmodels.students import Student
 from data import tau
 from data.features import FrontEndConfig
-from trainables.config.schema import CONFIG_DIR, ConfigError, TrialConfig, flags_to_overrides, key_types
+from trainables.config.compose import CONFIG_DIR
+from trainables.config.flags import flags_to_overrides
+from trainables.config.schema import ConfigError, TrialConfig, key_types
 from trainables.engine.loop import TrainingDiverged
-from trainables.engine.losses import folder_hash
 from trainables.outputs.records import now, point_dict
 from trainables.outputs.tracking import PROJECT, Tracker
 from trainables.run_training import distils, figures
+from trainables.single.command import configure, drive, guarded, parser, prepare
 from trainables.single.controls import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
-from trainables.single.run_folder import (
-    Run,
-    RunError,
-    configure,
-    drive,
-    find_checkpoint,
-    guarded,
-    parser,
-    prepare,
-    shown,
-)
+from trainables.single.run_folder import Run, RunError, find_checkpoint, shown
+from trainables.teachers.logits import folder_hash
 from trainables.trial.trial import Trial
 
 KIND = "prune"

@@ -36,14 +36,15 @@ from ascmodels.compress.pruning import PruningError
 from data.files import SealError, check_seal, seal
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
-from trainables.inputs.clips import TrialData
+from trainables.inputs.code import check_code
 from trainables.inputs.fingerprint import DataFingerprint
-from trainables.inputs.identity import check_code
 from trainables.outputs.records import EXPERIMENTS, Record, point_dict
 from trainables.outputs.storage import KEPT, Store, TrialCheckpoints
 from trainables.outputs.tracking import Tracker
+from trainables.trial.data import TrialData, data_key, load_trial_data
 from trainables.trial.dense_phase import run_shared
-from trainables.trial.trial import Trial, data_key, load_trial_data, run_trial
+from trainables.trial.stages import run_trial
+from trainables.trial.trial import Trial
 
 RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation")
 _LOG = logging.getLogger(__name__)

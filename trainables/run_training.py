@@ -27,14 +27,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.tau import DatasetError
-from trainables.config.train import set_up_process
+from trainables.engine.device import set_up_process
 from trainables.engine.evaluation import Deployed, open_test_clips, predict_evaluation_set
-from trainables.engine.loop import Clips, TrainingDiverged
+from trainables.engine.loop import TrainingDiverged
 from trainables.engine.metrics import Metrics
-from trainables.inputs.clips import load_clips
+from trainables.inputs.clips import Clips, load_clips
 from trainables.outputs.records import now, point_dict
 from trainables.outputs.tracking import PROJECT, Tracker
-from trainables.single.run_folder import Run, RunError, configure, drive, guarded, parser, prepare, shown
+from trainables.single.command import configure, drive, guarded, parser, prepare
+from trainables.single.run_folder import Run, RunError, shown
 from trainables.trial.trial import Trial
 
 KIND = "train"

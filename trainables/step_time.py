@@ -26,10 +26,11 @@ from data.cache import WaveformCache
 from data.features import LogMel
 from data.impulse import impulses_for
 from trainables.config.schema import TrialConfig
-from trainables.config.train import set_up_process, training_device
-from trainables.engine.loop import Clips, Epoch, predict, train_epoch
+from trainables.engine.deployment import deploy, placed
+from trainables.engine.device import set_up_process, training_device
+from trainables.engine.loop import Epoch, predict, train_epoch
 from trainables.engine.losses import kd_loss
-from trainables.trial.trial import deploy, placed
+from trainables.inputs.clips import Clips
 
 CPU_BATCH = 64  # a larger batch takes seconds on a CPU: its time is scaled from this one
 VALIDATED = 64  # clips, one batch of `loop.predict`

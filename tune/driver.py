@@ -18,7 +18,7 @@ from analysis.manifest import StudyManifest
 from analysis.results import load_study
 from search_spaces import Space
 from trainables.config.schema import MUTABLE_KEYS, TrialConfig
-from trainables.inputs.identity import code_hash
+from trainables.inputs.code import code_hash
 from trainables.ray_trainables import KDTrainable, PruneTrainable
 from tune.reporting.front import RunningFront
 from tune.reporting.gauges import Gauges

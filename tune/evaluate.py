@@ -20,18 +20,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
-from analysis.manifest import Baseline
+from analysis.manifest import Baseline, ResultsError
 from analysis.replicates import networks
 from analysis.report import print_front, write_report
-from analysis.results import ResultsError, load_study
+from analysis.results import load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.baseline import NAME as BASELINE
 from trainables.engine.baseline import cached_baseline
 from trainables.engine.evaluation import Deployed, open_test_clips
-from trainables.engine.loop import Clips
-from trainables.inputs.clips import load_clips
+from trainables.inputs.clips import Clips, load_clips
 from trainables.outputs.records import now, write_rows
 from trainables.outputs.storage import Store
 from tune.ray_start import take_sigterm_for_ctrl_c

@@ -29,8 +29,9 @@ if __name__ == "__main__":  # started as a file: use the packages of this checko
 from rich.console import Console
 from rich.markup import escape
 
+from analysis.manifest import ResultsError
 from analysis.page import html as report_page
-from analysis.results import ResultsError, Study
+from analysis.results import Study
 from tune.reporting.tables import points_text
 from tune.status import current_study, sentences, study_status
 from tune.study.reader import Follower, Place, open_place

@@ -24,16 +24,10 @@ from data.features import LogMel
 from data.impulse import impulses_for
 from data.tau import resolved
 from search_spaces import Space, SpaceError, load_space
-from trainables.config.schema import (
-    ConfigError,
-    TrialConfig,
-    command_parser,
-    compose,
-    flags_to_overrides,
-    keep_epochs,
-    key_types,
-)
-from trainables.inputs.identity import code_files
+from trainables.config.compose import compose
+from trainables.config.flags import command_parser, flags_to_overrides, keep_epochs
+from trainables.config.schema import ConfigError, TrialConfig, key_types
+from trainables.inputs.code import code_files
 from trainables.outputs.records import now
 from tune.resume import CODE, study_named
 from tune.search.halving import SCHEDULERS

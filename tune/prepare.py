@@ -24,17 +24,17 @@ from search_spaces import Space
 from trainables.config.schema import TrialConfig
 from trainables.engine.baseline import NAME as BASELINE
 from trainables.engine.baseline import baseline_file, cached_baseline, read_baseline
-from trainables.inputs.clips import TrialData, load_clips, with_enough_epochs
+from trainables.inputs.clips import SplitClips, load_clips, with_enough_epochs
 from trainables.inputs.fingerprint import DataFingerprint, check_unchanged, fingerprint
+from trainables.teachers.cached_logits import logits_path
 from trainables.teachers.fine_tuning import (
     fine_tuned_teacher,
-    logits_path,
     quiet_transformers,
     teacher_folder,
     teacher_summary,
     validation_hash,
 )
-from trainables.trial.trial import load_trial_data
+from trainables.trial.data import load_trial_data
 
 Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) where the data are known
 Part = Callable[[Flat], Any]  # returns JSON values
@@ -96,7 +96,7 @@ def prepare(
     return config, {"config": config.flat(), "dataset": dataset, "baseline": baseline, "teachers": teachers}
 
 
-def print_data(config: TrialConfig, data: TrialData, console: Console) -> None:
+def print_data(config: TrialConfig, data: SplitClips, console: Console) -> None:
     """Print the numbers of clips and what was peculiar about the data."""
     console.print(
         f"data: split{config.data.subset}, {len(data.train.rows)} training and {len(data.validation.rows)} validation "
@@ -108,7 +108,7 @@ def print_data(config: TrialConfig, data: TrialData, console: Console) -> None:
         console.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
 
 
-def _baseline(config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console) -> float:
+def _baseline(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: Runner, console: Console) -> float:
     path = baseline_file(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
     accuracy, took = read_baseline(path), "from the cache"
     if accuracy is None:
@@ -119,7 +119,7 @@ def _baseline(config: TrialConfig, data: TrialData, found: DataFingerprint, run:
 
 
 def _with_teachers(
-    config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console
+    config: TrialConfig, data: SplitClips, found: DataFingerprint, run: Runner, console: Console
 ) -> TrialConfig:
     """Return `config` with absolute teachers in `distill.teacher_ckpts`: those it names, or one that is fine-tuned."""
     folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
@@ -138,7 +138,7 @@ def _with_teachers(
     return replace(config, distill=replace(config.distill, teacher_ckpts=tuple(folders)))
 
 
-def _logits(config: TrialConfig, data: TrialData, found: DataFingerprint, run: Runner, console: Console) -> None:
+def _logits(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: Runner, console: Console) -> None:
     d = config.distill
     folders = [Path(f) for f in d.teacher_ckpts if not Path(f).is_file()]
     if d.mode == "online" and d.ensemble != "greedy":

@@ -12,8 +12,10 @@ from typing import Any
 from analysis.manifest import Change, StudyManifest, manifest_of
 from data.tau import dataset_root, resolved
 from search_spaces import load_space
-from trainables.config.schema import ConfigError, TrialConfig, compose, override_values
-from trainables.inputs.identity import PLACES, code_files
+from trainables.config.compose import compose, override_values
+from trainables.config.differences import PLACES
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.inputs.code import code_files
 from trainables.outputs.records import now
 from trainables.outputs.storage import Store
 from tune.study.manifest import StudyError, is_complete, read_manifest

@@ -28,9 +28,9 @@ from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 
-from analysis.manifest import Baseline, Dataset, Prepared, StudyManifest, Teacher
+from analysis.manifest import Baseline, Dataset, Prepared, ResultsError, StudyManifest, Teacher
 from analysis.report import print_front, write_report
-from analysis.results import ResultsError, load_study
+from analysis.results import load_study
 from ascmodels.checkpoint import CheckpointError
 from data.tau import DatasetError
 from search_spaces import Space, SpaceError, space_from_dict

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.front import pareto_points
-from analysis.manifest import StudyManifest
+from analysis.manifest import ResultsError, StudyManifest
 from analysis.report import print_front
-from analysis.results import ResultsError, Study, load_study
+from analysis.results import Study, load_study
 from analysis.summary import percent, trial_counts
 from tune.reporting.optuna_export import export_optuna
 from tune.reporting.tables import points_text

@@ -14,7 +14,7 @@ import optuna
 import torch
 
 from search_spaces import load_space
-from trainables.config.schema import compose
+from trainables.config.compose import compose
 from tune.search.feasibility import NetworkGate
 from tune.search.sampler import FeasibleSampler, Verdict
 from tune.search.session import SearchSession

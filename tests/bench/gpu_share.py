@@ -20,7 +20,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from trainables.config.schema import TrialConfig, compose, flags_to_overrides
+from trainables.config.compose import compose
+from trainables.config.flags import flags_to_overrides
+from trainables.config.schema import TrialConfig
 from trainables.step_time import random_training
 
 

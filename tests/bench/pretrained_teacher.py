@@ -24,15 +24,18 @@ import pandas as pd
 from ascmodels.teachers import load_teacher
 from data import tau
 from data.features import FrontEndConfig, LogMel
-from trainables.config.schema import TrialConfig, compose
-from trainables.config.train import set_up_process
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.engine.device import set_up_process
 from trainables.engine.evaluation import Deployed, open_test_clips
 from trainables.engine.loop import predict
 from trainables.engine.metrics import measure
 from trainables.inputs.clips import load_clips, with_enough_epochs
 from trainables.outputs.records import write_rows
 from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary
-from trainables.trial.trial import Trial, load_trial_data, run_trial
+from trainables.trial.data import load_trial_data
+from trainables.trial.stages import run_trial
+from trainables.trial.trial import Trial
 
 # profile=quick otherwise, without its additional epochs for small data sets
 STUDENT = ("student=rep_mobile", "student.base_channels=16", "train.epochs=8", "train.min_steps=0")

@@ -5,7 +5,7 @@
 
 192 trials: 32 dense networks (width, expansion, learning rate, weight of the hard label), each with six prune
 schedules. A dense network is trained once, and a schedule's first step once for all that begin with it. What is real:
-training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial/trial.py`). What is small:
+training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial/`). What is small:
 the clips (synthetic), the front-end and the number of epochs.
 
 FOLDER/curves.csv gets the rows of a dense network when its last schedule is done, so a killed recording goes on;
@@ -26,10 +26,12 @@ import pandas as pd
 from problems import TABLE
 from rich.console import Console
 
-from trainables.config.schema import TrialConfig, compose
-from trainables.inputs.clips import TrialData
-from trainables.single.run_folder import prepare
-from trainables.trial.trial import Trial, run_trial
+from trainables.config.compose import compose
+from trainables.config.schema import TrialConfig
+from trainables.single.command import prepare
+from trainables.trial.data import TrialData
+from trainables.trial.stages import run_trial
+from trainables.trial.trial import Trial
 
 GRID: dict[str, tuple[Any, ...]] = {
     "student.base_channels": (8, 16, 24, 32),
@@ -89,9 +91,9 @@ def _forked(ended: Trial, data: TrialData, ratios: list[float]) -> Trial:
     """A trial that stands where a shorter one has ended, and prunes once more."""
     config = TrialConfig.from_flat(ended.config.flat() | {"prune.ratios": ratios})
     trial = Trial(config, data, ended.folder)
-    trial.model, trial.points = ended.model.rebuilt(), list(ended.points)
+    trial.points = list(ended.points)
     trial.stage, trial.epochs = ended.stage, ended.epochs
-    trial._place()
+    trial.place(ended.model.rebuilt())
     return trial
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from analysis.manifest import Asked, Resolved, StudyManifest
 from search_spaces import load_space
-from trainables.config.schema import compose
+from trainables.config.compose import compose
 from tune.driver import Search
 from tune.search.sampler import OBJECTIVES
 from tune.study.events import Event, TrialEnded

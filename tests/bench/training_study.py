@@ -29,9 +29,11 @@ from ascmodels.checkpoint import load_student
 from ascmodels.students import Widths
 from trainables.config.schema import TrialConfig
 from trainables.engine.evaluation import Deployed, open_test_clips
-from trainables.inputs.clips import TrialData
 from trainables.outputs.records import write_rows
-from trainables.single.run_folder import LAST, configure, drive, guarded, prepare
+from trainables.single.command import configure, drive, guarded, prepare
+from trainables.single.run_folder import LAST
+from trainables.trial.data import TrialData
+from trainables.trial.start import Start
 from trainables.trial.trial import Trial
 
 DENSE = {
@@ -78,13 +80,13 @@ class Study:
         steps = self.options.steps
         epochs = config.prune.epochs
         small = replace(config, prune=replace(config.prune, n_steps=steps, target_macs=dense * self.options.share))
-        self.arm("progressive", Trial(small, data, self.folder / "progressive", base))
+        self.arm("progressive", Trial(small, data, self.folder / "progressive", Start(base)))
         _, extra = load_student(self.folder / "progressive" / LAST)
         widths = Widths(**extra["point"]["widths"])
         once = replace(small, prune=replace(small.prune, epochs=steps * epochs))
-        self.arm("one_shot", Trial(once, data, self.folder / "one_shot", base, widths))
+        self.arm("one_shot", Trial(once, data, self.folder / "one_shot", Start(base, widths)))
         longer = replace(config, train=replace(config.train, epochs=config.train.epochs + steps * epochs))
-        self.arm("scratch", Trial(longer, data, self.folder / "scratch", widths=widths))
+        self.arm("scratch", Trial(longer, data, self.folder / "scratch", Start(widths=widths)))
 
     def load(self, student: str, alpha: float | None) -> tuple[TrialConfig, TrialData]:
         weight = [] if alpha is None else [f"distill.kd_alpha={alpha}"]

@@ -13,8 +13,8 @@ import torch
 
 from data.features import FrontEndConfig, LogMel
 from data.files import replace_text
-from trainables.engine.loop import Clips
 from trainables.engine.metrics import measure
+from trainables.inputs.clips import Clips
 
 NAME = "logistic regression on log-mel means and deviations"
 FORMAT = 1  # raise it when the regression or its features change

@@ -18,10 +18,10 @@ from data.cache import open_cache
 from data.features import FrontEndConfig, LogMel
 from data.files import replace_text
 from trainables.config.schema import ConfigError, TrialConfig
-from trainables.config.train import pick_device
-from trainables.engine.loop import Clips, predict
+from trainables.engine.device import pick_device
+from trainables.engine.loop import predict
 from trainables.engine.metrics import Metrics, measure
-from trainables.inputs.clips import clips_of
+from trainables.inputs.clips import Clips, clips_of
 
 
 class Deployed:

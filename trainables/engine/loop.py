@@ -15,24 +15,13 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from data.augment import AugmentConfig, Draws, Mix, augment_features, augment_waveforms, draw_mixup, draw_waveforms
-from data.cache import WaveformCache
 from data.features import LogMel
 from trainables.config.train import AMP, TrainConfig
+from trainables.inputs.clips import Clips
 
 
 class TrainingDiverged(RuntimeError):
     """The loss or a gradient is no longer finite."""
-
-
-@dataclass(frozen=True)
-class Clips:
-    """The clips of one part: rows of the waveform cache with labels, devices and cached teacher logits."""
-
-    cache: WaveformCache
-    rows: np.ndarray  # [N]
-    labels: np.ndarray  # [N]
-    devices: np.ndarray  # [N]
-    teacher: torch.Tensor | None = None  # [N, C]
 
 
 def batches(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:

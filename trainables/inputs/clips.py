@@ -3,29 +3,36 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+import torch
 
 from data import tau
 from data.cache import WaveformCache, open_cache
 from data.holdout import hold_out
 from trainables.config.schema import TrialConfig
 from trainables.config.train import enough_epochs
-from trainables.engine.loop import Clips
-
-if TYPE_CHECKING:
-    from trainables.teachers.online import OnlineTeachers
 
 
 @dataclass(frozen=True)
-class TrialData:
-    """Both parts of the training split, ready to be drawn from; `notes` say what was peculiar about the data."""
+class Clips:
+    """The clips of one part: rows of the waveform cache with labels, devices and cached teacher logits."""
+
+    cache: WaveformCache
+    rows: np.ndarray  # [N]
+    labels: np.ndarray  # [N]
+    devices: np.ndarray  # [N]
+    teacher: torch.Tensor | None = None  # [N, C]
+
+
+@dataclass(frozen=True)
+class SplitClips:
+    """Both parts of the training split at one sample rate; `notes` describe what is unusual about the data."""
 
     train: Clips
     validation: Clips
     notes: tuple[str, ...]
-    online: "OnlineTeachers | None" = None  # with distill.mode=online, in the place of `Clips.teacher`
 
 
 def read_parts(config: TrialConfig):
@@ -37,7 +44,7 @@ def read_parts(config: TrialConfig):
     return root, hold_out(split, config.data.validation_share, config.seed)
 
 
-def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> TrialData:
+def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> SplitClips:
     """Return both parts at `sample_rate` Hz, without teacher logits; for `content` see `open_cache`."""
     root, parts = read_parts(config)
     names = [*parts.train.filename, *parts.validation.filename]
@@ -46,7 +53,7 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, co
     cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers, content)
     notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
     train, validation = clips_of(parts.train, cache, "training"), clips_of(parts.validation, cache, "validation")
-    return TrialData(train, validation, notes)
+    return SplitClips(train, validation, notes)
 
 
 def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:

@@ -16,7 +16,7 @@ from typing import Any
 
 from data import tau
 from trainables.config.schema import TrialConfig
-from trainables.inputs.clips import TrialData, filenames
+from trainables.inputs.clips import SplitClips, filenames
 
 FORMAT = 1
 SKIPPED_SHOWN = 5  # names of skipped files that a fingerprint lists
@@ -64,7 +64,7 @@ class DataFingerprint:
         return asked == (self.subset, self.validation_share, self.seed)
 
 
-def fingerprint(config: TrialConfig, data: TrialData) -> DataFingerprint:
+def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
     """Return the fingerprint of loaded clips; `config` is the one they were loaded with."""
     cache = data.train.cache
     train, validation = filenames(data.train), filenames(data.validation)
@@ -156,3 +156,11 @@ def _changed(
 
 def _hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def clips_hash(data: SplitClips) -> str:
+    """Of the content, division, labels and devices of the clips that a trial learns from and is validated on."""
+    digest = hashlib.sha256(data.train.cache.key.encode())
+    for clips in (data.train, data.validation):
+        digest.update(f"{clips.rows.tolist()} {clips.labels.tolist()} {clips.devices.tolist()}".encode())
+    return digest.hexdigest()[:16]

@@ -16,9 +16,10 @@ from ascmodels.nessi import size_bytes
 from ascmodels.students import Student, Widths
 from data.files import replace_text
 from trainables.config.schema import TrialConfig
-from trainables.inputs.clips import TrialData
 from trainables.outputs.records import write_rows
 from trainables.single.run_folder import Run
+from trainables.trial.data import TrialData
+from trainables.trial.start import Start
 from trainables.trial.trial import Trial
 
 CONTROLS = ("one_shot", "dense", "random")
@@ -31,31 +32,33 @@ def trial_of(
     """One arm's trial; the controls are made to the size and the epochs of the `progressive` one."""
     p, folder = config.prune, run.folder / arm
     if progressive is None:
-        return Trial(config, data, run.folder, base, look=True)
+        return Trial(config, data, run.folder, Start(base), validate_pruned=True)
     last, epochs = progressive.points[-1], p.rounds * p.epochs
     widths = Widths(**last.widths)  # type: ignore[arg-type]
     if arm == "random":
-        return Trial(replace(config, prune=replace(p, criterion="random")), data, folder, base, look=True)
+        return Trial(
+            replace(config, prune=replace(p, criterion="random")), data, folder, Start(base), validate_pruned=True
+        )
     if arm == "dense":
         train = replace(config.train, epochs=run.info["base_epochs"] + epochs)
-        return Trial(replace(config, train=train, prune=PruneConfig()), data, folder, widths=widths)
+        return Trial(replace(config, train=train, prune=PruneConfig()), data, folder, Start(widths=widths))
     once = replace(p, epochs=epochs)
     if p.exact:
-        return Trial(replace(config, prune=once), data, folder, base, widths, look=True)
+        return Trial(replace(config, prune=once), data, folder, Start(base, widths), validate_pruned=True)
     # the weights decide the widths: the largest network along the ranking that is not above the last one's MACs
     once = replace(
         once,
         **{"ratios": (), "total_ratio": None, "target_bytes": None, "target_macs": float(last.macs), "n_steps": 1},
         max_ratio=1 - (1 - p.max_ratio) ** p.rounds,
     )
-    return Trial(replace(config, prune=once), data, folder, base, look=True)
+    return Trial(replace(config, prune=once), data, folder, Start(base), validate_pruned=True)
 
 
 def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
     """A row for each measured network of one arm; the base stands with the progressive one alone."""
     c, rows = trial.config, []
     targets: Sequence[float] = ()
-    if c.prune.goal and not trial.widths:
+    if c.prune.goal and not trial.start.widths:
         dense = {"macs": trial.points[0].macs, "bytes": size_bytes(trial.points[0].params, c.limits.precision)}
         targets = c.prune.targets(dense[c.prune.goal[0]])
     params = run.info.get("base_params", trial.points[0].params)  # the progressive arm, which tells it, comes first

@@ -8,40 +8,19 @@
   state/                          what a killed run goes on from
 """
 
-import argparse
-import csv
 import importlib.metadata
 import json
 import os
 import secrets
 import shlex
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from tqdm import tqdm
-
-from ascmodels.checkpoint import CheckpointError, save_student
-from ascmodels.compress.pruning import PruningError
-from ascmodels.nessi import UncountableError
-from ascmodels.teachers import read_extra
-from data.files import locked, make_folder, mend_folder, replace_folder
-from data.impulse import impulses_for
-from data.tau import DatasetError, resolved
-from trainables.config.schema import ConfigError, TrialConfig, command_parser, compose, flags_to_overrides, keep_epochs
-from trainables.config.train import training_device
-from trainables.engine.loop import TrainingDiverged
-from trainables.engine.losses import read_manifest
-from trainables.inputs.clips import TrialData, load_clips, with_enough_epochs
-from trainables.outputs.records import EXPERIMENTS, now, point_dict, point_row, write_info, write_rows
-from trainables.outputs.tracking import Tracker
-from trainables.teachers.fine_tuning import fine_tuned_teacher, validation_hash
-from trainables.trial.trial import Trial, describe_use, load_trial_data, run_trial
+from data.files import locked, make_folder
+from trainables.config.schema import TrialConfig
+from trainables.outputs.records import EXPERIMENTS, now, write_info
 
 LAST = "last.ckpt"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -49,85 +28,6 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 class RunError(RuntimeError):
     """A run that cannot be started, found or continued."""
-
-
-USER_ERRORS = (
-    *(CheckpointError, ConfigError, DatasetError, PruningError, RunError, TrainingDiverged, UncountableError),
-)
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """A command's parser; what it does not know is left for `configure`."""
-    p = command_parser(description)
-    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default runs)")
-    return p
-
-
-def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) -> TrialConfig:
-    """The configuration that `default` and then the typed `words` (flags and Hydra overrides) describe.
-
-    Its paths are absolute; teachers, data set and device are looked up, so that what is missing is told at once.
-    """
-    cache = flags_to_overrides([f"--cache_dir={storage.expanduser().resolve() / 'cache'}"])
-    typed = flags_to_overrides(words)
-    config = compose([*cache, *default, *keep_epochs(typed), *typed])
-    try:
-        training_device(config.train)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    impulses_for(config.augment, config.frontend.sample_rate)  # read for the first time: they may be missing
-    teachers = tuple(str(Path(t).expanduser().resolve()) for t in config.distill.teacher_ckpts)
-    absent = [t for t in teachers if not Path(t).exists()]
-    if absent:
-        raise ConfigError(
-            f"distill.teacher_ckpts: {absent[0]} does not exist; make a teacher with "
-            f"python trainables/finetune_teacher.py --out {Path(absent[0]).name}"
-        )
-    return replace(config, data=resolved(config.data), distill=replace(config.distill, teacher_ckpts=teachers))
-
-
-def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialData]:
-    """The clips, enough epochs for them, and the teachers' logits; a teacher is fine-tuned where none is named."""
-    clips = load_clips(config, config.frontend.sample_rate, progress=True)
-    train, validation = len(clips.train.rows), len(clips.validation.rows)
-    console.print(
-        f"data: split{config.data.subset}, {train} training and {validation} validation clips (held out by location)",
-        highlight=False,
-        soft_wrap=True,
-    )
-    config = with_enough_epochs(config, train)
-    for note in clips.notes:
-        console.print(f"  note: {escape(note)}", highlight=False, soft_wrap=True)
-    if config.distill.taught and not config.distill.teacher_ckpts:
-        folder = str(fine_tuned_teacher(config, progress=True))
-        config = replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
-    for source in map(Path, config.distill.teacher_ckpts if config.distill.taught else ()):
-        console.print(f"teacher: {shown(source)}", highlight=False, soft_wrap=True)
-        told = read_manifest(source) if source.is_file() else read_extra(source)
-        if told.get("validation") not in (validation_hash(clips.validation), None):
-            console.print("  note: fine-tuned on another division, so it may know this run's validation clips")
-    return config, load_trial_data(config, progress=True)
-
-
-def guarded(work: Callable[[Console], int]) -> int:
-    """The exit status of a command: `work`'s own, 2 after an error of the user's (told in one line), 130 after Ctrl-C
-    or SIGTERM."""
-    console = Console()
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        return work(console)
-    except (*USER_ERRORS, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        console.print("interrupted; what was finished is kept", highlight=False)
-        return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 class Run:
@@ -222,40 +122,6 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         if (candidate / "student.json").is_file():
             return candidate.resolve()
     raise RunError(f"{folder} holds no student checkpoint ({LAST}/student.json)")
-
-
-def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None) -> None:
-    """Run `trial` to its end: a progress bar with the time left, results.csv, points.csv, W&B, and the state after
-    each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
-    folder = trial.folder
-    make_folder(folder)
-    mend_folder(folder / "state")
-    curves, rows = folder / "results.csv", list[dict[str, Any]]()
-    if (folder / "state").is_dir():
-        trial.load(folder / "state")
-        # its rows stay as they were written; the file comes before the state, so it may be an epoch ahead
-        told = csv.DictReader(curves.read_text().splitlines() if curves.is_file() else [])
-        rows = [row for row in told if int(row["epochs"]) <= trial.epochs]
-    with tqdm(total=trial.total_epochs, initial=trial.epochs, desc=label, unit="epoch") as bar:
-        for record in run_trial(trial):
-            values = {k: v for k, v in asdict(record).items() if k not in ("point", "finished")}
-            rows.append(values)
-            write_rows(curves, rows)
-            replace_folder(folder / "state", trial.save)
-            if tracker:
-                tracker.log(values, record.epochs)
-                if record.point:
-                    named = {f"step{record.point.step}/{k}": v for k, v in point_dict(record.point).items()}
-                    tracker.summary(named)
-            if record.point and on_point:
-                on_point()
-            bar.set_postfix(loss=f"{record.train_loss:.3f}", val_macro_avg_acc=f"{record.val_macro_avg_acc:.3f}")
-            bar.update(record.epochs - bar.n)
-    name = folder.name
-    points = [point_row(name, "complete", ".", point_dict(p), {}) for p in trial.points]
-    write_rows(folder / "points.csv", points)
-    told = {"point": point_dict(trial.points[-1]), "config": trial.config.flat()}
-    save_student(folder / LAST, trial.model, describe_use(trial.config) | told)
 
 
 def shown(path: Path) -> str:

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from ascmodels.export import Network, largest_difference
 from data.features import LogMel
-from trainables.engine.loop import Clips
 from trainables.engine.metrics import measure
+from trainables.inputs.clips import Clips
 
 BATCH = 32  # clips
 WARM_UP = 20  # runs before those that count

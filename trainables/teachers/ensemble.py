@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainables.engine.losses import check_ensemble
+from trainables.config.distill import check_ensemble
 from trainables.engine.metrics import measure
 
 PICKS = 20  # of the greedy selection: the weights are multiples of 1/20 or coarser

@@ -7,8 +7,7 @@ logits = ensemble_logits(config, data)                    # [N, C] of all of `di
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,19 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ascmodels.checkpoint import CheckpointError
-from ascmodels.teachers import Teacher, build_teacher, load_teacher, parameter_groups, read_extra, save_teacher
+from ascmodels.teachers import Teacher, build_teacher, parameter_groups, read_extra, save_teacher
 from data import tau
-from data.cache import cache_key
-from data.features import FrontEndConfig, LogMel
+from data.features import LogMel
 from data.files import locked
 from data.impulse import impulses_for
 from trainables.config.schema import ConfigError, TrialConfig
-from trainables.config.train import pick_device, schedule, set_up_process, training_device
-from trainables.engine.loop import Clips, Epoch, TrainingDiverged, WeightAverage, predict, train_epoch
-from trainables.engine.losses import folder_hash, load_logits, read_manifest, save_logits
+from trainables.engine.device import set_up_process, training_device
+from trainables.engine.loop import Epoch, TrainingDiverged, WeightAverage, predict, train_epoch
 from trainables.engine.metrics import measure
-from trainables.inputs.clips import TrialData, filenames, load_clips, with_enough_epochs
-from trainables.teachers.ensemble import combine, greedy
+from trainables.engine.schedule import schedule
+from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips, with_enough_epochs
+from trainables.teachers.cached_logits import _waveforms
+from trainables.teachers.logits import folder_hash, read_manifest
 
 FORMAT = 2
 _FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # of teacher.json, needed to use a teacher
@@ -49,12 +48,12 @@ def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str
     return folder
 
 
-def teacher_folder(config: TrialConfig, clips: TrialData) -> Path:
+def teacher_folder(config: TrialConfig, clips: SplitClips) -> Path:
     """Return where the fine-tuned teacher of `config` and `clips` is cached, whether it is there yet or not."""
     return Path(config.data.cache_dir) / f"teacher-{teacher_key(config, clips)}"
 
 
-def teacher_key(config: TrialConfig, clips: TrialData) -> str:
+def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
     """Return a key that is equal for configurations and clips that give the same teacher. `clips` may be at any sample
     rate: the teacher's own is part of the key."""
     config = with_enough_epochs(config, len(clips.train.rows))
@@ -131,99 +130,6 @@ def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, ep
     if not logits.isfinite().all():
         raise TrainingDiverged(f"teacher, epoch {epoch + 1}: its logits on validation are not finite")
     return measure(logits.numpy(), validation.labels, validation.devices).macro_avg_acc
-
-
-def teacher_logits(
-    config: TrialConfig,
-    source: Path,
-    filenames: Sequence[str],
-    progress: bool = False,
-    content: str | None = None,
-) -> torch.Tensor:
-    """Return the logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
-
-    For `content` see `open_cache`. CheckpointError for a teacher of other classes, or when a file has no logits.
-    """
-    path = source if source.is_file() else logits_file(config, source, progress, content)
-    return load_logits(path, filenames, tau.SCENES)
-
-
-def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
-    """Return the file of the logits of the teacher in `folder` for both parts of the training split, computed where
-    they are not cached yet; key: checkpoint, waveforms, front-end. For `content` see `open_cache`."""
-    if content is not None and (path := logits_path(config, folder, content)).is_file():
-        return path
-    extra = _teacher_facts(folder)
-    front_end = FrontEndConfig(**extra["frontend"])
-    clips = load_clips(config, front_end.sample_rate, progress, content).train
-    names = clips.cache.filenames
-    manifest = {
-        "format": FORMAT,
-        "teacher": folder.name,
-        "checkpoint": folder_hash(folder),
-        "waveforms": clips.cache.key,
-        **{key: extra[key] for key in _FACTS},
-    }
-    path = logits_path(config, folder, clips.cache.content)
-    with locked(path.with_suffix(".lock")):
-        if not path.is_file():
-            try:
-                device = pick_device(config.teacher.train.device)
-            except ValueError as error:
-                raise ConfigError(f"teacher.{error}") from error
-            teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
-            parts = []
-            with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
-                for start in range(0, len(names), _CHUNK):
-                    rows = np.arange(start, min(start + _CHUNK, len(names)))
-                    parts.append(predict(teacher, replace(clips, rows=rows), log_mel))
-                    bar.update(len(rows))
-            save_logits(path, names, torch.cat(parts), manifest)
-    return path
-
-
-def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
-    """Return where the logits of the teacher in `folder` for clips of this content digest are cached, whether they are
-    there yet or not."""
-    extra = _teacher_facts(folder)
-    waveforms = _waveforms(config, FrontEndConfig(**extra["frontend"]), content)
-    text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
-    return Path(config.data.cache_dir) / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
-
-
-def _teacher_facts(folder: Path) -> dict[str, Any]:
-    extra = read_extra(folder)
-    if not set(_FACTS) <= set(extra):
-        raise CheckpointError(
-            f"{folder / 'teacher.json'} lacks some of {', '.join(_FACTS)}: fine-tune the teacher again"
-        )
-    return extra
-
-
-def _waveforms(config: TrialConfig, front_end: FrontEndConfig, content: str) -> str:
-    """Return the key of the waveform cache that a teacher's front-end reads."""
-    return cache_key(content, front_end.sample_rate, config.data.skip_broken)
-
-
-def ensemble_logits(config: TrialConfig, data: TrialData, progress: bool = False) -> torch.Tensor:
-    """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
-    weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
-    names, content = filenames(data.train), data.train.cache.content
-    heard = [teacher_logits(config, source, names, progress, content) for source in sources]
-    return combine(heard, config.distill.ensemble, weights)
-
-
-def ensemble_weights(config: TrialConfig, data: TrialData, progress: bool = False) -> tuple[float, ...]:
-    """One a teacher of `distill.teacher_ckpts`, none for equal ones; chosen on validation where that is asked for."""
-    d = config.distill
-    if not d.teacher_ckpts:
-        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
-    if d.ensemble != "greedy":
-        return d.teacher_weights
-    sources = map(Path, d.teacher_ckpts)
-    names, content = filenames(data.validation), data.validation.cache.content
-    held_out = [teacher_logits(config, source, names, progress, content) for source in sources]
-    return greedy(held_out, data.validation.labels).weights
 
 
 def quiet_transformers() -> None:

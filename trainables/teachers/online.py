@@ -24,10 +24,10 @@ from data.features import FrontEndConfig, LogMel
 from data.impulse import impulses_for
 from trainables.config.schema import TrialConfig
 from trainables.config.train import AMP
-from trainables.engine.loop import Clips, Heard, Listener
-from trainables.inputs.clips import TrialData, load_clips
+from trainables.engine.loop import Heard, Listener
+from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips
+from trainables.teachers.cached_logits import ensemble_weights
 from trainables.teachers.ensemble import combine
-from trainables.teachers.fine_tuning import ensemble_weights, filenames
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class OnlineTeachers:
         return hear
 
 
-def load_online(config: TrialConfig, data: TrialData, progress: bool = False) -> OnlineTeachers:
+def load_online(config: TrialConfig, data: SplitClips, progress: bool = False) -> OnlineTeachers:
     """The teachers of `distill.teacher_ckpts` for the training clips of `data`.
 
     CheckpointError for logits in a teacher's place, a damaged teacher, one of other classes.

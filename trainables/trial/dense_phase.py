@@ -28,10 +28,13 @@ from typing import Any
 import torch
 
 from data.files import SealError, check_seal, locked, make_folder, remove_temporary, replace_folder, seal
-from trainables.engine.losses import folder_hash
-from trainables.inputs.identity import code_hash
+from trainables.engine.deployment import deploy
+from trainables.inputs.code import code_hash
 from trainables.outputs.records import Point, Record
-from trainables.trial.trial import Trial, deploy, run_trial
+from trainables.teachers.logits import folder_hash
+from trainables.trial.stages import run_trial, start_stage
+from trainables.trial.start import Weights
+from trainables.trial.trial import Trial
 
 POLL_S = 0.1
 KEPT = 2  # newest states: a damaged one falls back to the one before
@@ -49,7 +52,7 @@ def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator
     `code` tells the version of what is run (none: `code_hash()`). `seconds` of a record taken over are those of the
     trial that trained. A trial on a base has no dense stage, and one that adopted a state has a history of its own.
     """
-    if trial.stage == 0 and not trial.from_base and not trial.adopted:
+    if trial.stage == 0 and not trial.start.from_base and trial.weights is not Weights.ADOPTED:
         yield from _dense_stage(trial, Parent(parents / parent_key(trial, code or code_hash())))
     yield from run_trial(trial)
 
@@ -59,7 +62,7 @@ def parent_key(trial: Trial, code: str) -> str:
     data = trial.data
     shaping: dict[str, Any] = {k: v for k, v in trial.config.flat().items() if k not in _free_keys(trial)}
     shaping |= {"code": code, "torch": torch.__version__, "device": trial.device.type, "clips": trial.clips_hash}
-    shaping["widths"] = asdict(trial.widths) if trial.widths else None
+    shaping["widths"] = asdict(trial.start.widths) if trial.start.widths else None
     shaping["impulses"] = _tensor_hash(trial.impulses)
     shaping["teacher"] = _tensor_hash(data.train.teacher)
     if data.online:
@@ -130,7 +133,7 @@ class Parent:
         assert self.state is not None
         sizes = trial.sizes  # of its own prune steps
         trial.load(self.state, adopt=_free_keys(trial))
-        trial.sizes, trial.adopted = sizes, False
+        trial.sizes, trial.weights = sizes, Weights.OWN
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("state-*"), key=lambda state: (len(state.name), state.name), reverse=True)
@@ -146,7 +149,7 @@ def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
             try:
                 with locked(parent.lock, wait=False):
                     known = parent.read()  # while nobody else writes
-                    if known < trial.epoch and not trial.in_parent:
+                    if known < trial.epoch and trial.weights is not Weights.SHARED:
                         return
                     if known < wanted:
                         record = _train(trial, parent, wanted, has_state=holds == known)
@@ -177,11 +180,11 @@ def _train(trial: Trial, parent: Parent, wanted: int, has_state: bool) -> Record
 def _take(trial: Trial, parent: Parent, wanted: int, n_epochs: int) -> Record:
     """Stand where `wanted` was trained: after the last epoch with weights and point, before it by number alone."""
     if trial.epochs == 0:
-        trial.start_stage()
+        start_stage(trial)
     values = parent.records[wanted - 1]
     if wanted < n_epochs:
         trial.epoch = trial.epochs = wanted
-        trial.in_parent, trial.optimizer, trial.average = True, None, None
+        trial.weights, trial.optimizer, trial.average = Weights.SHARED, None, None
         return Record(**values)
     parent.take_over(trial)
     point = Point(**values["point"])

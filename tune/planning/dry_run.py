@@ -24,7 +24,7 @@ from analysis.manifest import Asked
 from ascmodels.nessi import Limits, size_bytes
 from search_spaces import Space
 from trainables.config.schema import ConfigError, TrialConfig
-from trainables.config.train import training_device
+from trainables.engine.device import training_device
 from trainables.inputs.clips import read_parts, with_enough_epochs
 from trainables.step_time import StepTime, measure
 from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson

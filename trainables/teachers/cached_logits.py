@@ -1,0 +1,118 @@
+"""Teacher logits computed once and cached, and those of the ensemble."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ascmodels.checkpoint import CheckpointError
+from ascmodels.teachers import load_teacher, read_extra
+from data import tau
+from data.cache import cache_key
+from data.features import FrontEndConfig, LogMel
+from data.files import locked
+from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.device import pick_device
+from trainables.engine.loop import predict
+from trainables.inputs.clips import SplitClips, filenames, load_clips
+from trainables.teachers.ensemble import combine, greedy
+from trainables.teachers.fine_tuning import _CHUNK, _FACTS, FORMAT
+from trainables.teachers.logits import folder_hash, load_logits, save_logits
+
+
+def teacher_logits(
+    config: TrialConfig,
+    source: Path,
+    filenames: Sequence[str],
+    progress: bool = False,
+    content: str | None = None,
+) -> torch.Tensor:
+    """Return the logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
+
+    For `content` see `open_cache`. CheckpointError for a teacher of other classes, or when a file has no logits.
+    """
+    path = source if source.is_file() else logits_file(config, source, progress, content)
+    return load_logits(path, filenames, tau.SCENES)
+
+
+def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
+    """Return the file of the logits of the teacher in `folder` for both parts of the training split, computed where
+    they are not cached yet; key: checkpoint, waveforms, front-end. For `content` see `open_cache`."""
+    if content is not None and (path := logits_path(config, folder, content)).is_file():
+        return path
+    extra = _teacher_facts(folder)
+    front_end = FrontEndConfig(**extra["frontend"])
+    clips = load_clips(config, front_end.sample_rate, progress, content).train
+    names = clips.cache.filenames
+    manifest = {
+        "format": FORMAT,
+        "teacher": folder.name,
+        "checkpoint": folder_hash(folder),
+        "waveforms": clips.cache.key,
+        **{key: extra[key] for key in _FACTS},
+    }
+    path = logits_path(config, folder, clips.cache.content)
+    with locked(path.with_suffix(".lock")):
+        if not path.is_file():
+            try:
+                device = pick_device(config.teacher.train.device)
+            except ValueError as error:
+                raise ConfigError(f"teacher.{error}") from error
+            teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
+            parts = []
+            with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
+                for start in range(0, len(names), _CHUNK):
+                    rows = np.arange(start, min(start + _CHUNK, len(names)))
+                    parts.append(predict(teacher, replace(clips, rows=rows), log_mel))
+                    bar.update(len(rows))
+            save_logits(path, names, torch.cat(parts), manifest)
+    return path
+
+
+def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
+    """Return where the logits of the teacher in `folder` for clips of this content digest are cached, whether they are
+    there yet or not."""
+    extra = _teacher_facts(folder)
+    waveforms = _waveforms(config, FrontEndConfig(**extra["frontend"]), content)
+    text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
+    return Path(config.data.cache_dir) / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+
+def _teacher_facts(folder: Path) -> dict[str, Any]:
+    extra = read_extra(folder)
+    if not set(_FACTS) <= set(extra):
+        raise CheckpointError(
+            f"{folder / 'teacher.json'} lacks some of {', '.join(_FACTS)}: fine-tune the teacher again"
+        )
+    return extra
+
+
+def _waveforms(config: TrialConfig, front_end: FrontEndConfig, content: str) -> str:
+    """Return the key of the waveform cache that a teacher's front-end reads."""
+    return cache_key(content, front_end.sample_rate, config.data.skip_broken)
+
+
+def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = False) -> torch.Tensor:
+    """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
+    weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
+    names, content = filenames(data.train), data.train.cache.content
+    heard = [teacher_logits(config, source, names, progress, content) for source in sources]
+    return combine(heard, config.distill.ensemble, weights)
+
+
+def ensemble_weights(config: TrialConfig, data: SplitClips, progress: bool = False) -> tuple[float, ...]:
+    """One a teacher of `distill.teacher_ckpts`, none for equal ones; chosen on validation where that is asked for."""
+    d = config.distill
+    if not d.teacher_ckpts:
+        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
+    if d.ensemble != "greedy":
+        return d.teacher_weights
+    sources = map(Path, d.teacher_ckpts)
+    names, content = filenames(data.validation), data.validation.cache.content
+    held_out = [teacher_logits(config, source, names, progress, content) for source in sources]
+    return greedy(held_out, data.validation.labels).weights

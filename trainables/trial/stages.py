@@ -1,0 +1,186 @@
+"""One trial in order: train, measure, prune, retrain, measure."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from ascmodels.compress.plan import take_step
+from ascmodels.compress.pruning import DATA_CRITERIA, prune_to_widths, sensitivities
+from ascmodels.nessi import BYTES_PER_PARAMETER, get_deployed_size, size_bytes
+from ascmodels.students import Student
+from data.augment import Draws
+from trainables.engine.deployment import deploy
+from trainables.engine.loop import (
+    Epoch,
+    EpochResult,
+    Loss,
+    TrainingDiverged,
+    WeightAverage,
+    predict,
+    train_epoch,
+)
+from trainables.engine.losses import kd_loss, similarity_loss
+from trainables.engine.metrics import Metrics, measure
+from trainables.engine.schedule import schedule
+from trainables.outputs.records import Point, Record
+from trainables.trial.start import Weights
+from trainables.trial.trial import Trial
+
+
+def run_trial(trial: Trial) -> Iterator[Record]:
+    """Train, measure, prune, retrain, measure ...: one record after each epoch, a point at the end of each stage."""
+    c = trial.config
+    if trial.weights is Weights.SHARED:  # no shared phase here: train its epochs again, without their records
+        reported = trial.epochs
+        trial.begin_again()
+        next(record for record in run_trial(trial) if record.epochs == reported)
+    while trial.stage < trial.n_stages:
+        if trial.epoch == 0:
+            start_stage(trial)
+        started = time.perf_counter()
+        n_epochs = trial.stage_epochs(trial.stage)
+        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # a base is measured as it is
+        trial.epoch += 1 if trained else 0
+        trial.epochs += 1 if trained else 0
+
+        deployed = deploy(trial.network, c.limits.precision)  # what is measured is what would be shipped
+        metrics = _validate(trial, deployed)
+        if not math.isfinite(metrics.loss):
+            raise TrainingDiverged(f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}")
+        macs, params = trial.sizes[trial.stage]
+        sparsity = 1 - params / trial.sizes[0][1]
+        stage, epoch, point = trial.stage, trial.epoch, None
+        if trial.epoch == n_epochs:
+            point = Point(
+                step=stage,
+                epochs=trial.epochs,
+                val_macro_avg_acc=metrics.macro_avg_acc,
+                val_loss=metrics.loss,
+                macs=macs,
+                params=params,
+                **{f"bytes_{p}": size_bytes(params, p) for p in BYTES_PER_PARAMETER},  # type: ignore[arg-type]
+                sparsity=sparsity,
+                feasible=c.limits.allow(macs, params),
+                class_acc=metrics.class_acc,
+                device_acc=metrics.device_acc,
+                group_acc=metrics.group_acc,
+                widths={k: list(v) for k, v in asdict(trial.model.widths).items()},
+                checkpoint=f"step{stage}",
+                val_ece=metrics.ece,
+                train_macro_avg_acc=trained.macro_avg_acc if trained else None,
+                confusion=metrics.confusion,
+                val_acc_pruned=trial.val_acc_pruned,
+            )
+            trial.end_stage(point, deployed)
+        yield Record(
+            stage=stage,
+            epoch=epoch,
+            epochs=trial.epochs,
+            train_loss=trained.loss if trained else math.nan,
+            val_loss=metrics.loss,
+            val_macro_avg_acc=metrics.macro_avg_acc,
+            val_ece=metrics.ece,
+            train_macro_avg_acc=trained.macro_avg_acc if trained else math.nan,
+            macs=macs,
+            params=params,
+            sparsity=sparsity,
+            seconds=time.perf_counter() - started,
+            point=point,
+            finished=trial.stage == trial.n_stages,
+        )
+
+
+def start_stage(trial: Trial) -> None:
+    """Prune the network (except before the dense stage), measure its size, and make a new optimiser."""
+    c = trial.config
+    if trial.stage:
+        trial.place(_pruned(trial))
+        if trial.validate_pruned:
+            trial.val_acc_pruned = _validate(trial, deploy(trial.model, c.limits.precision)).macro_avg_acc
+    measured = get_deployed_size(trial.model, c.frontend.n_mels, c.frontend.frames)
+    if measured != trial.sizes[trial.stage] and c.prune.exact:
+        raise RuntimeError(f"measured {measured} MACs and parameters, the plan says {trial.sizes[trial.stage]}")
+    trial.sizes[trial.stage] = measured  # an estimate until now, where the weights decide
+    trial.optimizer = trial.new_optimizer()
+
+
+def _validate(trial: Trial, deployed: Student) -> Metrics:
+    clips = trial.data.validation
+    return measure(predict(deployed, clips, trial.front_end).numpy(), clips.labels, clips.devices)
+
+
+def _pruned(trial: Trial) -> Student:
+    """The network after this stage's prune step. Its draws come from (seed, stage), as those of an epoch do."""
+    c, p, stage = trial.config, trial.config.prune, trial.stage
+    seed = int(np.random.SeedSequence([c.training_seed, stage]).generate_state(1)[0])
+    gradients = None
+    if p.criterion in DATA_CRITERIA:
+        gradients = sensitivities(trial.model, p.criterion, lambda model: _clip_losses(trial, model))
+    if trial.start.prunes_to_widths:
+        assert trial.start.widths
+        return prune_to_widths(trial.model, trial.start.widths, p.criterion, seed, gradients)
+    mels, frames = c.frontend.n_mels, c.frontend.frames
+    return take_step(trial.model, p, stage, trial.sizes[0], mels, frames, c.limits.precision, seed, gradients)
+
+
+def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
+    """The trial's loss on `prune.importance_clips` training clips, one after another, as they are: not augmented."""
+    clips, loss_of = trial.data.train, _loss_of(trial)
+    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # three numbers are an epoch's
+    for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
+        x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
+        labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
+        teacher = None if clips.teacher is None else clips.teacher[[i]].to(trial.device)
+        if trial.teachers:
+            teacher = trial.teachers(np.array([i]), Draws(None, None), None).logits
+        yield loss_of(model(x), labels, teacher)
+
+
+def _distils(trial: Trial) -> bool:
+    """In retraining, distillation is a choice."""
+    return trial.config.distill.taught and (trial.stage == 0 or trial.config.prune.retrain_kd)
+
+
+def _loss_of(trial: Trial) -> Loss:
+    """Of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`."""
+    d, smoothing, distils = trial.config.distill, trial.config.train.label_smoothing, _distils(trial)
+    return lambda logits, labels, teacher: kd_loss(
+        logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp, smoothing
+    )
+
+
+def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
+    c = trial.config
+    n_steps = c.train.epoch_steps(len(trial.data.train.rows))
+    first = trial.epoch * n_steps
+    if trial.stage and c.prune.lr_mode == "rewind":
+        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": the end of the dense schedule, at the dense rate;
+        # all of it, drawn out, where retraining is longer
+        whole = max(c.train.epochs, n_epochs)
+        first += (whole - n_epochs) * n_steps
+        rate = schedule(c.train, whole * n_steps)
+    else:
+        rate = schedule(c.train, n_epochs * n_steps, c.prune.lr if trial.stage else None)
+    if c.train.ema_decay and trial.average is None:
+        trial.average = WeightAverage(trial.model, c.train.ema_decay)
+    average, done, weight = trial.average, trial.epoch * n_steps, c.distill.feature_weight
+    distils = _distils(trial)
+    assert trial.optimizer is not None
+    epoch = Epoch(
+        trial.front_end,
+        c.augment,
+        c.train,
+        _loss_of(trial),
+        lambda step: rate(first + step),
+        np.random.default_rng([c.training_seed, trial.stage, trial.epoch]),
+        impulses=trial.impulses,
+        teachers=trial.teachers if distils else None,
+        feature_loss=(lambda ours, theirs: weight * similarity_loss(ours, theirs)) if weight and distils else None,
+        after_step=(lambda step: average.update(trial.model, done + step)) if average else None,
+        where=f"stage {trial.stage}, epoch {trial.epoch + 1}",
+    )
+    return train_epoch(trial.model, trial.optimizer, trial.data.train, epoch)

@@ -1,0 +1,41 @@
+"""How a trial starts: where its first network comes from, and whose weights its present state has."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ascmodels.students import Student, Widths
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the first network of a trial comes from.
+
+    Start()                         from scratch: initial weights, the widths of the configuration
+    Start(widths=w)                 from widths: initial weights, exactly these widths
+    Start(base=student)             from a base: stage 0 measures this trained student as it is, then it is pruned
+    Start(base=student, widths=w)   from a base to widths: one prune step, to exactly these widths
+
+    `base` is in its training form. A restored trial has the weights of its base in its own state (`had_base`).
+    """
+
+    base: Student | None = None
+    widths: Widths | None = None
+    had_base: bool = False
+
+    @property
+    def from_base(self) -> bool:
+        """Whether nothing is trained before the first prune step."""
+        return self.base is not None or self.had_base
+
+    @property
+    def prunes_to_widths(self) -> bool:
+        """Whether one prune step to given widths replaces the pruning plan."""
+        return self.from_base and self.widths is not None
+
+
+class Weights(StrEnum):
+    """Where the weights of a trial's present epoch are, and who trained them."""
+
+    OWN = "own"  # here, trained by this trial
+    SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial took the records only
+    ADOPTED = "adopted"  # here, trained by a trial with another configuration (population based training)
