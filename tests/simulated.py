@@ -11,8 +11,10 @@ from search_spaces import Space, load_space
 from tune.reporting.front import RunningFront
 from tune.reporting.optuna_export import OptunaExport
 from tune.reporting.tables import StudyTables, points_text
+from tune.search.feasibility import Gate, Verdict
 from tune.search.halving import build_rungs
-from tune.search.sampler import OBJECTIVES, FeasibleSampler, Gate, Verdict
+from tune.search.optuna_study import OBJECTIVES
+from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.events import DriverStarted, Event, TrialCreated, TrialRetried
 from tune.study.log import StudyLog

@@ -21,7 +21,7 @@ from analysis.results import load_study
 from data.tau import DatasetError
 from search_spaces import space_from_dict
 from trainables.config.schema import TrialConfig
-from tune.options import parser
+from tune.arguments import parser
 from tune.prepare import prepare
 from tune.run import prepared
 from tune.study.journal import read_state

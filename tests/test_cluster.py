@@ -18,7 +18,7 @@ from machines import TOKEN
 
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides
-from tune.options import parser
+from tune.arguments import parser
 from tune.study.events import EpochReported, TrialRestored
 from tune.study.journal import read_events, read_state
 

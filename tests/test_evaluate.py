@@ -22,12 +22,12 @@ from search_spaces import Space, space_from_dict
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import describe_use
+from tune.arguments import parser
 from tune.evaluate import main
-from tune.options import parser
 from tune.prepare import prepare
 from tune.run import main as run_main
 from tune.run import prepared
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.slow  # decodes the tiny data set

@@ -18,8 +18,9 @@ from torch import nn
 
 from ascmodels import nessi
 from ascmodels.checkpoint import CheckpointError, load_student, load_tensors, save_student
+from ascmodels.compress.groups import CRITERIA, PruningError
 from ascmodels.compress.plan import PruneConfig, schedule_sizes
-from ascmodels.compress.pruning import CRITERIA, PruningError, prune
+from ascmodels.compress.pruning import prune
 from ascmodels.nessi import Limits, UncountableError, get_deployed_size, get_torch_size, size_bytes
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 from ascmodels.students.base import make_divisible

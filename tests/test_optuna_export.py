@@ -16,7 +16,7 @@ from analysis.results import load_study
 from search_spaces import Space, load_space, space_from_dict
 from tune.reporting.optuna_export import OptunaExport, export_optuna
 from tune.reporting.tables import rebuild_tables
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import (
     DriverStarted,
     EpochReported,

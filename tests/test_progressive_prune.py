@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
+from ascmodels.compress.groups import PruningError
 from ascmodels.compress.plan import PruneConfig
-from ascmodels.compress.pruning import PruningError
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import Student, build_student
 from data.features import FrontEndConfig

@@ -13,17 +13,9 @@ import torch_pruning as tp
 from torch import nn
 
 from ascmodels.compress import pruning
+from ascmodels.compress.groups import CRITERIA, DATA_CRITERIA, PruningError, sensitivities
 from ascmodels.compress.plan import PruneConfig, schedule_networks, schedule_sizes, shares, take_step
-from ascmodels.compress.pruning import (
-    CRITERIA,
-    DATA_CRITERIA,
-    PruningError,
-    prune,
-    prune_below,
-    prune_to_widths,
-    removed_channels,
-    sensitivities,
-)
+from ascmodels.compress.pruning import prune, prune_below, prune_to_widths, removed_channels
 from ascmodels.nessi import get_deployed_size, size_bytes
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 

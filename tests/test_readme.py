@@ -9,7 +9,8 @@ import pytest
 
 from search_spaces import load_space
 from trainables.config.compose import CONFIG_DIR, compose
-from tune.options import check_not_searched, read_request
+from tune.checks import check_not_searched
+from tune.options import read_request
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

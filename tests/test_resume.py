@@ -13,8 +13,8 @@ from analysis.manifest import StudyManifest
 from search_spaces import FOLDER, load_space, space_from_dict
 from trainables.config.schema import ConfigError
 from trainables.inputs.code import code_files
+from tune.arguments import parser
 from tune.driver import Search
-from tune.options import parser
 from tune.resume import CODE
 from tune.run import INTERRUPTED, check_new, close, main, print_end
 from tune.study.events import DriverFinished, DriverStarted, TrialRetried

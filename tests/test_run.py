@@ -21,8 +21,10 @@ from search_spaces import FOLDER, load_space, space_from_dict
 from trainables.config.compose import compose
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.inputs.clips import with_enough_epochs
+from tune.arguments import DEFAULTS, limit_overrides, parser
+from tune.checks import resolve_gpus
 from tune.driver import shares_dense
-from tune.options import DEFAULTS, limit_overrides, parser, read_request, resolve_gpus
+from tune.options import read_request
 from tune.run import main, on_cluster, with_gpus
 from tune.study.lease import lock
 from tune.study.manifest import StudyError, read_manifest, write_manifest

@@ -12,10 +12,11 @@ from simulated import plain_gate, point, result
 from search_spaces import Space, SpaceError, load_space, space_from_dict
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
-from tune.search import sampler as sampler_module
-from tune.search.feasibility import NetworkGate, stages, violation
+from tune.search import history
+from tune.search.feasibility import Gate, NetworkGate, Verdict, stages, violation
+from tune.search.optuna_study import SAMPLERS
 from tune.search.replay import earlier_points, params_of, replay, shortened
-from tune.search.sampler import MAX_REJECTIONS, SAMPLERS, FeasibleSampler, Gate, Verdict
+from tune.search.sampler import MAX_REJECTIONS, FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.events import (
     ConfigurationJudged,
@@ -166,7 +167,7 @@ def test_a_resumed_search_draws_what_the_uninterrupted_one_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: str
 ) -> None:
     """Past the random start and past a shortening of the history; through a journal on disk."""
-    monkeypatch.setattr(sampler_module, "CAPACITY", 24)
+    monkeypatch.setattr(history, "CAPACITY", 24)
     through = Search(sampler=sampler)
     drive(through, 30)
     journal = Journal(tmp_path, None)

@@ -16,7 +16,7 @@ from tune.search.halving import (
     crowding_distance,
     milestones,
 )
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import EpochReported, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 
 ACCURACY = {"val_macro_avg_acc": "max"}

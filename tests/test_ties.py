@@ -4,8 +4,9 @@ import random
 
 import pytest
 
+from ascmodels.compress.groups import PruningError
 from ascmodels.compress.plan import PruneConfig, schedule_networks
-from ascmodels.compress.pruning import PruningError, prune
+from ascmodels.compress.pruning import prune
 from ascmodels.nessi import get_deployed_size
 from ascmodels.students import StudentConfig, build_student
 

@@ -12,7 +12,7 @@ import torch
 
 from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.compress import pruning
-from ascmodels.compress.pruning import PruningError
+from ascmodels.compress.groups import PruningError
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
 from data.features import FrontEndConfig

@@ -32,7 +32,7 @@ import torch
 from pyarrow.fs import FileType
 
 from ascmodels.checkpoint import load_tensors
-from ascmodels.compress.pruning import PruningError
+from ascmodels.compress.groups import PruningError
 from data.files import SealError, check_seal, seal
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged

@@ -8,7 +8,7 @@ import socket
 import ray
 from rich.console import Console
 
-from tune.options import check_resource
+from tune.checks import check_resource
 from tune.study.manifest import StudyError
 
 

@@ -38,8 +38,9 @@ from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
 from trainables.inputs.fingerprint import DataFingerprint, differences
 from trainables.outputs.records import EXPERIMENTS, now
+from tune.checks import check_machine, local_gpus, resolve_gpus
 from tune.driver import Search
-from tune.options import check_machine, local_gpus, new_study, read_request, resolve_gpus
+from tune.options import new_study, read_request
 from tune.planning.dry_run import dry_run
 from tune.prepare import Part, prepare, ray_runner
 from tune.ray_start import check_cluster, start_ray, take_sigterm_for_ctrl_c

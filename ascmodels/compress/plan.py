@@ -19,18 +19,8 @@ from functools import lru_cache
 
 import torch
 
-from ascmodels.compress.pruning import (
-    CRITERIA,
-    DATA_CRITERIA,
-    Gradients,
-    PruningError,
-    Ties,
-    check_ratio,
-    prune,
-    prune_below,
-    smallest_step,
-    ties,
-)
+from ascmodels.compress.groups import CRITERIA, DATA_CRITERIA, Gradients, PruningError
+from ascmodels.compress.pruning import Ties, check_ratio, prune, prune_below, smallest_step, ties
 from ascmodels.nessi import get_deployed_size, layer_rates, size_at, size_bytes
 from ascmodels.students import Student, StudentConfig, Widths, build_student
 

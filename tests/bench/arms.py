@@ -16,8 +16,10 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 from simulate import Arm
 
+from tune.search.feasibility import Verdict
 from tune.search.halving import build_rungs
-from tune.search.sampler import OBJECTIVES, FeasibleSampler, Verdict
+from tune.search.optuna_study import OBJECTIVES
+from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.log import StudyLog
 

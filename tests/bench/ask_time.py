@@ -15,8 +15,8 @@ import torch
 
 from search_spaces import load_space
 from trainables.config.compose import compose
-from tune.search.feasibility import NetworkGate
-from tune.search.sampler import FeasibleSampler, Verdict
+from tune.search.feasibility import NetworkGate, Verdict
+from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.events import Event
 from tune.study.log import StudyLog

@@ -27,7 +27,7 @@ from analysis.manifest import Asked, Resolved, StudyManifest
 from search_spaces import load_space
 from trainables.config.compose import compose
 from tune.driver import Search
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import Event, TrialEnded
 from tune.study.hold import Held
 from tune.study.journal import read_events, segments

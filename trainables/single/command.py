@@ -13,7 +13,7 @@ from rich.markup import escape
 from tqdm import tqdm
 
 from ascmodels.checkpoint import CheckpointError, save_student
-from ascmodels.compress.pruning import PruningError
+from ascmodels.compress.groups import PruningError
 from ascmodels.nessi import UncountableError
 from ascmodels.teachers import read_extra
 from data.files import make_folder, mend_folder, replace_folder

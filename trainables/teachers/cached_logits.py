@@ -21,8 +21,11 @@ from trainables.engine.device import pick_device
 from trainables.engine.loop import predict
 from trainables.inputs.clips import SplitClips, filenames, load_clips
 from trainables.teachers.ensemble import combine, greedy
-from trainables.teachers.fine_tuning import _CHUNK, _FACTS, FORMAT
+from trainables.teachers.fine_tuning import FORMAT
 from trainables.teachers.logits import folder_hash, load_logits, save_logits
+
+_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # of teacher.json, needed to use a teacher
+_CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of the batch of `predict`
 
 
 def teacher_logits(
@@ -78,7 +81,7 @@ def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
     """Return where the logits of the teacher in `folder` for clips of this content digest are cached, whether they are
     there yet or not."""
     extra = _teacher_facts(folder)
-    waveforms = _waveforms(config, FrontEndConfig(**extra["frontend"]), content)
+    waveforms = cache_key(content, FrontEndConfig(**extra["frontend"]).sample_rate, config.data.skip_broken)
     text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
     return Path(config.data.cache_dir) / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
 
@@ -90,11 +93,6 @@ def _teacher_facts(folder: Path) -> dict[str, Any]:
             f"{folder / 'teacher.json'} lacks some of {', '.join(_FACTS)}: fine-tune the teacher again"
         )
     return extra
-
-
-def _waveforms(config: TrialConfig, front_end: FrontEndConfig, content: str) -> str:
-    """Return the key of the waveform cache that a teacher's front-end reads."""
-    return cache_key(content, front_end.sample_rate, config.data.skip_broken)
 
 
 def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = False) -> torch.Tensor:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers import Teacher, build_teacher, parameter_groups, read_extra, save_teacher
 from data import tau
+from data.cache import cache_key
 from data.features import LogMel
 from data.files import locked
 from data.impulse import impulses_for
@@ -28,12 +29,9 @@ from trainables.engine.loop import Epoch, TrainingDiverged, WeightAverage, predi
 from trainables.engine.metrics import measure
 from trainables.engine.schedule import schedule
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips, with_enough_epochs
-from trainables.teachers.cached_logits import _waveforms
 from trainables.teachers.logits import folder_hash, read_manifest
 
-FORMAT = 2
-_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # of teacher.json, needed to use a teacher
-_CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of `predict`'s batch
+FORMAT = 2  # of cached teachers and cached logits
 
 
 def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str | None = None) -> Path:
@@ -58,7 +56,7 @@ def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
     rate: the teacher's own is part of the key."""
     config = with_enough_epochs(config, len(clips.train.rows))
     described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
-    waveforms = _waveforms(config, config.teacher.frontend, clips.train.cache.content)
+    waveforms = cache_key(clips.train.cache.content, config.teacher.frontend.sample_rate, config.data.skip_broken)
     described |= {"waveforms": waveforms, "train": clips.train.rows.tolist(), "format": FORMAT}
     impulses = impulses_for(config.teacher.augment, config.teacher.frontend.sample_rate)
     if impulses is not None:  # the folder's content may change

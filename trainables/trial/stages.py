@@ -8,8 +8,9 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
+from ascmodels.compress.groups import DATA_CRITERIA, sensitivities
 from ascmodels.compress.plan import take_step
-from ascmodels.compress.pruning import DATA_CRITERIA, prune_to_widths, sensitivities
+from ascmodels.compress.pruning import prune_to_widths
 from ascmodels.nessi import BYTES_PER_PARAMETER, get_deployed_size, size_bytes
 from ascmodels.students import Student
 from data.augment import Draws

@@ -17,8 +17,8 @@ import torch
 
 from ascmodels import checkpoint
 from ascmodels.checkpoint import CheckpointError
+from ascmodels.compress.groups import PruningError
 from ascmodels.compress.plan import PruneConfig, schedule_sizes
-from ascmodels.compress.pruning import PruningError
 from ascmodels.students import Student, Widths, build_student
 from data import tau
 from data.features import LogMel

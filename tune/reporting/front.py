@@ -1,7 +1,7 @@
 """The front of a running study, kept as its networks are measured: cheap however many there are."""
 
 from analysis.front import pareto_mask
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import Event, PointMeasured
 
 

@@ -21,7 +21,7 @@ import time
 from ray.util.metrics import Gauge
 
 from tune.reporting.front import RunningFront
-from tune.search.sampler import OBJECTIVES
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.state import STATUSES, StudyState
 
 EVERY_S = 2.0  # well below Ray's report interval of 10 s

@@ -8,6 +8,8 @@ Nothing is trained: networks are built untrained, and pruned ones by arithmetic 
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,11 +17,23 @@ from ascmodels.compress.plan import PruneConfig, schedule_networks
 from ascmodels.nessi import Limits, size_bytes
 from ascmodels.students import StudentConfig, Widths
 from trainables.config.schema import TrialConfig
-from tune.search.sampler import Verdict
 
 # what the realised widths of a locally pruned network make redundant
 _SHAPING = ("student.base_channels", "student.channels_multiplier", "student.expansion_rate")
 _STEPS = ("ratios", "total_ratio", "n_steps", "step_schedule", "round_to", "max_ratio", "target_macs", "target_bytes")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The feasibility of a configuration."""
+
+    key: str  # equal for configurations that train the same networks in the same way
+    excess: float  # relative, over the limits, of the cheapest stage; above 0: not to be trained
+    reason: str = ""
+    example: str = ""
+
+
+Gate = Callable[[dict[str, Any]], Verdict]
 
 
 @lru_cache(maxsize=4096)

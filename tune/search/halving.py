@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from analysis.front import nondominated_rank
-from tune.search.sampler import OBJECTIVES, configuration_of
+from tune.search.history import configuration_of
+from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 
 SCHEDULERS = {

@@ -1,0 +1,250 @@
+"""The fold of a study's events into an Optuna study: what a sampler knows when it draws.
+
+    history = OptunaHistory(space, sampler="tpe", replicates=1)
+    for event in events: history.apply(event)
+    history.study                                  # an optuna.Study with the configurations so far
+
+A trial with R prune steps has trained the configurations with 1 to R - 1 of them on its way, so these are reported to
+Optuna as well. Optuna's study is changed by `apply` alone.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from analysis.front import nondominated_rank
+from search_spaces import Space, SpaceError
+from tune.search.feasibility import Verdict
+from tune.search.optuna_study import CONSTRAINT, OBJECTIVES, new_optuna_study, sampler_attributes
+from tune.search.replay import replay, shortened
+from tune.study.events import (
+    ConfigurationJudged,
+    Event,
+    PointImported,
+    PointMeasured,
+    SampleRejected,
+    TrialCreated,
+    TrialEnded,
+    TrialRetried,
+)
+from tune.study.state import is_first
+
+CAPACITY = 1000  # Optuna's history is cut to half at this length: the time of a draw grows with it
+
+
+@dataclass
+class _Configuration:
+    """A sampled configuration while some of its trials have not ended, or have crashed."""
+
+    number: int  # of its trial in Optuna's study
+    params: dict[str, Any]
+    excess: float
+    open: set[str]  # names of its trials that have not ended
+    outcomes: dict[str, str] = field(default_factory=dict)  # of those that have
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # trial -> its points, by step
+
+
+class OptunaHistory:
+    """Reducer: the configurations of a study as trials of an Optuna study."""
+
+    def __init__(self, space: Space, sampler: str, replicates: int):
+        self.study = new_optuna_study(sampler)
+        self._space, self._sampler_name, self._replicates = space, sampler, replicates
+        self._seen: set[str] = set()  # keys of what was drawn, imported or trained on the way
+        self._open: dict[str, _Configuration] = {}
+        self._crashed: dict[str, _Configuration] = {}  # ended; a retry of a trial opens them again
+        self._n_configurations = self._n_draws = 0
+        self._verdicts: dict[str, Verdict] = {}  # of ConfigurationJudged, by parameters
+        self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, and not judged yet
+        self._newest: TrialCreated | None = None  # of the trials that were drawn
+        self._confirmations: set[str] = set()  # trials that Optuna does not learn from
+        self._asked: optuna.Trial | None = None  # drawn; its event is the next one
+
+    def apply(self, event: Event) -> None:
+        if isinstance(event, SampleRejected):
+            self._apply_draw(event, TrialState.PRUNED)
+        elif isinstance(event, TrialCreated):
+            if event.confirms:
+                self._confirmations.add(event.trial)
+            else:
+                self._newest = event
+            if event.trial == event.config_id:
+                self._seen.add(event.key)
+                self._apply_draw(event, TrialState.RUNNING)
+        elif isinstance(event, TrialRetried):
+            self._apply_retry(event.trial)
+        elif isinstance(event, PointMeasured):
+            configuration = self._open.get(configuration_of(event.trial))
+            if configuration and event.trial in configuration.open:
+                points = configuration.points.setdefault(event.trial, [])
+                if is_first(event.point, points):
+                    points.append({name: event.point[name] for name in ("step", *OBJECTIVES)})
+        elif isinstance(event, TrialEnded):
+            self._apply_end(event)
+        elif isinstance(event, PointImported):
+            figures = {name: float(event.point[name]) for name in OBJECTIVES}
+            self._report_known(event.params, figures)
+        elif isinstance(event, ConfigurationJudged):
+            self._verdicts[parameters_key(event.params)] = Verdict(event.key, event.excess)
+            waiting, self._waiting = self._waiting, []
+            for params, figures in waiting:
+                self._report_known(params, figures)
+
+    def _apply_draw(self, event: SampleRejected | TrialCreated, state: TrialState) -> None:
+        """Enter a draw into Optuna's study. One that the space does not hold any more, because it was edited, is
+        counted but not entered."""
+        self._n_draws += 1
+        number: int | None = None
+        if self._asked:
+            number, trial, self._asked = self._asked.number, self._asked, None
+            trial.set_constraint(CONSTRAINT, event.excess)
+            if state == TrialState.PRUNED:
+                self.study.tell(trial, state=state)
+        else:
+            number = self._enter(event.params, state, event.excess, getattr(event, "attributes", None))
+        if isinstance(event, TrialCreated):
+            self._n_configurations += 1
+            if number is not None:
+                names = set(self._replicas(event.trial))
+                self._open[event.trial] = _Configuration(number, event.params, event.excess, names)
+        self._keep_short()
+
+    def _enter(
+        self,
+        params: dict[str, Any],
+        state: TrialState,
+        excess: float,
+        attributes: Mapping[str, Any] | None = None,
+        values: list[float] | None = None,
+    ) -> int | None:
+        """Add a trial to Optuna's study; its number, or None where the space does not hold `params`."""
+        try:
+            _, distributions = replay(self._space, params)
+        except SpaceError:
+            return None
+        self.study.add_trial(
+            create_trial(
+                state=state,
+                params=params,
+                distributions=distributions,
+                constraints={CONSTRAINT: excess},
+                system_attrs=dict(attributes or {}),
+                values=values,
+            )
+        )
+        return len(self.study.get_trials(deepcopy=False)) - 1
+
+    def _apply_retry(self, name: str) -> None:
+        if name in self._confirmations:
+            return
+        config_id = configuration_of(name)
+        configuration = self._open.get(config_id) or self._crashed.pop(config_id, None)
+        if configuration is None:
+            return
+        if not configuration.open:  # its end was reported to Optuna: the retry is another trial there
+            number = self._enter(configuration.params, TrialState.RUNNING, configuration.excess)
+            if number is None:
+                return
+            configuration.number = number
+            self._open[config_id] = configuration
+        configuration.open.add(name)
+        configuration.outcomes.pop(name, None)
+
+    def _apply_end(self, event: TrialEnded) -> None:
+        config_id = configuration_of(event.trial)
+        configuration = self._open.get(config_id)
+        if configuration is None or event.trial not in configuration.open:  # a confirmation
+            return
+        configuration.open.remove(event.trial)
+        configuration.outcomes[event.trial] = event.outcome
+        if configuration.open:
+            return
+        del self._open[config_id]
+        self._report(configuration)
+        if "crashed" in configuration.outcomes.values():
+            self._crashed[config_id] = configuration
+
+    def _report(self, ended: _Configuration) -> None:
+        """Tell Optuna the end of a configuration: means over the complete replicates; stopped ones alone are `pruned`,
+        failed ones alone `fail`. Then the shorter schedules that were trained on the way."""
+        complete = [points for name, points in ended.points.items() if ended.outcomes[name] == "completed"]
+        if complete:
+            last = [points[-1] for points in complete]
+            self.study.tell(ended.number, [fmean(p[name] for p in last) for name in OBJECTIVES])
+        else:
+            stopped = "stopped" in ended.outcomes.values()
+            self.study.tell(ended.number, state=TrialState.PRUNED if stopped else TrialState.FAIL)
+        trained = complete or list(ended.points.values())
+        for step in range(1, max(map(len, trained), default=0) - (1 if complete else 0)):
+            at_step = [points[step] for points in trained if len(points) > step]
+            params = shortened(self._space, ended.params, step)
+            if params is not None and all(p["step"] == step for p in at_step):
+                self._report_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES})
+
+    def _report_known(self, params: dict[str, Any], figures: dict[str, float]) -> None:
+        """Tell Optuna a configuration that was trained elsewhere, once it is judged; not one that the space does not
+        hold any more."""
+        verdict = self._verdicts.get(parameters_key(params))
+        if verdict is None:
+            if self._holds(params):
+                self._waiting.append((params, figures))
+        elif verdict.key not in self._seen:
+            self._seen.add(verdict.key)
+            values = [figures[name] for name in OBJECTIVES]
+            self._enter(params, TrialState.COMPLETE, verdict.excess, values=values)
+
+    def _holds(self, params: dict[str, Any]) -> bool:
+        try:
+            replay(self._space, params)
+        except SpaceError:
+            return False
+        return True
+
+    def _keep_short(self) -> None:
+        """Cut a history of CAPACITY trials to half: what runs, then the best and the latest, as many of each."""
+        trials = self.study.get_trials(deepcopy=False)
+        if len(trials) < CAPACITY:
+            return
+        running = [t for t in trials if not t.state.is_finished()]
+        complete = [t for t in trials if t.state == TrialState.COMPLETE]
+        ranks = nondominated_rank([t.values for t in complete], list(OBJECTIVES.values()))
+        best = [t for _, t in sorted(zip(ranks, complete, strict=True), key=lambda pair: (pair[0], -pair[1].number))]
+        kept: dict[int, FrozenTrial] = {t.number: t for t in [*running, *best[: CAPACITY // 4]]}
+        for trial in reversed(trials):
+            if len(kept) >= CAPACITY // 2:
+                break
+            kept.setdefault(trial.number, trial)
+        self.study = new_optuna_study(self._sampler_name)
+        numbers = {old: new for new, old in enumerate(sorted(kept))}
+        self.study.add_trials(kept[old] for old in numbers)
+        for configuration in self._open.values():
+            configuration.number = numbers[configuration.number]
+
+    def digest(self) -> str:
+        """A hash of everything that decides further draws; equal digests, equal draws."""
+        trials = [  # the attributes of a sample that was rejected are not kept, and decide nothing
+            [t.number, t.state.name, t.values, t.params, t.constraints]
+            + ([] if t.state == TrialState.PRUNED else [sampler_attributes(t)])
+            for t in self.study.get_trials(deepcopy=False)
+        ]
+        open_ones = [[c, x.number, sorted(x.open), sorted(x.outcomes.items())] for c, x in sorted(self._open.items())]
+        rest = [sorted(self._seen), self._n_draws, self._n_configurations, sorted(self._crashed), self._waiting]
+        return hashlib.sha256(json.dumps([trials, open_ones, rest], sort_keys=True).encode()).hexdigest()[:16]
+
+    def _replicas(self, config_id: str) -> list[str]:
+        return [f"{config_id}r{i}" if i else config_id for i in range(self._replicates)]
+
+
+def configuration_of(name: str) -> str:
+    """The configuration that a trial, t0003 or its replicate t0003r1, has drawn."""
+    return name.partition("r")[0]
+
+
+def parameters_key(params: Mapping[str, Any]) -> str:
+    return json.dumps(params, sort_keys=True)
