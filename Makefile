@@ -1,5 +1,6 @@
 # make run   set up, build the embedded data set, search, open the test split for the front, report
 # make test  set up, lint, type-check, run all tests that need no GPU
+# make test-fast  the fast tests alone
 # Both are safe to repeat; what is done is not done again.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SPACE ?= kd_prune
 NAME ?= $(SPACE)-$(if $(TAU24_PATH),$(shell realpath -m '$(TAU24_PATH)' | cksum | cut -d ' ' -f 1),synthetic)
 ARGS ?=
 
-.PHONY: run test lint synthetic clean
+.PHONY: run test test-fast lint synthetic clean
 
 run: $(INSTALLED) $(if $(TAU24_PATH),,synthetic)
 	TAU24_PATH='$(DATA)' $(PY) tune/run.py --space $(SPACE) --name $(NAME) --resume $(ARGS)
@@ -28,6 +29,10 @@ test: lint
 	    apt-get install -y -qq chromium chromium-driver; } || \
 	  { echo "the browser test needs Chromium and chromedriver: install them, or run pytest -m 'not browser'"; exit 1; }
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# without Ray, browser and slow tests: under a minute
+test-fast: $(INSTALLED)
+	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not browser and not gpu'
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

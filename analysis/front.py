@@ -1,7 +1,7 @@
 """Non-dominated front, non-dominated sorting and 2-D hypervolume of measured points.
 
-A direction ("max" or "min") is declared once per objective; `_costs` is the one place where signs flip. A row
-with a NaN or an infinity is never on a front, has rank -1 and adds no hypervolume.
+A direction ("max" or "min") is declared once per objective, and signs flip only in `_costs`. A row with a NaN or an
+infinity is never on a front, has rank -1 and adds no hypervolume.
 
     values = [[0.71, 4.1e6], [0.58, 0.9e6], [0.55, 2.0e6]]     # accuracy, MACs
     pareto_mask(values, ("max", "min"))                         # [True, True, False]
@@ -21,7 +21,7 @@ SIGNS = {"min": 1.0, "max": -1.0}
 
 
 def pareto_mask(values: npt.ArrayLike, directions: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """Which of `values` [N, M] no other row dominates: bool [N]. Of equal rows the first stands for all."""
+    """Return a mask [N] of the non-dominated rows of `values` [N, M]; only the first of several equal rows is set."""
     ranks = nondominated_rank(values, directions)
     mask = np.zeros(len(ranks), dtype=bool)
     best = np.flatnonzero(ranks == 0)
@@ -32,11 +32,11 @@ def pareto_mask(values: npt.ArrayLike, directions: Sequence[str]) -> npt.NDArray
 
 
 def nondominated_rank(values: npt.ArrayLike, directions: Sequence[str]) -> npt.NDArray[np.int64]:
-    """The front that each row of `values` [N, M] belongs to: int [N], 0 = non-dominated, -1 = not finite.
+    """Return the rank [N] of each row of `values` [N, M]: its front, from 0 (non-dominated); -1 if not finite.
 
-    Equal rows share a rank. Efficient non-dominated sort with binary search (Zhang et al. 2015, ENS-BS): in
-    lexicographic order a row can only be dominated by earlier ones, and a row dominated by a member of front
-    k is dominated by members of all fronts before it.
+    Equal rows have the same rank. Efficient non-dominated sort with binary search (Zhang et al. 2015, ENS-BS): in
+    lexicographic order a row can only be dominated by earlier rows, and a row that is dominated by a member of front k
+    is also dominated by members of all fronts before k.
     """
     costs = _costs(values, directions)
     ranks = np.full(len(costs), -1, dtype=np.int64)
@@ -45,7 +45,7 @@ def nondominated_rank(values: npt.ArrayLike, directions: Sequence[str]) -> npt.N
         return ranks
     distinct, inverse = np.unique(costs[finite], axis=0, return_inverse=True)  # sorted lexicographically
     rank_of = np.empty(len(distinct), dtype=np.int64)
-    if costs.shape[1] <= 2:  # a front's last row has its least second cost, so that one number stands for the front
+    if costs.shape[1] <= 2:  # the last row of a front has its least second cost, which is enough to compare
         least: list[float] = []
         for row, cost in enumerate(distinct[:, -1].tolist()):
             rank_of[row] = front = bisect_right(least, cost)
@@ -70,26 +70,29 @@ def nondominated_rank(values: npt.ArrayLike, directions: Sequence[str]) -> npt.N
 
 
 def hypervolume_2d(values: npt.ArrayLike, directions: Sequence[str], reference: Sequence[float]) -> float:
-    """Area between `values` [N, 2] and the `reference` point [2], in the product of the objectives' units.
+    """Return the area between `values` [N, 2] and the `reference` point [2], in the product of the objectives' units.
 
     A row that is not better than the reference in both objectives adds nothing.
     """
     costs, worst = _costs(values, directions), _costs([reference], directions)[0]
     if costs.shape[1] != 2 or not np.isfinite(worst).all():
-        raise ValueError(f"hypervolume_2d: two objectives and a finite reference are needed, not {reference}")
+        raise ValueError(
+            f"hypervolume_2d: values of shape {costs.shape}, reference {reference}; expected two objectives and a "
+            "finite reference"
+        )
     inside = costs[(costs < worst).all(axis=1)]
     front = inside[pareto_mask(inside, ("min", "min"))]
-    front = front[np.argsort(front[:, 0])]  # the first cost rises, so the second falls
+    front = front[np.argsort(front[:, 0])]  # the first cost increases, so the second decreases
     widths = np.diff(front[:, 0], append=worst[0])
     return float(np.sum(widths * (worst[1] - front[:, 1])))
 
 
 def candidates(study: Study) -> npt.NDArray[np.bool_]:
-    """Return which points [N] may be on the front: those that are feasible and whose objectives are all finite.
+    """Return a mask [N] of the points that may be on the front: feasible, and all objectives finite.
 
     The status of a point's trial does not matter: its stage was trained to the end and measured, even if the trial was
-    stopped, failed or crashed later. Where a study has replicates, only means of two seeds or more are candidates: the
-    best single draw of many beats a mean by luck.
+    stopped, failed or crashed later. If a study has replicates, only means over two or more seeds are candidates: the
+    best of many single runs can beat a mean by chance.
     """
     points = study.points
     allowed = np.isfinite(objective_values(study)).all(axis=1) & points["feasible"].to_numpy(bool)
@@ -97,7 +100,7 @@ def candidates(study: Study) -> npt.NDArray[np.bool_]:
 
 
 def front_mask(study: Study) -> npt.NDArray[np.bool_]:
-    """Return which points [N] of the study are its front."""
+    """Return a mask [N] of the study's points that are on its front."""
     allowed = candidates(study)
     mask = np.zeros(len(allowed), dtype=bool)
     values = objective_values(study)[allowed]
@@ -106,15 +109,15 @@ def front_mask(study: Study) -> npt.NDArray[np.bool_]:
 
 
 def pareto_points(study: Study) -> pd.DataFrame:
-    """The study's front, sorted by MACs: rows of `points`, with test columns where there is a test.csv."""
+    """Return the study's front, sorted by MACs: rows of `points`, with test columns if test.csv exists."""
     best = take(study.with_test(), front_mask(study))
     return best.sort_values(by="macs", kind="stable").reset_index(drop=True)
 
 
 def hypervolume(study: Study) -> float | None:
-    """Share in [0, 1] of the rectangle accuracy 0 to 1, MACs 0 to the limit, that the front dominates.
+    """Return the share in [0, 1] of the rectangle (accuracy 0 to 1, MACs 0 to the limit) that the front dominates.
 
-    None for a study without a MACs limit: nothing else gives a reference point that two studies share.
+    None for a study without a MACs limit, because only this limit is a reference point that studies have in common.
     """
     limit = study.limits.macs
     if not limit:
@@ -124,17 +127,17 @@ def hypervolume(study: Study) -> float | None:
 
 
 def objective_values(study: Study) -> npt.NDArray[np.float64]:
-    """The study's objectives of every point, [N, M], in their own units."""
+    """Return the objectives of every point, [N, M], in their own units."""
     return study.points[list(study.objectives)].to_numpy(np.float64)
 
 
 def _costs(values: Any, directions: Sequence[str]) -> npt.NDArray[np.float64]:
-    """`values` [N, M] as costs, all to be minimised. Raises ValueError on a wrong shape or direction."""
+    """Return `values` [N, M] as costs, all to be minimised; ValueError for a wrong shape or direction."""
     if unknown := set(directions) - set(SIGNS):
-        raise ValueError(f"direction {sorted(unknown)[0]!r}; allowed: max, min")
+        raise ValueError(f"direction {sorted(unknown)[0]!r}: expected max or min")
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         array = array.reshape(0, len(directions))
     if array.ndim != 2 or array.shape[1] != len(directions):
-        raise ValueError(f"values of shape {array.shape} do not fit {len(directions)} directions")
+        raise ValueError(f"values of shape {array.shape}: expected [N, {len(directions)}], one column per direction")
     return array * np.array([SIGNS[direction] for direction in directions])

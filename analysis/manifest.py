@@ -1,10 +1,10 @@
-"""`study.json`, the manifest of a study: what was asked, what it was resolved to, what was prepared, how far it is.
+"""`study.json`, the manifest of a study: the user's request, its resolved values, prepared data, and progress.
 
     manifest = read_manifest(Path("runs/my-study/study.json"))
     manifest.asked.n_trials, manifest.resolved.limits.macs, manifest.prepared.baseline, manifest.progress.status
 
-The file is one flat JSON object; each key belongs to one of the four parts below. Format 1 (no `format` key) lacks the
-keys that have a default here and is read as well. `tune/` writes the file, `analysis/` only reads it.
+The file is one flat JSON object; each key belongs to one of the four parts below. Format 1 (without a `format` key) can
+also be read: it lacks keys, for which the defaults below are used. `tune/` writes the file, `analysis/` only reads it.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _T = TypeVar("_T")
 
 
 class ResultsError(Exception):
-    """A study folder that cannot be read; the message names the file and the reason."""
+    """A study folder cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper limits of a deployed network; None where the study has no such limit."""
+    """Upper limits of a deployed network; None if the study has no such limit."""
 
     macs: float | None = None  # multiply-accumulate operations for 1 s of audio, batch 1
     bytes: float | None = None  # parameter memory at `precision`
@@ -39,7 +39,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data of a study, as the search saw it."""
+    """The data that a study's search used."""
 
     dataset_dir: str = ""
     subset: int | None = None  # per cent of the training data
@@ -48,7 +48,7 @@ class Dataset:
     n_classes: int | None = None
     holdout: str = ""  # how the validation part was chosen
     notes: tuple[str, ...] = ()
-    fingerprint: dict[str, Any] = field(default_factory=dict)  # of sound, labels and division; empty in format 1
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # hashes of sound, labels and division; empty in format 1
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Baseline:
 
     name: str = ""
     val_macro_avg_acc: float | None = None
-    test_macro_avg_acc: float | None = None  # None until the test split was opened
+    test_macro_avg_acc: float | None = None  # None until the test split is opened
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Teacher:
 
     name: str = ""
     val_macro_avg_acc: float | None = None
-    validation: str | None = None  # hash of the validation clips that it was selected on
+    validation: str | None = None  # hash of the validation clips on which it was selected
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user asked for."""
+    """The user's request."""
 
     name: str
     created: str = ""  # UTC
     command: str = ""
-    overrides: tuple[str, ...] = ()  # Hydra overrides as typed
+    overrides: tuple[str, ...] = ()  # Hydra overrides as entered
     num_samples: int | None = None  # configurations
     seeds_per_config: int = 1
     sampler: str = "tpe"
@@ -99,29 +99,29 @@ class Asked:
 
     @property
     def n_trials(self) -> int:
-        """Trials asked for: the configurations, each with its seeds, and the confirmations."""
+        """The requested number of trials: configurations times seeds, plus confirmations."""
         return (self.num_samples or 0) * self.seeds_per_config + len(self.confirmations)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What the request was resolved to when the study was started or resumed."""
+    """The values to which the request was resolved when the study was started or resumed."""
 
     folder: str = ""
     remote: str | None = None  # URI of a study in an object store
     space: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)  # flat TrialConfig that samples are laid over
+    config: dict[str, Any] = field(default_factory=dict)  # flat TrialConfig, which the sampled values override
     objectives: dict[str, str] = field(default_factory=dict)  # column of points.csv -> "max" or "min"
     limits: Limits = field(default_factory=Limits)
-    code: dict[str, str] = field(default_factory=dict)  # file -> hash; empty before journals existed
+    code: dict[str, str] = field(default_factory=dict)  # source file -> hash; empty in studies without a journal
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
     frontend: dict[str, Any] = field(default_factory=dict)
-    deployed_form: str = ""  # of the network that is measured
+    deployed_form: str = ""  # deployed form of the measured networks
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was made before the first trial and is shared by all trials."""
+    """Results made before the first trial and shared by all trials."""
 
     dataset: Dataset = field(default_factory=Dataset)
     baseline: Baseline | None = None
@@ -130,17 +130,17 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the study is, as its last driver wrote it; the journal is newer."""
+    """Progress of the study when its last driver wrote the manifest; the journal can be newer."""
 
     status: str = "new"
-    trials: dict[str, int] | None = None  # status -> trials, and "rejected" -> samples
+    trials: dict[str, int] | None = None  # status -> number of trials; "rejected" -> number of samples
     rejected_reasons: dict[str, int] = field(default_factory=dict)
     finished: str | None = None  # UTC
     wall_s: float = 0.0
     drivers: int = 0
     epochs_repeated: int = 0
     changes: tuple[Change, ...] = ()
-    test_opened: tuple[str, ...] = ()  # UTC, each time
+    test_opened: tuple[str, ...] = ()  # UTC times at which the test split was opened
 
 
 @dataclass(frozen=True)
@@ -153,25 +153,25 @@ class StudyManifest:
     progress: Progress = field(default_factory=Progress)
 
     def to_json(self) -> dict[str, Any]:
-        """The flat content of `study.json`."""
+        """Return the flat content of `study.json`."""
         parts = (getattr(self, part.name) for part in dataclasses.fields(self))
         flat = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
         return {"format": FORMAT, **json.loads(json.dumps(flat))}
 
     def changed(self, **values: Any) -> "StudyManifest":
-        """A copy with other values of the given keys, whichever part they belong to."""
+        """Return a copy with the given values; the part of each key is found automatically."""
         parts: dict[str, Any] = {}
         for part in dataclasses.fields(self):
             old = getattr(self, part.name)
             own = {f.name: values.pop(f.name) for f in dataclasses.fields(old) if f.name in values}
             parts[part.name] = dataclasses.replace(old, **own)
         if values:
-            raise TypeError(f"a study manifest has no key {sorted(values)[0]!r}")
+            raise TypeError(f"{sorted(values)[0]!r} is not a key of the study manifest")
         return StudyManifest(**parts)
 
 
 def read_manifest(file: Path) -> StudyManifest:
-    """The manifest in `file`; ResultsError names the file, the key and what was expected."""
+    """Return the manifest in `file`; ResultsError names the file, the key and the expected value."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -182,7 +182,7 @@ def read_manifest(file: Path) -> StudyManifest:
 
 
 def manifest_of(content: Any, file: Path | str) -> StudyManifest:
-    """The manifest of parsed JSON; `file` is named in errors."""
+    """Return the manifest in parsed JSON; error messages name `file`."""
     if not isinstance(content, dict):
         raise ResultsError(f"{file}: expected an object, found {type(content).__name__}")
     found = content.get("format", 1)
@@ -205,7 +205,7 @@ def manifest_of(content: Any, file: Path | str) -> StudyManifest:
 
 
 def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
-    """Return the dataclass `cls`, filled with its keys of `content`; null stands for a key's default."""
+    """Return an instance of the dataclass `cls` with its keys of `content`; null means the key's default."""
     hints = typing.get_type_hints(cls)
     values = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type] - cls is a dataclass
@@ -217,7 +217,7 @@ def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Return `value`, as JSON holds it, in the type `kind` of a field; ResultsError where it does not fit."""
+    """Return the JSON value `value` as the type `kind` of a field; ResultsError if the type does not match."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
@@ -232,7 +232,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         if isinstance(value, dict):
             return {k: _typed(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
     elif kind is float:
-        largest = sys.float_info.max  # JSON may hold larger whole numbers, and Infinity
+        largest = sys.float_info.max  # JSON may contain larger integers, and Infinity
         if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > largest:
             return value  # NaN included
     elif kind is Any or (isinstance(value, kind) and not (isinstance(value, bool) and kind is int)):
@@ -241,7 +241,7 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
 
 
 def _name(kind: Any) -> str:
-    """Return the name of a field's type, as an error message shows it."""
+    """Return the name of a field's type for error messages."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if typing.get_origin(kind) is tuple:
         return "a list"

@@ -3,8 +3,8 @@
     python -m analysis.paired analysis/studies/training/raw.csv --metric test_macro_avg_acc \\
         --pairs rep_kd:rep_ce,progressive:one_shot
 
-`raw.csv` has a row for each arm and seed. Both arms of a pair share a seed's division of the data, so differences are
-taken seed by seed (Student's t on them). A few seeds resolve large effects only; the interval says which.
+`raw.csv` has one row per arm and seed. Both arms of a pair use the same division of the data for a seed, so differences
+are computed per seed (with Student's t). With few seeds only large effects are significant; the interval shows which.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from analysis.replicates import interval
 
 
 class PairedError(ValueError):
-    """Rows that cannot be compared."""
+    """The rows cannot be compared."""
 
 
 def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """One row an arm: n, mean, standard deviation and confidence interval of the mean (Student's t)."""
+    """Return one row per arm: n, mean, standard deviation and confidence interval of the mean (Student's t)."""
     rows = []
     for arm, part in raw.groupby("arm", sort=False):
         values = part[metric].to_numpy(dtype=float)
@@ -33,21 +33,25 @@ def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -> dict[str, float | int | str]:
-    """`first` minus `second` over their common seeds: n, mean, interval and two-sided p of the paired t-test.
+    """Return `first` minus `second` over their common seeds: n, mean, interval and two-sided p of the paired t-test.
 
-    PairedError for an arm that is not there, a seed that is there twice, or fewer than two common seeds.
+    PairedError for an unknown arm, a repeated seed, or fewer than two common seeds.
     """
     series = []
     for arm in (first, second):
         part = raw[raw.arm == arm]
         if part.empty:
-            raise PairedError(f"no arm {arm!r}; the arms are {', '.join(raw.arm.unique())}")
+            raise PairedError(f"unknown arm {arm!r}: expected one of {', '.join(raw.arm.unique())}")
         if part.seed.duplicated().any():
-            raise PairedError(f"arm {arm!r} has seed {part.seed[part.seed.duplicated()].iloc[0]} twice")
+            raise PairedError(
+                f"arm {arm!r} has seed {part.seed[part.seed.duplicated()].iloc[0]} twice: expected one row per seed"
+            )
         series.append(part.set_index("seed")[metric].astype(float))
     difference = (series[0] - series[1]).dropna().to_numpy()
     if len(difference) < 2:
-        raise PairedError(f"{first} and {second} share {len(difference)} seed(s); a paired test needs two at least")
+        raise PairedError(
+            f"{first} and {second} have {len(difference)} common seed(s): a paired test needs at least two"
+        )
     result = stats.ttest_1samp(difference, 0)
     p = 1.0 if not difference.any() else float(result.pvalue)  # type: ignore[attr-defined]  # scipy's stubs lack it
     return {
@@ -60,18 +64,18 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit status 2 on bad input."""
+    """Run the command; return its exit status, which is 2 for invalid input."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("raw", type=Path)
-    p.add_argument("--metric", default="test_macro_avg_acc", help="a column that holds shares (default %(default)s)")
-    p.add_argument("--pairs", default="", help="first:second,... arms to compare seed by seed")
+    p.add_argument("raw", type=Path, help="csv file with the columns arm, seed and the metric")
+    p.add_argument("--metric", default="test_macro_avg_acc", help="column of shares in [0, 1] (default: %(default)s)")
+    p.add_argument("--pairs", default="", help="pairs of arms to compare per seed: first:second,...")
     options = p.parse_args(argv)
     console = Console()
     try:
         raw = pd.read_csv(options.raw)
         absent = {"arm", "seed", options.metric} - set(raw)
         if absent:
-            raise PairedError(f"{options.raw} has no column {sorted(absent)[0]!r}; its columns are {', '.join(raw)}")
+            raise PairedError(f"{options.raw} has no column {sorted(absent)[0]!r}; it has the columns {', '.join(raw)}")
         pairs = [pair.split(":") for pair in options.pairs.split(",") if pair]
         if any(len(pair) != 2 for pair in pairs):
             raise PairedError(f"--pairs {options.pairs}: expected first:second,first:second")

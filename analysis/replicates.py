@@ -1,11 +1,12 @@
 """Replicates: trials of one configuration with different seeds, summarised as means with confidence intervals.
 
-`points.csv` and `test.csv` have a row for each network of each trial; `config_id` names a configuration's first trial
-and `replicate` (0, 1, ...) which of its seeds a trial has. Files without these columns hold one seed each.
+`points.csv` and `test.csv` have one row per network of each trial. `config_id` is the name of a configuration's first
+trial, and `replicate` (0, 1, ...) is the number of a trial's seed. Files without these columns have one seed per
+configuration.
 
-A mean is over all replicates that measured a step, whatever became of their trials afterwards. Where early stopping
-ended the weaker seeds before a step, the mean of that step is too good: `sentences.warnings` counts such means.
-Intervals are Student's t at 95 % on the mean, and need two seeds at least.
+A mean is over all replicates that measured a step, even if their trials stopped, failed or crashed later. If early
+stopping ended the weaker seeds before a step, the mean of that step is too high; `sentences.warnings` counts these.
+Intervals are Student's t at 95 % on the mean, and need at least two seeds.
 """
 
 from collections import Counter
@@ -17,12 +18,12 @@ from scipy.special import stdtrit
 
 CONFIDENCE = 0.95
 ACCURACY = "val_macro_avg_acc"
-_FIXED = ("trial_id", "config_id", "replicate", "step", "status", "checkpoint", "feasible")  # no means of these
-_WHOLE = ("epochs", "macs", "params", "bytes_fp32", "bytes_fp16", "bytes_int8")
+_FIXED = ("trial_id", "config_id", "replicate", "step", "status", "checkpoint", "feasible")  # columns without means
+_INTEGER = ("epochs", "macs", "params", "bytes_fp32", "bytes_fp16", "bytes_int8")
 
 
 def interval(values: npt.ArrayLike) -> dict[str, float]:
-    """`sd` of single values, and `low` and `high` of the interval of their mean; NaN for fewer than two values."""
+    """Return `sd` of the values and the ends `low` and `high` of their mean's interval; NaN for fewer than two."""
     numbers = np.asarray(values, dtype=float)
     if len(numbers) < 2:
         return {"sd": np.nan, "low": np.nan, "high": np.nan}
@@ -32,31 +33,30 @@ def interval(values: npt.ArrayLike) -> dict[str, float]:
 
 
 def identified(raw: pd.DataFrame) -> pd.DataFrame:
-    """`raw` with the columns `config_id` and `replicate`, where a file has none: each trial is its configuration."""
+    """Return `raw` with `config_id` and `replicate`; if they are missing, each trial is its own configuration."""
     missing = {"config_id": raw["trial_id"], "replicate": 0}
     return raw.assign(**{column: value for column, value in missing.items() if column not in raw})
 
 
 def measured(points: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Return which rows [N] hold a measurement: a finite accuracy and finite MACs."""
+    """Return a mask [N] of the rows with a measurement: finite accuracy and finite MACs."""
     return np.isfinite(points[ACCURACY].to_numpy(float)) & np.isfinite(points["macs"].to_numpy(float))
 
 
 def replicated(raw: pd.DataFrame) -> bool:
-    """Return whether any configuration has a step that two of its replicates measured."""
+    """Return whether at least two replicates of any configuration measured the same step."""
     if "config_id" not in raw:
         return False
     return bool(_rows(raw, measured(raw)).duplicated(["config_id", "step"]).any())
 
 
 def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per configuration and step, named after the configuration's first trial: the means over the
-    `n_seeds` replicates that measured the step.
+    """Return one row per configuration and step: the means over the `n_seeds` replicates that measured the step.
 
-    Adds `n_seeds` and the accuracy's `_std`, `_low`, `_high` (clipped to [0, 1]). A mean is feasible if the network of
-    every seed is; its checkpoint is that of the first replicate that measured the step, and its status counts the
-    trials ("complete", or "2 complete, 1 stopped early"). A step that no replicate measured keeps the row of its
-    first replicate, with `n_seeds` 0.
+    `trial_id` is the name of the configuration's first trial. `n_seeds` and the accuracy's `_std`, `_low`, `_high`
+    (clipped to [0, 1]) are added. A mean is feasible if the networks of all seeds are. Its checkpoint is the one of the
+    first replicate that measured the step, and its status counts the trials ("complete", or "2 complete, 1 stopped
+    early"). A step that no replicate measured keeps the row of its first replicate, with `n_seeds` 0.
     """
     keys = ["config_id", "step"]
     rows = raw.assign(n_seeds=measured(raw).astype("int64")).sort_values("replicate", kind="stable")
@@ -68,8 +68,8 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
     means = _strict_means(groups, numeric)
     for column in numeric:
         values = means[column].reindex(made.index)
-        whole = column in _WHOLE and bool(np.isfinite(values.to_numpy(float)).all())
-        made[column] = values.round().astype("int64") if whole else values
+        integer = column in _INTEGER and bool(np.isfinite(values.to_numpy(float)).all())
+        made[column] = values.round().astype("int64") if integer else values
     made["feasible"] = groups["feasible"].all().reindex(made.index)
     merged = groups.agg({"n_seeds": "sum", "status": _count_statuses})
     made[["n_seeds", "status"]] = merged.reindex(made.index)
@@ -83,8 +83,10 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
-    """Return the test figures as one row per configuration and step: means over the seeds whose networks were measured
-    on test, with `test_n_seeds` and the accuracy's `_std`, `_low`, `_high`."""
+    """Return the test results, one row per configuration and step: means over the seeds that were measured on test.
+
+    `test_n_seeds` and the accuracy's `_std`, `_low`, `_high` are added.
+    """
     known = raw.loc[measured(raw), ["trial_id", "config_id", "step"]]
     names = [c for c in raw_test.columns if c.startswith("test_")]
     joined = raw_test[["trial_id", "step", *names]].merge(known, on=["trial_id", "step"])
@@ -96,17 +98,16 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:
-    """Return the measured networks in `raw` behind a point of the study: those of all seeds for a mean, its own for a
-    point of a study without replicates.
+    """Return the rows of `raw` that make up a point of the study: one per seed for a mean, else a single one.
 
-    `trial` is a point's `trial_id`, which for a mean is the configuration's first trial.
+    `trial` is the `trial_id` of the point, which for a mean is the configuration's first trial.
     """
     named = (raw["config_id"] == trial) | (raw["trial_id"] == trial)
     return _rows(raw, (named & (raw["step"] == step)).to_numpy(bool) & measured(raw))
 
 
 def _count_statuses(statuses: pd.Series) -> str:
-    """Return the status that all trials share, or how many have which."""
+    """Return the common status of all trials, or the number of trials per status."""
     counts = Counter(statuses)
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
@@ -116,13 +117,13 @@ def _rows(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
 
 
 def _strict_means(groups, columns: list[str]) -> pd.DataFrame:
-    """Means in which one value that is missing makes the mean missing."""
-    whole = groups[columns].count().eq(groups.size(), axis=0)
-    return groups[columns].mean().where(whole)
+    """Return means that are NaN if any of the values is missing."""
+    complete = groups[columns].count().eq(groups.size(), axis=0)
+    return groups[columns].mean().where(complete)
 
 
 def _spread(groups, column: str) -> pd.DataFrame:
-    """Standard deviation and the ends of the mean's interval, clipped to [0, 1]; NaN with one seed."""
+    """Return standard deviation and the ends of the mean's interval, clipped to [0, 1]; NaN with one seed."""
     mean, n = _strict_means(groups, [column])[column], groups.size()
     sd = groups[column].std(ddof=1).where(mean.notna())
     half = _t(n) * sd / np.sqrt(n)
@@ -131,5 +132,5 @@ def _spread(groups, column: str) -> pd.DataFrame:
 
 
 def _t(n):
-    """Student's t for the interval of a mean of n values; NaN for n = 1."""
+    """Return Student's t for the interval of a mean of n values; NaN for n = 1."""
     return stdtrit(np.where(np.asarray(n) > 1, np.asarray(n) - 1.0, np.nan), (1 + CONFIDENCE) / 2)

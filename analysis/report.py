@@ -1,8 +1,8 @@
-"""Report of one study: a table in the terminal, and front.csv, front.png and report.html in its folder.
+"""Report on one study: a table in the terminal, and front.csv, front.png and report.html in its folder.
 
     python analysis/report.py runs/my-study
 
-Reads result files only; may be run while the study is still running.
+The command only reads result files, so the study may still be running.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # started as a file: Python put analysis/ on the path, not the folder above it
+if __package__ in (None, ""):  # run as a file: sys.path has analysis/, but not its parent folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich import box
@@ -32,8 +32,8 @@ from data.files import fsync_file, replacing
 def write_report(study_dir: Path) -> dict[str, Path]:
     """Write front.csv, front.png and report.html into a study folder; return their paths by "csv", "png" and "html".
 
-    All three are on disk before the first replaces an earlier one, so ResultsError (a folder that cannot be read) or
-    OSError (a full disk) leaves the earlier report unchanged.
+    All three are on disk before any of them replaces an earlier one. So ResultsError (the folder cannot be read) or
+    OSError (the disk is full) leaves an earlier report unchanged.
     """
     study = load_study(study_dir)
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
@@ -42,7 +42,7 @@ def write_report(study_dir: Path) -> dict[str, Path]:
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
     paths = {key: study.path / name for key, (name, _) in makers.items()}
-    with ExitStack() as stack:  # at its end, each temporary file replaces the earlier one
+    with ExitStack() as stack:  # on exit, each temporary file replaces the earlier file
         for key, (_, make) in makers.items():
             temporary = stack.enter_context(replacing(paths[key]))
             temporary.write_bytes(make(study))
@@ -51,18 +51,18 @@ def write_report(study_dir: Path) -> dict[str, Path]:
 
 
 def front_csv(study: Study) -> bytes:
-    """The front as csv: every column of points.csv, and of test.csv where there is one, sorted by MACs."""
+    """Return the front as csv, sorted by MACs: all columns of points.csv, and of test.csv if it exists."""
     best = front.pareto_points(study)
-    whole = {
+    integers = {
         c: "Int64"
         for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "test_n_seeds")
         if c in best
     }
-    return best.astype(whole).to_csv(index=False, lineterminator="\n").encode()
+    return best.astype(integers).to_csv(index=False, lineterminator="\n").encode()
 
 
 def front_table(study: Study) -> Table:
-    """The front for the terminal, one row a point, by MACs; baseline and trial counts stand beneath."""
+    """Return the front as a terminal table: one row per point, sorted by MACs; facts and warnings below it."""
     best = front.pareto_points(study)
     config = summary.short_config(best)
     table = Table(
@@ -73,23 +73,25 @@ def front_table(study: Study) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.expand = best.empty  # or the sentences beneath would be as narrow as the bare headers
+    table.expand = best.empty  # otherwise the sentences below would be as narrow as the headers
     table.add_column("trial", no_wrap=True)
     for head in _figures(study, {}):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("configuration", min_width=20, overflow="fold")  # wraps at 80 characters
+    table.add_column("configuration", min_width=20, overflow="fold")  # wraps in a terminal of 80 columns
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
         settings = ", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())
         table.add_row(escape(point["trial_id"]), *_figures(study, point).values(), escape(settings))
     facts = [f"{term}: {fact}" for term, fact in sentences.facts(study).items()]
-    beneath = [sentences.headline(study), *facts, *sentences.warnings(study)]
-    table.caption = Text("\n".join(beneath), style="not italic not dim")
+    caption = [sentences.headline(study), *facts, *sentences.warnings(study)]
+    table.caption = Text("\n".join(caption), style="not italic not dim")
     return table
 
 
 def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
-    """Header to text of a point's figures; of an empty point, dashes. Intervals take the place of what a narrow
-    terminal can spare."""
+    """Return header -> text for the values of `point`; an empty `point` gives dashes.
+
+    In a study with replicates, intervals replace the less important columns, so that the table fits a narrow terminal.
+    """
     tested, replicated = study.test is not None, study.replicated
     shown = {"step": str(point.get("step"))}
     shown |= {"seeds": str(point.get("n_seeds"))} if replicated else {}
@@ -104,7 +106,7 @@ def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def print_front(study: Study) -> None:
-    """Print the front's table to stdout, unbroken where stdout is a file or a pipe."""
+    """Print the front's table to stdout, at least 160 columns wide if stdout is a file or a pipe."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))
@@ -113,7 +115,7 @@ def print_front(study: Study) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write a study's report and print its Pareto front.")
-    parser.add_argument("study_dir", type=Path, help="a study folder: study.json, points.csv, perhaps test.csv")
+    parser.add_argument("study_dir", type=Path, help="study folder with study.json and points.csv")
     study_dir = parser.parse_args(arguments).study_dir
     try:
         paths = write_report(study_dir)

@@ -1,7 +1,7 @@
-"""Read one study folder: `study.json`, `points.csv` and, once the test split was opened, `test.csv`.
+"""Read one study folder: `study.json`, `points.csv` and, after the test split was opened, `test.csv`.
 
-A study folder is written by `tune/`; everything in `analysis/` starts from the `Study` returned here and
-parses no log. A file that is missing, cut off or inconsistent raises `ResultsError`, naming file and reason.
+A study folder is written by `tune/`. All code in `analysis/` works on the `Study` returned here and never reads the
+journal. A missing, truncated or inconsistent file raises `ResultsError`, which names the file and the reason.
 """
 
 import csv
@@ -21,23 +21,23 @@ from analysis.manifest import Limits, ResultsError, StudyManifest, read_manifest
 STATUSES = (
     "complete",
     "stopped early",
-    "failed",  # for a reason in the configuration, such as a loss that is not finite
-    "crashed",  # for a reason outside the configuration; a resume tries the trial again
+    "failed",  # because of the configuration, e.g. the loss is not finite
+    "crashed",  # for a reason outside the configuration; a resume retries the trial
     "running",
 )
 TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
 POINT_COLUMNS = (
     "trial_id",
-    "step",  # prune steps done, 0 = dense
+    "step",  # number of prune steps, 0 = dense
     "val_macro_avg_acc",  # share in [0, 1]
     "macs",
     "params",
     "bytes_fp32",
     "bytes_fp16",
     "bytes_int8",
-    "sparsity",  # share of the dense parameters removed
+    "sparsity",  # share of the dense network's parameters that were removed
     "feasible",  # within the study's limits
-    "status",  # of the trial; a point is a candidate of the front whatever it is
+    "status",  # status of the trial; the front may contain points of trials with any status
 )
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
 REMEDY = "the command that started the study, with --resume, writes points.csv again from the journal"
@@ -47,7 +47,7 @@ REMEDY = "the command that started the study, with --resume, writes points.csv a
 class Study:
     """The result files of one study.
 
-    `raw` has one row per measured network (a trial with R prune steps has R + 1 when it is complete), `raw_test` one
+    `raw` has one row per measured network (a complete trial with R prune steps has R + 1 rows). `raw_test` has one row
     per network that was measured on the test split; it is None while that split is closed.
     """
 
@@ -64,12 +64,12 @@ class Study:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The points of the study, one row each: the networks, or means over seeds where there are replicates."""
+        """The points of the study, one per row: the networks, or means over seeds if there are replicates."""
         return replicates.mean_points(self.raw) if self.replicated else self.raw
 
     @cached_property
     def test(self) -> pd.DataFrame | None:
-        """Test figures of points: `raw_test`, or means over seeds."""
+        """Test results of the points: `raw_test`, or means over seeds if there are replicates."""
         if self.raw_test is None or not self.replicated:
             return self.raw_test
         return replicates.mean_tests(self.raw, self.raw_test)
@@ -80,13 +80,13 @@ class Study:
 
     @property
     def objectives(self) -> dict[str, str]:
-        """Column of `points` to its direction, "max" or "min"; "bytes" means at the study's precision."""
+        """Column of `points` -> direction ("max" or "min"); "bytes" is the column at the study's precision."""
         declared = self.manifest.resolved.objectives
-        return {self.bytes_column if key == "bytes" else key: way for key, way in declared.items()}
+        return {self.bytes_column if key == "bytes" else key: direction for key, direction in declared.items()}
 
     @property
     def precision(self) -> str:
-        """The precision at which the bytes limit holds; fp32 where a study has no such limit."""
+        """The precision of the limit on bytes; fp32 if the study has no such limit."""
         return self.limits.precision
 
     @property
@@ -95,15 +95,15 @@ class Study:
 
     @property
     def limits(self) -> Limits:
-        """The limits that a feasible network keeps."""
+        """The limits that a feasible network does not exceed."""
         return self.manifest.resolved.limits
 
     def prefixed(self, prefix: str) -> list[str]:
-        """Columns of `points` under "val_acc/", "val_device_acc/" or "config/", in the file's order."""
+        """Return the columns of `points` that start with `prefix`, e.g. "val_acc/", in the order of the file."""
         return [column for column in self.points.columns if column.startswith(prefix)]
 
     def with_test(self) -> pd.DataFrame:
-        """The points joined with their test columns (NaN for a point that was not chosen for it)."""
+        """Return the points with their test columns (NaN for a point that was not measured on test)."""
         if self.test is None:
             return self.points.copy()
         kept = ["trial_id", "step", *(c for c in self.test.columns if c.startswith("test_"))]
@@ -111,11 +111,11 @@ class Study:
 
 
 def load_study(path: Path | str, points_text: str | None = None) -> Study:
-    """Read and check a study folder; `points_text`, where it is given, takes the place of points.csv.
+    """Read and check a study folder; `points_text`, if given, is used instead of points.csv.
 
-    Without points.csv the table is empty, and `points_missing` tells whether the file was lost or nothing has been
-    measured yet. Raises ResultsError for a folder without `study.json`, a key that it lacks, a file that is cut off, a
-    value outside its range, a `feasible` that contradicts the limits, or a test row whose point was never measured.
+    Without points.csv the table is empty, and `points_missing` is True if the file was lost, False if nothing has been
+    measured yet. ResultsError for a folder without `study.json`, a missing key, a truncated file, a value outside its
+    range, a `feasible` that contradicts the limits, or a test row without a measured point.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -142,19 +142,19 @@ def load_study(path: Path | str, points_text: str | None = None) -> Study:
         known = set(zip(points["trial_id"], points["step"], strict=True))
         for point in zip(test["trial_id"], test["step"], strict=True):
             if point not in known:
-                raise ResultsError(f"{test_file}: trial {point[0]} step {point[1]} is not in points.csv")
+                raise ResultsError(f"{test_file}: trial {point[0]} step {point[1]} is not in points.csv; {REMEDY}")
     return study
 
 
 def take(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
-    """The rows of `frame` where `mask` [N] holds, as a frame (`frame[mask]` may be a series to pyright)."""
+    """Return the rows of `frame` where `mask` [N] is True (for pyright, `frame[mask]` may be a series)."""
     return frame.take(np.flatnonzero(mask))
 
 
 def points_table(text: str, file: Path) -> pd.DataFrame:
     """Return the table of points in `text`, the content of a points.csv, with `config_id` and `replicate`.
 
-    Raises ResultsError, which names `file`, where a row is not complete or a value has the wrong type.
+    ResultsError, which names `file`, if a row is incomplete or a value has the wrong type.
     """
     return replicates.identified(_table(text, file, POINT_COLUMNS))
 
@@ -167,9 +167,9 @@ def _read_text(file: Path) -> str:
 
 
 def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    """Return the table of a csv file whose every row is complete.
+    """Return the table of a csv file; ResultsError if a row is incomplete.
 
-    pandas alone would fill a row that was cut off with NaN, and would read the trial id 12e4 as a number.
+    pandas alone would fill a truncated row with NaN, and would read the trial id 12e4 as a number.
     """
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -198,7 +198,7 @@ def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
-    """Return a column in its own type; an empty cell is NaN. Configurations may be numbers or words."""
+    """Return a column with its data type; an empty cell is NaN. Configuration values may be numbers or text."""
     if column in TEXT_COLUMNS:
         return pd.Series(texts, dtype=str)
     if column == "feasible":
@@ -209,9 +209,9 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
         try:
             numbers = pd.Series(texts, dtype=object).astype("int64")
         except OverflowError:
-            raise ResultsError(f"{file}: column {column} holds a number above 2**63 - 1") from None
+            raise ResultsError(f"{file}: column {column} holds a number above the largest allowed, 2**63 - 1") from None
     elif column in ("step", "replicate"):
-        raise ResultsError(f"{file}: column {column}: whole numbers are expected")
+        raise ResultsError(f"{file}: column {column}: expected integers")
     else:
         try:
             numbers = pd.Series([float(text) if text else math.nan for text in texts], dtype=float)
@@ -232,24 +232,24 @@ def _check_shares(frame: pd.DataFrame, file: Path) -> None:
         if column == "sparsity" or column.split("/")[0].endswith("_acc"):
             values = frame[column].to_numpy(float)
             if ((values < 0) | (values > 1)).any():
-                raise ResultsError(f"{file}: column {column} leaves [0, 1]; a share is expected, not per cent")
+                raise ResultsError(f"{file}: column {column} has values outside [0, 1]: expected shares, not per cent")
 
 
 def _check_points(study: Study, file: Path) -> None:
     if absent := [column for column in study.objectives if column not in study.raw.columns]:
-        raise ResultsError(f"{file}: objective(s) {', '.join(absent)} of study.json are not columns here")
+        raise ResultsError(f"{file}: missing column(s) {', '.join(absent)}, which are objectives in study.json")
     _check_shares(study.raw, file)
     one = study.raw.drop_duplicates("trial_id")
     for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):
         name = f"replicate {trial['replicate']} of configuration {trial['config_id']}"
-        raise ResultsError(f"{file}: {name} is more than one trial")
+        raise ResultsError(f"{file}: {name} is more than one trial; expected one; {REMEDY}")
     limits = {"macs": study.limits.macs, study.bytes_column: study.limits.bytes}
     for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"
         if point["status"] not in STATUSES:
             raise ResultsError(f"{label}: status {point['status']!r}; allowed: {', '.join(STATUSES)}")
         if point["macs"] <= 0:
-            raise ResultsError(f"{label}: macs is {point['macs']}; a positive count is expected")
+            raise ResultsError(f"{label}: macs is {point['macs']}; expected a number above 0")
         for column, limit in limits.items():
             if limit is not None and point["feasible"] and point[column] > limit:
                 raise ResultsError(f"{label} is marked feasible, but its {column} exceeds the limit {limit}")

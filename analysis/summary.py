@@ -1,6 +1,6 @@
-"""Numbers and names of a study as a reader meets them: roles, standard errors, short texts.
+"""Values of a study as they are displayed: roles of points, standard errors, short texts.
 
-Shared by the terminal table, the figures and the page; the sentences are in sentences.py.
+The terminal table, the figures and the page use them; the sentences are in page/sentences.py.
 """
 
 import math
@@ -15,8 +15,8 @@ import pandas as pd
 from analysis import front, replicates
 from analysis.results import Study
 
-DASH = "\N{EN DASH}"  # a value that is not there
-KEYS = {  # last part of a config key -> its short name, in the order of the table
+DASH = "\N{EN DASH}"  # shown for a missing value
+KEYS = {  # last part of a configuration key -> its short name, in the order of the table's columns
     "kd_alpha": "alpha",
     "kd_temp": "T",
     "lr": "lr",
@@ -39,7 +39,7 @@ def thousands(count: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A sampled hyper-parameter, short: 0.00213, 32, 3x3+1x1, 0.3/0.2; a dash where it was not sampled."""
+    """Return a sampled hyper-parameter as short text: 0.00213, 32, 3x3+1x1, 0.3/0.2; a dash if it is missing."""
     if absent(value):
         return DASH
     if isinstance(value, float | np.floating):
@@ -50,7 +50,7 @@ def value_text(value: Any) -> str:
     items = re.findall(r"[^\s,'\"\[\]()]+", text)
     if items and all(re.fullmatch(r"[-+.\de]+", item) for item in items):
         return "/".join(f"{float(item):.3g}" for item in items)
-    return (" / " if "+" in text else "+").join(items) or "none"  # sets of branches, one a stage, have a + themselves
+    return (" / " if "+" in text else "+").join(items) or "none"  # sets of branches, one per stage, contain a +
 
 
 def absent(value: Any) -> bool:
@@ -58,14 +58,16 @@ def absent(value: Any) -> bool:
 
 
 def standard_error(accuracy: Any, clips: int | None) -> npt.NDArray[np.float64]:
-    """Binomial standard error sqrt(p (1 - p) / n) of accuracies [...] (shares) on n clips; NaN without n."""
+    """Return the binomial standard error sqrt(p (1 - p) / n) of accuracies (shares) on n clips; NaN without n."""
     share = np.asarray(accuracy, dtype=np.float64)
     return np.sqrt(share * (1 - share) / (clips or math.nan))
 
 
 def error_bars(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Ends [2, N] of the error bars of `points`, as shares: the interval of a mean over seeds, or one binomial
-    standard error around a single run; NaN where it cannot be said."""
+    """Return the ends [2, N] of the error bars of `points`, as shares; NaN if unknown.
+
+    They are the interval of a mean over seeds, or one binomial standard error around a single run.
+    """
     if study.replicated:
         return points[["val_macro_avg_acc_low", "val_macro_avg_acc_high"]].to_numpy(float).T
     accuracy = points["val_macro_avg_acc"].to_numpy(float)
@@ -74,7 +76,7 @@ def error_bars(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def span(point: Mapping[Any, Any], column: str = "val_macro_avg_acc") -> str:
-    """The interval of a point's mean in per cent; a dash for a single seed."""
+    """Return the interval of a point's mean in per cent; a dash for a single seed."""
     low, high = point.get(f"{column}_low"), point.get(f"{column}_high")
     return DASH if absent(low) else f"{percent(low)}{DASH}{percent(high)}"
 
@@ -84,7 +86,7 @@ def validation_clips(study: Study) -> int | None:
 
 
 def baseline(study: Study) -> tuple[str, float, float | None] | None:
-    """Name, validation accuracy and, where measured, test accuracy (shares) of the study's baseline."""
+    """Return name, validation accuracy and (if measured) test accuracy of the study's baseline, as shares."""
     found = study.manifest.prepared.baseline
     if found is None or found.val_macro_avg_acc is None or absent(found.val_macro_avg_acc):
         return None
@@ -93,8 +95,11 @@ def baseline(study: Study) -> tuple[str, float, float | None] | None:
 
 
 def roles(study: Study) -> npt.NDArray[np.str_]:
-    """Return the role of each point, [N]: front, dominated, single (one seed in a study with replicates), infeasible,
-    or unmeasured (the accuracy, the MACs or an objective is not finite; not drawn)."""
+    """Return the role of each point, [N]: front, dominated, single, infeasible or unmeasured.
+
+    `single` means one seed in a study with replicates. `unmeasured` means that accuracy, MACs or an objective is not
+    finite; such points are not drawn.
+    """
     points = study.points
     finite = replicates.measured(points) & np.isfinite(front.objective_values(study)).all(axis=1)
     single = (points["n_seeds"] == 1).to_numpy(bool) if study.replicated else np.zeros(len(points), dtype=bool)
@@ -108,7 +113,7 @@ def roles(study: Study) -> npt.NDArray[np.str_]:
 
 
 def trial_counts(study: Study) -> tuple[dict[str, int], int]:
-    """Trials that were trained, by status, from the manifest or else from the points; and points measured."""
+    """Return status -> number of trained trials (from the manifest, or else from the points), and measured points."""
     counts = study.manifest.progress.trials
     if counts is None:
         by_trial = dict(zip(study.raw["trial_id"], study.raw["status"], strict=True))
@@ -118,14 +123,14 @@ def trial_counts(study: Study) -> tuple[dict[str, int], int]:
 
 
 def short_config(points: pd.DataFrame) -> pd.DataFrame:
-    """The config columns of `points` as short texts under short names; all prune ratios in one."""
+    """Return the configuration columns of `points` as short texts with short names; all prune ratios in one column."""
     columns = [str(column) for column in points.columns if str(column).startswith("config/")]
     ratios = [column for column in columns if column.startswith("config/prune.") and "ratio" in column]
     others = [column.removeprefix("config/") for column in columns if column not in ratios]
     tails = [key.rsplit(".", 1)[-1] for key in others]
     named: dict[str, list[str]] = {}
     for key, tail in zip(others, tails, strict=True):
-        clear = tails.count(tail) == 1 or key == f"train.{tail}"  # of train.lr and prune.lr, lr is the first
+        clear = tails.count(tail) == 1 or key == f"train.{tail}"  # `lr` is train.lr, not prune.lr
         named[KEYS.get(tail, tail) if clear else key] = [f"config/{key}"]
     order = list(KEYS.values())
     names = sorted(named, key=lambda name: order.index(name) if name in order else len(order))

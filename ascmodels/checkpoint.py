@@ -1,6 +1,6 @@
-"""Checkpoints that carry their architecture: `student.json` (what it is) beside `weights.safetensors` (what it learnt).
+"""Checkpoints that carry their architecture: `student.json` (the architecture) and `weights.safetensors` (the weights).
 
-Nothing pickled is ever loaded. A folder is replaced by a rename (`data.files`), so a reader never sees a partial one.
+Pickled objects are never loaded. A folder is replaced by a rename (`data.files`), so a reader never sees a partial one.
 """
 
 import json
@@ -20,11 +20,11 @@ FORMAT = 1
 
 
 class CheckpointError(SealError):
-    """A checkpoint is missing, damaged or of another architecture."""
+    """A checkpoint is missing or damaged, or has another architecture than expected."""
 
 
 def describe(student: Student) -> dict[str, Any]:
-    """The architecture as plain JSON values."""
+    """Return the architecture of `student` as plain JSON values."""
     return {
         "format": FORMAT,
         "family": student.config.name,
@@ -36,10 +36,12 @@ def describe(student: Student) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any]) -> Student:
-    """A student of the described architecture with fresh weights."""
+    """Return a student of the described architecture with newly initialised weights."""
     try:
         if description["format"] != FORMAT:
-            raise CheckpointError(f"checkpoint format {description['format']}: this version reads format {FORMAT}")
+            raise CheckpointError(
+                f"checkpoint format {description['format']}: expected {FORMAT}, the one of this version"
+            )
         return build_student(
             StudentConfig(**description["config"]),
             description["n_classes"],
@@ -53,9 +55,9 @@ def build(description: Mapping[str, Any]) -> Student:
 
 
 def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> None:
-    """Replace `folder` by a checkpoint of `student`, which is on disk when this returns.
+    """Replace `folder` by a checkpoint of `student`; it is on disk when this function returns.
 
-    `extra` holds the class names, front-end and measured figures.
+    `extra` holds the class names, the front-end and the measured values.
     """
 
     def write(temporary: Path) -> None:
@@ -68,11 +70,11 @@ def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> No
 
 
 def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[Student, dict[str, Any]]:
-    """The student of `folder` and its `extra`. With `expected`, CheckpointError unless the topology is that one."""
+    """Return the student in `folder` and its `extra`; CheckpointError if its topology differs from `expected`."""
     folder = Path(folder)
     try:
         description = json.loads((folder / "student.json").read_text())
-        with torch.random.fork_rng(devices=[]):  # the fresh weights that are overwritten here
+        with torch.random.fork_rng(devices=[]):  # the new random weights are overwritten below
             student = build(description)
         if expected is not None:
             check_same_architecture(student.config, expected, folder)
@@ -87,18 +89,21 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
 
 
 def check_same_architecture(found: StudentConfig, expected: StudentConfig, where: Path | str) -> None:
-    """CheckpointError naming every field that differs."""
+    """Raise CheckpointError, which names every field that differs, if the two topologies are not equal."""
     old, new = asdict(found), asdict(expected)
     different = [f"{k}: {old[k]} in the checkpoint, {new[k]} expected" for k in old if old[k] != new[k]]
     if different:
-        raise CheckpointError(f"{where} holds another architecture ({'; '.join(different)})")
+        raise CheckpointError(
+            f"{where} holds another architecture ({'; '.join(different)}): set these options to the checkpoint's "
+            "values, or use another checkpoint"
+        )
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """A `torch.save` file of tensors and plain values, never of code (`weights_only=True`)."""
+    """Return the content of a `torch.save` file of tensors and plain values; code is never loaded."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing") from error
-    except Exception as error:  # torch raises many kinds for a damaged file; each means the same here
+    except Exception as error:  # torch raises many error types for a damaged file; all mean the same
         raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error

@@ -1,10 +1,10 @@
-"""A trained student as files that run without this project: `torch.export` programs and ONNX, each checked.
+"""Export of a trained student to files that run without this project: `torch.export` programs and ONNX.
 
     program = export_program(student, (n_mels, frames))      # features [B, 1, F, T] to logits [B, n_classes], any B
     save_onnx(program, path, {"classes": ..., "frontend": ...})
     logits = Runner(path)(features)                          # onnxruntime
 
-What is written is loaded again and compared with the eager network; ExportError when it computes something else.
+Each written file can be loaded again and compared with the eager network; ExportError if the logits differ.
 """
 
 import json
@@ -22,29 +22,29 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 OPSET = 20
-TOLERANCE = 1e-4  # largest difference to the eager network, as a share of its largest logit (1 at least)
+TOLERANCE = 1e-4  # largest allowed difference to the eager network, relative to its largest logit (at least 1)
 INPUT, OUTPUT = "features", "logits"
-# torch 2.11's ONNX exporter fails on `1 - parameter`; this is equal, bit for bit
+# torch 2.11's ONNX exporter fails on `1 - parameter`; this form gives the same values, bit for bit
 _REWRITTEN = {torch.ops.aten.rsub.Scalar: lambda x, other: torch.neg(x) + other}
 Network = Callable[[np.ndarray], np.ndarray]  # features [B, 1, F, T] to logits [B, C]
 
 
 class ExportError(ValueError):
-    """A network that cannot be deployed: it computes something else, or nothing finite, in its new form."""
+    """The network cannot be exported, or its exported form gives other logits or logits that are not finite."""
 
 
 def export_program(network: nn.Module, shape: tuple[int, ...]) -> ExportedProgram:
-    """`network` for inputs `[B, *shape]` of any B as a `torch.export` program."""
+    """Return `network` as a `torch.export` program for inputs `[B, *shape]` of any batch size B."""
     example = torch.zeros(2, *shape, device=next(network.parameters()).device)
     try:
         return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: Dim("batch")},))
-    except Exception as error:  # torch raises many kinds for what it cannot trace; each means the same here
+    except Exception as error:  # torch raises many error types when tracing fails; all mean the same here
         first = str(error).strip().splitlines()[0]
         raise ExportError(f"{type(network).__name__} cannot be exported by torch.export: {first}") from error
 
 
 def save_program(program: ExportedProgram, path: Path) -> Network:
-    """Write `program` and return what was read back."""
+    """Write `program` to `path`, load it again, and return the loaded network."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found|The given buffer is not writable")
         torch.export.save(program, path)
@@ -58,7 +58,7 @@ def save_program(program: ExportedProgram, path: Path) -> Network:
 
 
 def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write `program` as ONNX, batch normalisation folded, with `metadata` as JSON values in `metadata_props`."""
+    """Write `program` as ONNX with batch normalisation folded; `metadata_props` holds `metadata` as JSON values."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
         try:
@@ -71,33 +71,37 @@ def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any])
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
-            raise ExportError(f"not expressible in ONNX opset {OPSET}: {str(error).strip().splitlines()[0]}") from error
+            first = str(error).strip().splitlines()[0]
+            raise ExportError(f"the network cannot be expressed in ONNX opset {OPSET}: {first}") from error
     assert exported is not None
     model = exported.model_proto
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    # the exporter's notes hold the paths of this machine
+    # the exporter's notes contain file paths of this machine
     for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer, model.graph):
         del part.metadata_props[:]
     write_onnx(model, path, metadata)
 
 
 def write_onnx(model: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write a model with `metadata`, after onnx's own check."""
+    """Check `model` with onnx's checker and write it to `path` with `metadata` as JSON values."""
     helper.set_model_props(model, {key: json.dumps(value) for key, value in metadata.items()})
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What `write_onnx` was told: class names, front-end, form."""
+    """Return the metadata that `write_onnx` stored: class names, front-end, deployed form."""
     return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
 
 
 def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
-    """The ONNX model of `source` with its parameters in float16, cast to float32 when it is loaded (arithmetic stays
-    float32); the bytes that the parameters take. ExportError for a parameter beyond float16's range."""
+    """Write the ONNX model of `source` to `target` with float16 parameters; return the bytes that these take.
+
+    The parameters are cast to float32 when the model is loaded, so the arithmetic stays float32. ExportError for a
+    parameter outside float16's range.
+    """
     model = onnx.load(source)
     casts, size = [], 0
     for tensor in list(model.graph.initializer):
@@ -106,7 +110,10 @@ def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
         with np.errstate(over="ignore"):
             half = numpy_helper.to_array(tensor).astype(np.float16)
         if not np.isfinite(half).all():
-            raise ExportError(f"parameter {tensor.name} of {source.name} is beyond float16's range")
+            raise ExportError(
+                f"parameter {tensor.name} of {source.name} is outside float16's range (65504): deploy this network in "
+                "fp32 or int8"
+            )
         size += half.nbytes
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}_half"))
@@ -118,13 +125,13 @@ def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
 
 
 def parameter_bytes(path: Path) -> int:
-    """What the floating-point parameters of an ONNX model take, batch normalisation folded."""
+    """Return the bytes that the float32 parameters of an ONNX model take, with batch normalisation folded."""
     tensors = onnx.load(path).graph.initializer
     return sum(numpy_helper.to_array(t).nbytes for t in tensors if t.data_type == TensorProto.FLOAT)
 
 
 class Runner:
-    """An ONNX file in onnxruntime, on the CPU."""
+    """Runs an ONNX file in onnxruntime on the CPU."""
 
     def __init__(self, path: Path, threads: int = 1):
         options = onnxruntime.SessionOptions()
@@ -136,17 +143,20 @@ class Runner:
 
 
 def largest_difference(what: str, found: np.ndarray, eager: np.ndarray) -> float:
-    """Largest absolute difference of two sets of logits; ExportError when either is not finite."""
+    """Return the largest absolute difference of two sets of logits; ExportError if one of them is not finite."""
     for name, values in (("the network", eager), (what, found)):
         if not np.isfinite(values).all():
-            raise ExportError(f"{name} gives logits that are not finite: it is damaged or has diverged")
+            raise ExportError(f"{name} gives logits that are not finite: its weights are damaged or have diverged")
     return float(np.abs(found - eager).max())
 
 
 def check_equal(what: str, found: np.ndarray, eager: np.ndarray) -> float:
-    """`largest_difference`; ExportError above TOLERANCE."""
+    """Return `largest_difference`; ExportError if it is above TOLERANCE."""
     difference = largest_difference(what, found, eager)
     allowed = TOLERANCE * max(1.0, float(np.abs(eager).max()))
     if difference > allowed:
-        raise ExportError(f"{what} differs from the eager network by {difference:.2g}, more than {allowed:.2g}")
+        raise ExportError(
+            f"{what} differs from the eager network by {difference:.2g}; expected at most {allowed:.2g}: "
+            "do not deploy it"
+        )
     return difference

@@ -1,10 +1,10 @@
-"""NeSsi: multiply-accumulates, parameters and bytes of a network, by the convention of the DCASE challenge.
+"""NeSsi: multiply-accumulate operations (MACs), parameters and bytes of a network, by the DCASE convention.
 
     macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))
 
-The count is torchinfo's: a convolution costs its weights and biases once for each output position, batch normalisation
-and adaptive residual normalisation 2 per channel, activations, pooling, means and sums nothing. Measure the deployed
-graph: fused, pruned, 1 s, batch 1, float32.
+The count is torchinfo's. A convolution costs its weights and biases once for each output position. Batch normalisation
+and adaptive residual normalisation cost 2 MACs per channel. Activations, pooling, means and sums cost nothing. Measure
+the deployed graph: fused, pruned, 1 s of audio, batch size 1, float32.
 """
 
 from collections.abc import Mapping
@@ -33,16 +33,16 @@ _FREE = (
 
 
 class UncountableError(ValueError):
-    """The network holds work that the convention does not count; a budget built on the number would be wrong."""
+    """The network contains operations that the convention does not count, so its number of MACs would be wrong."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a deployed network may cost; the defaults are DCASE 2024 Task 1's."""
+    """Upper limits on the cost of a deployed network; the defaults are those of DCASE 2024 Task 1."""
 
-    macs: float = 30_000_000  # for 1 s of audio, batch 1
-    bytes: float = 128_000  # parameter memory
-    precision: str = "fp16"  # of the deployed parameters: fp32, fp16 or int8
+    macs: float = 30_000_000  # most MACs that a deployed network may use for 1 s of audio (above 0)
+    bytes: float = 128_000  # most bytes that the parameters of a deployed network may take (above 0)
+    precision: str = "fp16"  # precision of the deployed parameters: fp32, fp16 or int8
 
     def __post_init__(self):
         if self.precision not in BYTES_PER_PARAMETER:
@@ -53,25 +53,26 @@ class Limits:
                 raise ValueError(f"limits.{name}={getattr(self, name)}: expected a number above 0")
 
     def allow(self, macs: int, params: int) -> bool:
+        """Return whether a network of this size is within both limits."""
         return macs <= self.macs and size_bytes(params, self.precision) <= self.bytes
 
 
 def size_bytes(params: int, precision: str) -> int:
-    """Parameter memory in bytes at `fp32`, `fp16` or `int8`."""
+    """Return the parameter memory in bytes at `precision` (`fp32`, `fp16` or `int8`)."""
     return params * BYTES_PER_PARAMETER[precision]
 
 
 def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
-    """(MACs, parameters) of `model` for one input of `input_size`, e.g. (1, 1, 256, 65).
+    """Return (MACs, parameters) of `model` for one input of `input_size`, e.g. (1, 1, 256, 65).
 
     Raises UncountableError for a layer outside the convention, for unfused RepConv branches, for parameters that are
-    not float32 (torchinfo miscounts half precision) and for operations hidden in a `forward` (attention, say): the
-    convolutions and products that PyTorch really runs must be those of the layers counted.
+    not float32 (torchinfo miscounts half precision), and for operations hidden in a `forward` (e.g. attention): the
+    convolutions and matrix products that PyTorch runs must be those of the counted layers.
     """
     _check_layers(model)
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise UncountableError(f"{type(model).__name__} has no parameters: nothing to measure")
+        raise UncountableError(f"{type(model).__name__} has no parameters: expected a network with layers to measure")
     training = model.training
     x = torch.zeros(input_size, device=parameter.device)
     try:
@@ -85,18 +86,24 @@ def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, 
         model.train(training)
     hidden = counter.get_total_flops() // 2 - _product_macs(summary)
     if hidden:
-        raise UncountableError(f"{type(model).__name__} runs {hidden:,} MACs outside its layers: not countable")
+        raise UncountableError(
+            f"{type(model).__name__} runs {hidden:,} MACs outside its layers, which NeSsi cannot count: "
+            "expected convolutions and linear layers only"
+        )
     return int(summary.total_mult_adds), int(summary.total_params)
 
 
 def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:
-    """(MACs, parameters) of a student as deployed: its RepConv branches fused, input [1, 1, n_mels, frames]."""
+    """Return (MACs, parameters) of a student in its deployed form: branches fused, input [1, 1, n_mels, frames]."""
     return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
 
 
 def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Fraction]:
-    """MACs for each parameter of each layer, for one input of `input_size`: of a convolution, the positions of its
-    output. Kernels, strides and the input decide it, the number of channels does not."""
+    """Return layer name -> MACs per parameter, for one input of `input_size`.
+
+    For a convolution this is the number of its output positions. It depends on kernels, strides and the input size, but
+    not on the number of channels.
+    """
     expected = get_torch_size(model, input_size)
     names = {module: name for name, module in model.named_modules()}
     with torch.no_grad():
@@ -105,13 +112,18 @@ def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Frac
     rates = {names[module]: Fraction(macs, _own_parameters(module)) for macs, module in layers}
     found = size_at(model, rates)
     if found != expected:
-        raise UncountableError(f"{type(model).__name__}: {found} MACs and parameters layer by layer, not {expected}")
+        raise UncountableError(
+            f"{type(model).__name__}: the layers add up to (MACs, parameters) {found}; expected {expected}, as for "
+            "the complete network"
+        )
     return rates
 
 
 def size_at(model: nn.Module, rates: Mapping[str, Fraction]) -> tuple[int, int]:
-    """What `get_torch_size` gives, without running `model`: of a network with other channels, but the kernels and
-    strides of the one that `layer_rates` saw."""
+    """Return the same (MACs, parameters) as `get_torch_size`, without running `model`.
+
+    `rates` comes from `layer_rates` of a network with the same kernels and strides; its channels may differ.
+    """
     own = {name: n for name, module in model.named_modules() if (n := _own_parameters(module))}
     return int(sum(n * rates[name] for name, n in own.items())), sum(own.values())
 
@@ -127,7 +139,7 @@ def _check_layers(model: nn.Module) -> None:
             raise UncountableError(f"{where} still has its branches: measure the deployed graph, model.fuse()")
         own = list(module.parameters(recurse=False))
         if any(p.dtype != torch.float32 for p in own):
-            raise UncountableError(f"{where} is not float32: measure before casting")
+            raise UncountableError(f"{where} is not float32: measure the network before it is cast")
         leaf = next(module.children(), None) is None
         if isinstance(module, _COUNTED) or (leaf and isinstance(module, _FREE)):
             continue
@@ -137,7 +149,7 @@ def _check_layers(model: nn.Module) -> None:
 
 
 def _product_macs(summary: torchinfo.ModelStatistics) -> int:
-    """MACs of the convolutions and linear layers alone, without biases: what the FLOP counter sees."""
+    """Return the MACs of convolutions and linear layers without biases, which is what the FLOP counter counts."""
     total = 0
     for layer in summary.summary_list:
         module = layer.module

@@ -1,7 +1,8 @@
 """Augmentation of batches: impulse responses and time roll on waveforms; mixup, Freq-MixStyle and masks on log-mels.
 
-Randomness comes from the NumPy generator that is passed in, so a batch depends on its seed only, on any device. What
-is drawn for the waveforms is kept (`Draws`, `Mix`), so that a teacher hears the clip as the student does.
+All random numbers come from the NumPy generator that is passed in, so a batch depends only on its seed, on any device.
+The random draws for the waveforms are returned (`Draws`, `Mix`), so that a teacher receives the same augmented clip as
+the student.
 """
 
 import math
@@ -12,21 +13,21 @@ import numpy as np
 import torch
 from torchaudio.functional import fftconvolve
 
-DIR_DEVICE = "a"  # the recorder whose clips are made to sound like another one's
+DIR_DEVICE = "a"  # recording device whose clips are convolved with the response of another device
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths of the DCASE 2024 baseline; 0 switches an augmentation off."""
+    """Strengths of the augmentations; the defaults are those of the DCASE 2024 baseline, and 0 means off."""
 
-    roll_s: float = 0.1  # time roll of up to this many seconds either way
-    freq_mask: int = 48  # mel bins masked at most
-    time_mask: int = 0  # frames masked at most
-    mixstyle_p: float = 0.4  # share of the batches with Freq-MixStyle
-    mixstyle_alpha: float = 0.3  # of its Beta(alpha, alpha)
-    mixup_alpha: float = 0.0  # of mixup's Beta(alpha, alpha)
-    dir_p: float = 0.0  # share of the device-a clips that are convolved with a device impulse response
-    dir_dir: str | None = None  # folder of those impulse responses, WAV; data/impulse.py writes a synthetic set
+    roll_s: float = 0.1  # largest time roll in seconds, in both directions (0: off)
+    freq_mask: int = 48  # largest number of masked mel bins per clip (0: off)
+    time_mask: int = 0  # largest number of masked frames per clip (0: off)
+    mixstyle_p: float = 0.4  # share of the batches with Freq-MixStyle (0 to 1; 0: off)
+    mixstyle_alpha: float = 0.3  # alpha of Freq-MixStyle's Beta(alpha, alpha) distribution (above 0)
+    mixup_alpha: float = 0.0  # alpha of mixup's Beta(alpha, alpha) distribution (0: no mixup)
+    dir_p: float = 0.0  # share of device-a clips convolved with a device impulse response (0 to 1; 0: off)
+    dir_dir: str | None = None  # folder of device impulse responses (WAV); needed if dir_p > 0; None: no folder
 
     def __post_init__(self):
         for item in fields(self):
@@ -35,7 +36,7 @@ class AugmentConfig:
                 raise ValueError(f"augment.{item.name}={value}: expected a finite number")
         for name in ("mixstyle_p", "dir_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: expected a probability")
+                raise ValueError(f"augment.{name}={getattr(self, name)}: expected a probability from 0 to 1")
         for name in ("roll_s", "freq_mask", "time_mask", "mixup_alpha"):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name}={getattr(self, name)}: expected 0 or more")
@@ -46,24 +47,24 @@ class AugmentConfig:
                 f"augment.dir_p={self.dir_p} needs impulse responses: name a folder of WAV files with augment.dir_dir "
                 "(--dir_dir; `python -m data.impulse FOLDER` writes a synthetic set), or set augment.dir_p to 0"
             )
-        if self.dir_dir:  # trials run elsewhere
+        if self.dir_dir:  # absolute, because trials run in other working directories
             object.__setattr__(self, "dir_dir", str(Path(self.dir_dir).expanduser().resolve()))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to the waveforms of one batch, at whatever sample rate they are heard."""
+    """Random draws for the waveforms of one batch, valid at any sample rate."""
 
-    shifts: np.ndarray | None  # [B] seconds of roll
-    impulses: np.ndarray | None  # [B] number of the impulse response; -1: none
+    shifts: np.ndarray | None  # [B] roll in seconds; None: no roll
+    impulses: np.ndarray | None  # [B] index of the impulse response, -1: not convolved; None: no DIR augmentation
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup of one batch: every clip keeps the share `lam` and gets the rest from its partner."""
+    """Mixup of one batch: `lam` times each clip plus 1 - `lam` times its partner."""
 
     lam: float
-    partner: torch.Tensor  # [B]
+    partner: torch.Tensor  # [B] index of each clip's partner in the batch
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.lam * x + (1 - self.lam) * x[self.partner]
@@ -72,24 +73,27 @@ class Mix:
 def draw_waveforms(
     config: AugmentConfig, sample_rate: int, devices: np.ndarray, n_impulses: int, rng: np.random.Generator
 ) -> Draws:
-    """Roll and impulse response of each clip of a batch recorded by `devices [B]`; whole samples at `sample_rate`."""
+    """Draw roll and impulse response of each clip in a batch recorded by `devices [B]`.
+
+    The roll is an integer number of samples at `sample_rate`.
+    """
     shifts, impulses, n = None, None, len(devices)
     limit = round(config.roll_s * sample_rate)
     if limit:
         shifts = rng.integers(-limit, limit + 1, size=n) / sample_rate
     if config.dir_p:
-        taken = (rng.random(n) < config.dir_p) & (devices == DIR_DEVICE)
-        impulses = np.where(taken, rng.integers(n_impulses, size=n), -1)
+        convolved = (rng.random(n) < config.dir_p) & (devices == DIR_DEVICE)
+        impulses = np.where(convolved, rng.integers(n_impulses, size=n), -1)
     return Draws(shifts, impulses)
 
 
 def augment_waveforms(
     x: torch.Tensor, draws: Draws, sample_rate: int, impulses: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Device impulse responses (`impulses [K, L]`), then roll, on waveforms `x [B, S]`.
+    """Apply device impulse responses (`impulses [K, L]`), then roll, to waveforms `x [B, S]`.
 
-    DIR: Morocutti et al. 2023, "Device-robust acoustic scene classification via impulse response augmentation"; as in
-    its code only device a's clips are convolved, the tail beyond the clip is cut, and the roll comes after.
+    DIR: Morocutti et al. 2023, "Device-robust acoustic scene classification via impulse response augmentation". As in
+    their code, only clips of device a are convolved, the tail after the end of the clip is cut, and the roll follows.
     """
     if draws.impulses is not None and (draws.impulses >= 0).any():
         assert impulses is not None
@@ -104,7 +108,10 @@ def augment_waveforms(
 
 
 def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: torch.device | str) -> Mix | None:
-    """Mixup (Zhang et al. 2018) of a batch of `n` clips: one Beta(alpha, alpha) share for all, partners permuted."""
+    """Draw mixup (Zhang et al. 2018) of `n` clips: one weight from Beta(alpha, alpha) and permuted partners.
+
+    None if mixup is off.
+    """
     if not config.mixup_alpha:
         return None
     lam = float(rng.beta(config.mixup_alpha, config.mixup_alpha))
@@ -112,7 +119,7 @@ def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: 
 
 
 def augment_features(x: torch.Tensor, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
-    """Freq-MixStyle, then frequency and time masks, on log-mels `x [B, 1, F, T]`."""
+    """Apply Freq-MixStyle, then frequency and time masks, to log-mels `x [B, 1, F, T]`."""
     if rng.random() < config.mixstyle_p:
         x = freq_mixstyle(x, config.mixstyle_alpha, rng)
     x = mask(x, 2, config.freq_mask, rng)
@@ -122,8 +129,8 @@ def augment_features(x: torch.Tensor, config: AugmentConfig, rng: np.random.Gene
 def freq_mixstyle(x: torch.Tensor, alpha: float, rng: np.random.Generator) -> torch.Tensor:
     """Mix each clip's statistics per frequency with those of another clip of the batch, `x [B, 1, F, T]`.
 
-    Schmid et al. 2022 (DCASE), after MixStyle (Zhou et al. 2021): devices colour the spectrum, so mixing the mean and
-    deviation of each mel bin trains for devices not heard.
+    Schmid et al. 2022 (DCASE), based on MixStyle (Zhou et al. 2021). Recording devices colour the spectrum, so mixing
+    mean and standard deviation of each mel bin makes the network robust to unseen devices.
     """
     mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
     std = (x.var(dim=(1, 3), keepdim=True) + 1e-6).sqrt()
@@ -135,7 +142,7 @@ def freq_mixstyle(x: torch.Tensor, alpha: float, rng: np.random.Generator) -> to
 
 
 def mask(x: torch.Tensor, dim: int, longest: int, rng: np.random.Generator) -> torch.Tensor:
-    """Set a band of 0 to `longest` bins along `dim` of each clip to 0 (SpecAugment, Park et al. 2019)."""
+    """Set a band of at most `longest` bins along `dim` of each clip to 0 (SpecAugment, Park et al. 2019)."""
     if not longest:
         return x
     size = x.shape[dim]

@@ -1,11 +1,12 @@
-"""Waveform cache: every clip decoded and resampled once, then memory-mapped by all trials.
+"""Waveform cache: each clip is decoded and resampled once; all trials memory-map the result.
 
     cache = open_cache(root, filenames, sample_rate=32000, cache_dir=Path("runs/cache"))
     waveforms = cache.batch(cache.rows(filenames))          # float32 [B, S]
 
-int16 with one scale a clip (a fixed scale would drown quiet clips in rounding), keyed by the files' content. A lock
-is held only to hash and to build, which ends with a rename: two processes may ask for a cache at once, a killed build
-leaves nothing behind, and readers of an existing cache never wait.
+Samples are int16 with one scale per clip (with a fixed scale, quiet clips would consist of rounding noise). The key of
+a cache is a hash of the files' content. A lock is held only to hash files and to build, and a build ends with a rename.
+So two processes may open the same cache at once, a killed build leaves nothing behind, and readers of an existing cache
+never wait.
 """
 
 import hashlib
@@ -29,19 +30,19 @@ SOURCE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 44_100  # 1 s
 FORMAT = 1
 LOCK = "waveforms.lock"  # in the cache folder
-_CHUNK = 32  # clips a worker decodes and resamples together
-_WINDOW = 256  # such chunks under way at once
-_NAMED = 5  # missing files that an error names
-_STATS = 1024  # files that a thread looks at in one go
+_CHUNK = 32  # number of clips that a worker decodes and resamples together
+_WINDOW = 256  # number of chunks in progress at once
+_NAMED = 5  # number of missing files that an error message lists
+_STATS = 1024  # number of files per `stat` task of a thread
 
 
 class WaveformCache:
-    """Clips `[N, S]` on disk, in the order of `filenames`; `skipped` maps left-out files to the reason."""
+    """Memory-mapped waveforms `[N, S]` in the order of `filenames`; `skipped` maps skipped files to the reason."""
 
     def __init__(self, folder: Path, content: str):
         manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
-        self.content = content  # digest of names and bytes of all clips, the skipped ones too, at any sample rate
+        self.content = content  # hash of names and bytes of all clips, with the skipped ones, before resampling
         self.sample_rate: int = manifest["sample_rate"]
         self.filenames: list[str] = manifest["filenames"]
         self.skipped: dict[str, str] = manifest["skipped"]
@@ -51,11 +52,11 @@ class WaveformCache:
         self._row = {name: row for row, name in enumerate(self.filenames)}
 
     def rows(self, filenames: Sequence[str]) -> np.ndarray:
-        """Row numbers of `filenames`; KeyError for one that is not cached."""
+        """Return the row numbers of `filenames`; KeyError if one is not in the cache."""
         return np.array([self._row[name] for name in filenames], dtype=np.int64)
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Waveforms `[B, S]` float32 in [-1, 1] on `device`; int16 travels, the scale is applied there."""
+        """Return waveforms `[B, S]` float32 in [-1, 1] on `device`; the int16 samples are copied and scaled there."""
         samples = torch.from_numpy(self._samples[rows]).to(device)
         return samples.float() * torch.from_numpy(self._scales[rows]).to(device)[:, None]
 
@@ -70,36 +71,39 @@ def open_cache(
     num_workers: int | None = None,
     content: str | None = None,
 ) -> WaveformCache:
-    """Return the cache of `filenames` (relative to `root`) at `sample_rate` Hz, built first where it does not exist.
+    """Return the cache of `filenames` (relative to `root`) at `sample_rate` Hz; build it if it does not exist.
 
-    DatasetError names a broken clip: not mono 44.1 kHz, not 1 s, unreadable. With `skip_broken` such clips are left
-    out and listed in `skipped`; missing files mean an incomplete data set and are always refused. `num_workers`
-    threads decode (none: one for each core).
+    DatasetError names a broken clip (not mono 44.1 kHz, not 1 s, or unreadable). With `skip_broken` such clips are left
+    out and listed in `skipped`. Missing files mean an incomplete data set and always raise DatasetError. `num_workers`
+    threads decode (None: one per core).
 
-    `content` is the `WaveformCache.content` that somebody else has just found for these clips (a study's driver for
-    its actors). An existing cache of it is opened without looking at the files; where there is none, DatasetError
-    when the files here have another content.
+    `content` is the `WaveformCache.content` that another process has just computed for these clips (the driver of a
+    study, for its actors). If a cache with this content exists, it is opened without reading the files. Otherwise
+    DatasetError is raised if the files on this machine have other content.
     """
     files = sorted(filenames)
     if content is not None:
         folder = _folder(cache_dir, content, sample_rate, skip_broken)
         if folder.is_dir():
-            known = WaveformCache(folder, content)
-            if sorted([*known.filenames, *known.skipped]) != files:
-                raise DatasetError(f"the split names other clips than the waveform cache {folder}: it has changed")
-            return known
+            cache = WaveformCache(folder, content)
+            if sorted([*cache.filenames, *cache.skipped]) != files:
+                raise DatasetError(
+                    f"the split lists {len(files)} clips, other clips than the waveform cache {folder}: "
+                    "restore the split's csv file, or start a new study"
+                )
+            return cache
     workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
     found = _content(root, files, cache_dir, progress, workers)
     if content not in (None, found):
         raise DatasetError(
-            f"the clips in {root} have another content (digest {found[:16]}) than those that the study was started or "
-            f"resumed with (digest {content[:16]}): the data changed, or differ between machines"
+            f"the clips in {root} have another content (hash {found[:16]}) than at the study's start or resume (hash "
+            f"{content[:16]}): the data have changed or differ between machines; restore them, or start a new study"
         )
     folder = _folder(cache_dir, found, sample_rate, skip_broken)
     if not folder.is_dir():
         with locked(cache_dir / LOCK):
-            remove_temporary(cache_dir, "waveforms-")  # of killed builds: we hold the lock
-            if not folder.is_dir():  # else another process built it while we waited
+            remove_temporary(cache_dir, "waveforms-")  # left by killed builds; safe because we hold the lock
+            if not folder.is_dir():  # otherwise another process built it while we waited
                 key = cache_key(found, sample_rate, skip_broken)
                 replace_folder(
                     folder,
@@ -109,7 +113,7 @@ def open_cache(
 
 
 def cache_key(content: str, sample_rate: int, skip_broken: bool) -> str:
-    """Return the key of the cache that holds the clips of a content digest at `sample_rate` Hz."""
+    """Return the key of the cache of clips with the hash `content` at `sample_rate` Hz."""
     return hashlib.sha256(f"{FORMAT} {content} {sample_rate} {skip_broken}".encode()).hexdigest()[:16]
 
 
@@ -127,15 +131,16 @@ def _build(
     progress: bool,
     workers: int,
 ) -> None:
-    """Fill `folder`, which is empty, with the waveforms, their scales and the manifest."""
+    """Write the waveforms, their scales and the manifest into the empty folder `folder`."""
     length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
     samples = np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (len(files), length))
     with (folder / "waveforms.npy").open("r+b") as handle:
-        try:  # claim the space now: a memory map on a full disk ends in SIGBUS, without a message
+        try:  # reserve the space now: writing to a memory map on a full disk ends in SIGBUS
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
         except OSError as error:
             raise DatasetError(
-                f"no room for the waveform cache ({samples.nbytes:,} bytes) in {folder}: {error}"
+                f"no space for the waveform cache ({samples.nbytes:,} bytes) in {folder} ({error}): free space, or set "
+                "data.cache_dir to another disk"
             ) from error
     scales = np.ones(len(files), np.float32)
     kept, skipped = [], {}
@@ -162,7 +167,7 @@ def _build(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
     ):
-        for first in range(0, len(chunks), _WINDOW):  # a slow disk must not let decoded clips pile up in memory
+        for first in range(0, len(chunks), _WINDOW):  # bounds the memory of decoded clips if the disk is slow
             for good, bad, waves, scale in pool.map(load, chunks[first : first + _WINDOW]):
                 rows = slice(len(kept), len(kept) + len(good))
                 samples[rows], scales[rows] = waves, scale
@@ -176,7 +181,7 @@ def _build(
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """Samples `[44100]` float32 of one 1 s clip; DatasetError names the path and what is wrong with it."""
+    """Return the samples `[44100]` float32 of one 1 s clip; DatasetError names the file and its fault."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -184,26 +189,26 @@ def read_clip(path: Path) -> np.ndarray:
     if samples.shape[1] != 1 or rate != SOURCE_RATE:
         raise DatasetError(f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz")
     if len(samples) != CLIP_SAMPLES:
-        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): truncated or not cut")
+        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): restore the file")
     if not np.isfinite(samples).all():
         raise DatasetError(f"{path} holds samples that are not finite numbers")
     return samples[:, 0]
 
 
 def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
-    """Return a digest of the files' paths, sizes and times of change, which decides whether content is hashed again.
+    """Return a hash of the files' paths, sizes and change times; if it is unchanged, content is not hashed again.
 
-    The inode's time of change is part of it: unlike the modification time, `cp -p` and `touch -d` cannot set it.
-    Every file is looked at once, by `workers` threads, as a network file system answers slowly. DatasetError for
-    missing files.
+    It includes the inode change time because `cp -p` and `touch -d` can set the modification time, but not this one.
+    `workers` threads call `stat` once per file, because network file systems respond slowly. DatasetError for missing
+    files.
     """
 
-    def look(names: Sequence[str]) -> list[str | None]:
+    def facts_of(names: Sequence[str]) -> list[str | None]:
         return [_facts(root / name) for name in names]
 
     chunks = [files[i : i + _STATS] for i in range(0, len(files), _STATS)]
     with ThreadPoolExecutor(workers) as pool:
-        facts = [fact for found in pool.map(look, chunks) for fact in found]
+        facts = [fact for found in pool.map(facts_of, chunks) for fact in found]
     missing = [name for name, fact in zip(files, facts, strict=True) if fact is None]
     if missing:
         names = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
@@ -218,7 +223,7 @@ def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
 
 
 def _facts(path: Path) -> str | None:
-    """Return size and times of change of a file; None where there is no file."""
+    """Return size, modification time and change time of a file as text; None if it does not exist."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -227,25 +232,25 @@ def _facts(path: Path) -> str | None:
 
 
 def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, workers: int) -> str:
-    """Return the digest of the files' names and bytes, which is remembered under their stamp."""
+    """Return the hash of the files' names and bytes; it is cached in a file named after their stamp."""
     memo = cache_dir / f"waveforms-{_stamp(root, files, workers)}.digest"
-    if known := _read_digest(memo):
-        return known
+    if digest := _read_digest(memo):
+        return digest
     make_folder(cache_dir)
     with locked(cache_dir / LOCK):
-        if known := _read_digest(memo):  # another process hashed while we waited
-            return known
+        if digest := _read_digest(memo):  # another process hashed the files while we waited
+            return digest
         with ThreadPoolExecutor(workers) as pool:
             hashes = pool.map(lambda name: hashlib.sha256((root / name).read_bytes()).digest(), files)
-            digest = hashlib.sha256()
+            total = hashlib.sha256()
             for name, content in zip(files, tqdm(hashes, "hashing", len(files), disable=not progress), strict=True):
-                digest.update(name.encode() + b"\0" + content)
-        replace_text(memo, digest.hexdigest())
-        return digest.hexdigest()
+                total.update(name.encode() + b"\0" + content)
+        replace_text(memo, total.hexdigest())
+        return total.hexdigest()
 
 
 def _read_digest(memo: Path) -> str:
-    """Return the digest in a memo file; "" where there is none, or a power loss has left it empty."""
+    """Return the hash in the file `memo`; "" if there is no file or a power loss has left it empty."""
     try:
         text = memo.read_text()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Log-mel front-ends: waveforms `[B, S]` to features `[B, 1, n_mels, T]`, on the waveforms' device.
 
-The default is the DCASE 2024 baseline's (32 kHz, 4096-point FFT, 3072-sample window, hop 500, 256 mels): 65 frames for
-1 s. Mind the frame count: MACs grow with it, and hop 512 gives 63.
+The default is the front-end of the DCASE 2024 baseline (32 kHz, 4096-point FFT, 3072-sample window, hop of 500 samples,
+256 mels), which gives 65 frames for 1 s. MACs grow with the number of frames; a hop of 512 samples gives 63.
 """
 
 from dataclasses import dataclass
@@ -13,38 +13,41 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """One log-mel front-end."""
+    """Configuration of one log-mel front-end."""
 
-    sample_rate: int = 32_000  # Hz
-    n_fft: int = 4096
-    win_length: int = 3072  # samples
-    hop_length: int = 500  # samples
-    n_mels: int = 256
-    f_min: float = 0.0  # Hz
-    f_max: float | None = None  # Hz; None: half the sample rate
-    mean: float = 0.0  # subtracted from the log-mels
-    std: float = 1.0  # and divided by (AST checkpoints: -4.27, 2 * 4.57)
+    sample_rate: int = 32_000  # sample rate of the waveforms in Hz (above 0)
+    n_fft: int = 4096  # FFT length in samples (at least win_length; less than 2 s of samples)
+    win_length: int = 3072  # length of the analysis window in samples (above 0)
+    hop_length: int = 500  # distance between frames in samples (above 0)
+    n_mels: int = 256  # number of mel bins (above 0)
+    f_min: float = 0.0  # lowest frequency of the mel filters in Hz (0 or more, below f_max)
+    f_max: float | None = None  # highest frequency of the mel filters in Hz; None: half of the sample rate
+    mean: float = 0.0  # value subtracted from the log-mels (for AST checkpoints: -4.27)
+    std: float = 1.0  # value that divides the log-mels after the mean is subtracted (for AST: 9.14)
 
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"frontend.{name}={getattr(self, name)}: expected a number above 0")
         if self.win_length > self.n_fft:
-            raise ValueError(f"frontend.win_length={self.win_length} is longer than frontend.n_fft={self.n_fft}")
-        if self.n_fft // 2 >= self.sample_rate:  # frames are centred, half a window reaches beyond the clip
+            raise ValueError(
+                f"frontend.win_length={self.win_length} is longer than frontend.n_fft={self.n_fft}: expected at most "
+                "n_fft; change one of them"
+            )
+        if self.n_fft // 2 >= self.sample_rate:  # frames are centred: half a frame is padding
             raise ValueError(f"frontend.n_fft={self.n_fft}: too long for 1 s at {self.sample_rate} Hz")
         top = self.sample_rate / 2 if self.f_max is None else self.f_max
         if not 0 <= self.f_min < top:
-            raise ValueError(f"frontend.f_min={self.f_min}: expected 0 or more, and below the highest, {top} Hz")
+            raise ValueError(f"frontend.f_min={self.f_min}: expected from 0 to below the highest, {top} Hz")
 
     @property
     def frames(self) -> int:
-        """Frames of 1 s of audio (centred frames)."""
+        """Number of (centred) frames of 1 s of audio."""
         return self.sample_rate // self.hop_length + 1
 
 
 class LogMel(nn.Module):
-    """log(mel power + 1e-5), normalised; `[B, S] -> [B, 1, n_mels, T]`."""
+    """Computes normalised log-mels, (log(mel power + 1e-5) - mean) / std; `[B, S] -> [B, 1, n_mels, T]`."""
 
     def __init__(self, config: FrontEndConfig):
         super().__init__()

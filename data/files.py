@@ -1,12 +1,12 @@
-"""Locks, durable atomic writes and seals: the only file of the project that renames anything.
+"""Locks, durable atomic writes and seals; no other file of the project renames files or folders.
 
     with locked(folder / ".lock"): ...                       one process at a time
-    replace_text(path, text); replace_bytes(path, data)      readers see the old content or the new, never a part of it
+    replace_text(path, text); replace_bytes(path, data)      readers see the old or the new content, never a partial one
     with replacing(path) as temporary: save(temporary)       for a library that writes the file itself
     replace_folder(folder, write)                            write(temporary) fills the new folder
-    seal(folder, epochs=3); check_seal(folder)["epochs"]     is a folder that was copied or moved still complete?
+    seal(folder, epochs=3); check_seal(folder)["epochs"]     check that a folder is complete, also after a copy or move
 
-Every write takes the same steps: write a temporary file in the same directory, fsync it, rename it, fsync the
+All writes take the same steps: write a temporary file in the same directory, fsync it, rename it, fsync the
 directory. Without the first fsync a power loss can leave an empty file under the final name; without the second, the
 rename itself can be lost (Pillai et al. 2014, "All File Systems Are Not Created Equal"). When a function returns, its
 result is on disk. A killed process leaves at most a hidden `.<name>.<8 hex digits>.tmp` or `.old` behind:
@@ -29,11 +29,11 @@ from pathlib import Path
 from typing import Any
 
 SEAL = "seal.json"
-FORMAT = 1  # of the seal
+FORMAT = 1  # format version of the seal
 SILENT_S = 5.0  # seconds of waiting for a lock before the log mentions it
 _LOG = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
-_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # some network file systems cannot do it
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # error codes of file systems that do not support it
 
 
 class SealError(ValueError):
@@ -66,20 +66,23 @@ def _lock(handle: int, path: Path, silent_s: float | None) -> None:
             if silent_s is None:
                 raise
         if time.monotonic() - started >= silent_s:
-            _LOG.warning("waiting for another process, which holds %s (a paused one holds it, too)", path)
+            _LOG.warning("waiting for another process, which holds the lock %s (it may be paused)", path)
             return fcntl.flock(handle, fcntl.LOCK_EX)
         time.sleep(0.05)
 
 
 def replace_text(path: Path, text: str, durable: bool = True) -> None:
-    """Replace the file at `path` by `text` in UTF-8. Not `durable`: without any fsync, for a file that can be made
-    again; readers still see the old content or the new."""
+    """Replace the file at `path` by `text` in UTF-8.
+
+    With `durable=False` nothing is fsynced, for a file that can be created again; readers still see the old or the new
+    content.
+    """
     replace_bytes(path, text.encode(), durable)
 
 
 def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     """Replace the file at `path` by `data`."""
-    with replacing(path, durable) as temporary, temporary.open("xb") as stream:  # x: never write through a planted link
+    with replacing(path, durable) as temporary, temporary.open("xb") as stream:  # x: never follow an existing link
         stream.write(data)
 
 
@@ -87,8 +90,8 @@ def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the directory of `path`; on success the file written there replaces `path`.
 
-    On an error the temporary file is removed and the old file stays. The temporary name ends in `.tmp`: tell the
-    format to a library that would derive it from the file name.
+    On an error the temporary file is removed and the old file stays. The temporary name ends in `.tmp`: pass the format
+    explicitly to a library that would derive it from the file name.
     """
     path = Path(path)
     temporary = _temporary(path, "tmp")
@@ -131,17 +134,17 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def mend_folder(folder: Path) -> None:
-    """Undo what killed `replace_folder` calls left: restore an old folder that has no successor, delete the rest.
+    """Clean up after killed `replace_folder` calls: restore an old folder without a successor, delete the others.
 
     Only for a caller that excludes other writers of `folder`.
     """
     folder = Path(folder)
-    left = [(path, match["kind"]) for path, match in _temporaries(folder.parent) if match["name"] == folder.name]
-    old = sorted((path for path, kind in left if kind == "old"), key=lambda path: path.stat().st_mtime_ns)
+    leftovers = [(path, match["kind"]) for path, match in _temporaries(folder.parent) if match["name"] == folder.name]
+    old = sorted((path for path, kind in leftovers if kind == "old"), key=lambda path: path.stat().st_mtime_ns)
     if old and not folder.exists():
         old[-1].rename(folder)
         fsync_folder(folder.parent)
-    for path, _ in left:
+    for path, _ in leftovers:
         _remove(path)
 
 
@@ -219,7 +222,7 @@ def check_seal(folder: Path) -> dict[str, Any]:
             raise ValueError(f"its own hash is wrong, or its format is not {FORMAT}")
         files: dict[str, list[Any]] = content["files"]
     except FileNotFoundError as error:
-        raise SealError(f"{folder} has no {SEAL}: writing it was interrupted") from error
+        raise SealError(f"{folder} has no {SEAL}: writing the folder was interrupted; use another one") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise SealError(f"{folder / SEAL} is damaged: {error}") from error
     for name, (size, digest) in files.items():
@@ -236,12 +239,15 @@ def check_seal(folder: Path) -> dict[str, Any]:
 
 
 def _temporary(path: Path, kind: str) -> Path:
-    """A new hidden name in the directory of `path`; random, as processes of two machines can have the same id."""
+    """Return a new hidden name in the directory of `path`.
+
+    It is random, because processes on two machines can have the same process id.
+    """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def _temporaries(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    """The temporary files and folders in `folder`, each with the parts of its name."""
+    """Return the temporary files and folders in `folder`, each with the parts of its name."""
     found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(".*"))
     return [(path, match) for path, match in found if match]
 

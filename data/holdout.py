@@ -1,7 +1,7 @@
-"""A validation part held out of the training split, so that the search never sees the test split.
+"""Division of the training split into training and validation, so that the search never uses the test split.
 
-Whole recording locations leave (all their devices and segments together), scene by scene, seeded. A scene recorded at
-one location only falls back to whole 10 s segments, and that is said.
+For each scene, complete recording locations (with all their devices and segments) are drawn for validation, from a
+seed. A scene with only one recording location is divided by complete 10 s segments instead, and a note reports this.
 """
 
 from collections import Counter
@@ -12,12 +12,12 @@ import pandas as pd
 
 from data.tau import DatasetError
 
-_DRAWS = 64  # random orders tried per scene; the one whose total comes closest to the share is kept
+_DRAWS = 64  # random orders tried per scene; the one closest to the requested share is used
 
 
 @dataclass(frozen=True)
 class HoldOut:
-    """Two parts of one split and what had to be said about the division."""
+    """The two parts of one split, with notes on the division for the user."""
 
     train: pd.DataFrame
     validation: pd.DataFrame
@@ -25,32 +25,32 @@ class HoldOut:
 
 
 def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
-    """Divide `clips` (see `tau.read_split`), aiming at `share` of each scene's clips for validation.
+    """Divide `clips` (see `tau.read_split`) so that about the share `share` of each scene is for validation.
 
-    DatasetError when a scene has a single 10 s segment: it cannot be in both parts without leaking.
+    DatasetError if a scene has only one 10 s segment: in both parts, it would leak training data into validation.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(clips), dtype=bool)
-    side: dict[str, bool] = {}  # location -> held out; a location shared by two scenes is decided once
+    side: dict[str, bool] = {}  # location -> whether held out; decided once for a location of two scenes
     notes = []
     labels, locations, segments = (clips[c].to_numpy(dtype=str) for c in ("scene_label", "identifier", "segment"))
     scenes = sorted(set(labels.tolist()), key=lambda s: (len(set(locations[labels == s])), s))
     for scene in scenes:
         rows = labels == scene
         groups, places = locations, sorted(set(locations[rows].tolist()))
-        if len({side.get(place, place) for place in places}) == 1:  # nothing to divide, or decided already
+        if len({side.get(place, place) for place in places}) == 1:  # one location, or all are decided already
             groups = segments
             if len(set(segments[rows])) < 2:
                 raise DatasetError(
-                    f"scene {scene!r} has one 10 s segment only ({segments[rows][0]}), which cannot serve both "
-                    "training and validation; use a larger subset or add recordings"
+                    f"scene {scene!r} has only one 10 s segment ({segments[rows][0]}): expected at least two, for "
+                    "training and for validation; use a larger subset or add recordings"
                 )
             notes.append(
-                f"scene {scene!r} was recorded at one location ({places[0]}): held out by whole 10 s segments instead, "
+                f"scene {scene!r} was recorded at one location ({places[0]}): it is divided by 10 s segments instead, "
                 "so its validation accuracy is optimistic"
                 if len(places) == 1
-                else f"scene {scene!r} shares all its locations ({', '.join(places)}) with other scenes, which left "
-                "them on one side: held out by whole 10 s segments instead, so its validation accuracy is optimistic"
+                else f"scene {scene!r} shares all its locations ({', '.join(places)}) with other scenes, and all are "
+                "in the same part: it is divided by 10 s segments instead, so its validation accuracy is optimistic"
             )
         sizes = Counter(groups[rows].tolist())
         chosen = _choose(sizes, share * rows.sum(), rng, {g: side[g] for g in sizes if g in side})
@@ -61,10 +61,13 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
 
 
 def _choose(sizes: dict[str, int], target: float, rng: np.random.Generator, known: dict[str, bool]) -> set[str]:
-    """Groups whose total is near `target`, at least one and never all; `known` groups stay as decided."""
+    """Return groups whose total size is near `target`: at least one, and not all.
+
+    `known` maps the groups that are already decided to whether they are held out.
+    """
     fixed = {g for g, held in known.items() if held}
     free = np.array(sorted(g for g in sizes if g not in known), dtype=str)
-    # one group at least on either side, unless a decided one is there already
+    # at least one group in each part, if no decided group is there already
     most = len(free) - (len(fixed) == len(known))
     best: tuple[float, set[str]] = (np.inf, fixed)
     for _ in range(_DRAWS):

@@ -3,8 +3,8 @@
     python -m data.impulse impulses --count 16 --seed 0     # writes 16 short WAV files
     impulses = load_impulses(Path("impulses"), 32000)       # float32 [K, L], each of energy 1
 
-Public sets are measured microphones (MicIRP, as in CPJKU's DCASE 2023 code). The synthetic ones are what a small
-microphone does, drawn at random: a band limit at both ends, a few resonances, a tilt, a short decay.
+Public sets are measurements of microphones (MicIRP, as in CPJKU's DCASE 2023 code). The synthetic responses imitate
+small microphones with random parameters: a band limit at both ends, a few resonances, a tilt and a short decay.
 """
 
 import argparse
@@ -21,23 +21,23 @@ from data.tau import DatasetError
 
 RATE = 44_100  # Hz, of the synthetic set
 TAPS = 1024  # samples of a synthetic response, 23 ms
-LONGEST_S = 1.0  # what lies beyond a clip's length is never heard
+LONGEST_S = 1.0  # seconds; the rest of a response cannot affect a clip of 1 s
 
 
 def impulses_for(config: AugmentConfig, sample_rate: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
-    """What `config` asks for: None where DIR augmentation is off."""
+    """Return the impulse responses of `config.dir_dir` on `device`; None if DIR augmentation is off."""
     if not config.dir_p:
         return None
-    assert config.dir_dir is not None  # AugmentConfig refuses it
+    assert config.dir_dir is not None  # AugmentConfig requires it if dir_p > 0
     return load_impulses(Path(config.dir_dir), sample_rate).to(device)
 
 
 def load_impulses(folder: Path, sample_rate: int) -> torch.Tensor:
-    """Every WAV file below `folder` in the order of its path, `[K, L]` at `sample_rate` Hz, zeros behind the shorter.
+    """Return all WAV files below `folder`, sorted by path: `[K, L]` at `sample_rate` Hz, padded with zeros at the end.
 
-    Each is scaled to energy 1, so that the files' gain plays no part and noise keeps its loudness; a clip's own
-    loudness is not restored after the convolution, as in the public recipes. DatasetError names a folder without
-    files, and a file that is not mono, is silent or cannot be read.
+    Each response is scaled to energy 1, so that the gain of a file has no effect and noise keeps its loudness. The
+    loudness of a clip is not restored after the convolution, as in the public recipes. DatasetError names a folder
+    without files, and a file that is not mono, is silent or cannot be read.
     """
     folder = Path(folder).expanduser()
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".wav")
@@ -55,24 +55,26 @@ def _resampled(path: Path, sample_rate: int) -> np.ndarray:
     except (soundfile.LibsndfileError, OSError) as error:
         raise DatasetError(f"impulse response {path} cannot be read as WAV: {error}") from error
     if samples.shape[1] != 1:
-        raise DatasetError(f"impulse response {path} has {samples.shape[1]} channels; expected mono")
+        raise DatasetError(f"impulse response {path} has {samples.shape[1]} channels; expected mono: convert it")
     if not np.isfinite(samples).all() or not samples.any():
-        raise DatasetError(f"impulse response {path} is empty, silent or not finite")
+        raise DatasetError(f"impulse response {path} is empty, silent or not finite: remove or replace the file")
     wave = torchaudio.functional.resample(torch.from_numpy(samples[: round(LONGEST_S * rate), 0]), rate, sample_rate)
     energy = float(wave.square().sum())
     if not energy > 0:
-        raise DatasetError(f"impulse response {path} has nothing left at {sample_rate} Hz")
+        raise DatasetError(
+            f"impulse response {path} has energy 0 after resampling to {sample_rate} Hz: remove the file"
+        )
     return (wave / energy**0.5).numpy()
 
 
 def synthetic_impulses(count: int, seed: int) -> np.ndarray:
-    """`count` microphone-like responses `[count, TAPS]` at `RATE` Hz: minimum phase, so the sound comes at once."""
+    """Return `count` microphone-like responses `[count, TAPS]` at `RATE` Hz, with minimum phase (least delay)."""
     rng = np.random.default_rng(seed)
     frequency = np.fft.rfftfreq(TAPS, 1 / RATE)  # Hz
     octave = np.log2(np.maximum(frequency, 20) / 1000)  # from 1 kHz
     responses = []
     for _ in range(count):
-        low, high = rng.uniform(60, 400), rng.uniform(5_000, 16_000)  # Hz, the band's edges
+        low, high = rng.uniform(60, 400), rng.uniform(5_000, 16_000)  # Hz, edges of the band
         decibels = -rng.uniform(6, 18) * np.log2(1 + (low / np.maximum(frequency, 20)) ** 2)
         decibels -= rng.uniform(12, 36) * np.log2(1 + (frequency / high) ** 4)
         decibels += rng.uniform(-2, 2) * octave  # tilt
@@ -84,7 +86,7 @@ def synthetic_impulses(count: int, seed: int) -> np.ndarray:
 
 
 def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
-    """The response `[TAPS]` of least delay with this `magnitude [TAPS / 2 + 1]` (folded cepstrum, Oppenheim)."""
+    """Return the minimum-phase response `[TAPS]` with `magnitude [TAPS / 2 + 1]` (folded cepstrum, Oppenheim)."""
     cepstrum = np.fft.irfft(np.log(magnitude), TAPS)
     cepstrum[1 : TAPS // 2] *= 2
     cepstrum[TAPS // 2 + 1 :] = 0
@@ -94,8 +96,8 @@ def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.impulse", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dest", type=Path, help="folder to write to")
-    parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=16, help="number of impulse responses (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default: 0)")
     chosen = parser.parse_args(argv)
     if chosen.count < 1 or chosen.seed < 0:
         parser.error(f"--count {chosen.count} --seed {chosen.seed}: expected at least one file and a seed >= 0")
@@ -105,7 +107,7 @@ def main(argv: list[str] | None = None) -> int:
             wave = 0.9 * response / np.abs(response).max()
             soundfile.write(chosen.dest / f"synthetic-{i:02d}.wav", wave, RATE, "PCM_24")
     except OSError as error:
-        print(f"error: {chosen.dest} cannot be written: {error}", file=sys.stderr)
+        print(f"error: {chosen.dest} cannot be written ({error}): name another folder", file=sys.stderr)
         return 2
     print(f"{chosen.count} impulse responses in {chosen.dest}")
     return 0

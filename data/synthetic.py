@@ -1,11 +1,12 @@
-"""The embedded data set: TAU Urban Acoustic Scenes 2022 Mobile in its files, invented in its sound.
+"""Synthetic data set with the file layout of TAU Urban Acoustic Scenes 2022 Mobile and generated sound.
 
     python -m data.synthetic DEST [--train 2000 --test 600 --eval 0 --seed 0]
 
-No recording is involved. A scene is two textures over a bed of noise, and scenes differ less in how loud a
-band is than in what happens in it: rising or falling chirps, single or paired knocks, slow or quick swells. A
-location shifts and blurs its scene and lets another leak in; a device colours what is left. Figures on it say
-nothing about real scenes: it is there so that every command can run, and differ, on a machine without TAU.
+It contains no recordings. A scene is two textures over background noise. Scenes differ less in the level of their
+frequency bands than in the events in these bands: rising or falling chirps, single or paired knocks, slow or fast
+swells. A location shifts its scene in pitch and pace and adds some of another scene; a device filters the result.
+Accuracies on this set do not carry over to real scenes. It lets every command run, with results that differ, on a
+machine without TAU.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from data.files import locked, make_folder, mend_folder, replace_folder
 from data.synthetic_sound import CHUNKS, DEVICES, RATE_HZ, SCENES, amplitude, generator, record, render
 
-FORMAT_VERSION = 1  # raise it with every change of the sound or the layout
+FORMAT_VERSION = 1  # increase it with every change of the sound or the layout
 MANIFEST = "synthetic.json"
 EVALUATION_FOLDER = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
 
@@ -37,17 +38,17 @@ SPLITS_PERCENT = (5, 10, 25, 50, 100)
 PARTS = ("train", "test", "eval")
 CITIES = ("barcelona", "helsinki", "lisbon", "london", "lyon", "milan", "prague", "vienna")
 
-# Train: who records a segment side by side, in turn; half of the takes are device a's.
+# Train: the devices that record a segment in parallel, in turn; half of the takes are from device a.
 TRAIN_TURNS = (("a", "b"), ("s1",), ("a",), ("a", "c"), ("s2",), ("a", "s3"), ("a",))
-# Test: one file a chunk, devices in turn, so that even few clips cross every scene with every device.
+# Test: one file per chunk, devices in turn, so that few clips are enough to have every scene with every device.
 TEST_TURNS = ("a", "s4", "s1", "b", "s5", "s2", "c", "s6", "s3")
 
-# --- What is recorded: segments at a location, and the files cut from each ---
+# --- Plan of the recordings: segments at a location, and the files cut from each ---
 
 
 @dataclass(frozen=True)
 class Take:
-    """One file: a 1 s chunk of a segment as one device records it."""
+    """One file: a 1 s chunk of a segment, recorded by one device."""
 
     filename: str
     chunk: int
@@ -56,7 +57,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Segment:
-    """10 s at one location. Its ids depend on no size, so a larger set contains the smaller one."""
+    """10 s at one location. Its ids do not depend on the size of the set, so a larger set contains a smaller one."""
 
     scene: str
     city: str
@@ -66,7 +67,7 @@ class Segment:
 
 
 def plan(part: str, n_clips: int) -> list[Segment]:
-    """The segments of one part, equally many clips a scene; no location is in two parts."""
+    """Return the segments of one part, with the same number of clips per scene; no location is in two parts."""
     segments = []
     for scene_index, scene in enumerate(SCENES):
         missing = n_clips // len(SCENES) + (scene_index < n_clips % len(SCENES))
@@ -88,15 +89,18 @@ def plan(part: str, n_clips: int) -> list[Segment]:
 
 
 def _turn(part: str, turn: int) -> Iterator[tuple[int, str]]:
-    """(chunk, device) of the files of one segment."""
+    """Return (chunk, device) for each file of one segment."""
     if part == "train":
         return ((chunk, d) for d in TRAIN_TURNS[turn % len(TRAIN_TURNS)] for chunk in range(CHUNKS))
     return ((chunk, TEST_TURNS[(turn * CHUNKS + chunk) % len(TEST_TURNS)]) for chunk in range(CHUNKS))
 
 
 def nested_splits(segments: list[Segment], seed: int) -> dict[int, list[Segment]]:
-    """Percent -> segments, each split inside the next: whole segments, two of every scene at least (at two locations
-    where it has them), so that a validation part can be held out. The 5 % of a small set are therefore more."""
+    """Return percent -> segments; each split is a subset of the next larger one.
+
+    A split has at least two complete segments of each scene (at two locations, if the scene has them), so that a
+    validation part can be held out. The 5 % split of a small set is therefore larger than 5 %.
+    """
     splits: dict[int, list[Segment]] = {percent: [] for percent in SPLITS_PERCENT}
     for scene_index, scene in enumerate(SCENES):
         own = [s for s in segments if s.scene == scene]
@@ -112,7 +116,7 @@ def nested_splits(segments: list[Segment], seed: int) -> dict[int, list[Segment]
 
 
 def write_segment(segment: Segment, folder: Path, seed: int) -> int:
-    """Writes the segment's files under `folder`; returns how many they are."""
+    """Write the files of `segment` into `folder`; return their number."""
     spectrum = render(segment.scene, segment.location, segment.number, seed)
     waves = {name: record(spectrum, name) for name in {take.device for take in segment.takes}}
     for take in segment.takes:
@@ -123,20 +127,21 @@ def write_segment(segment: Segment, folder: Path, seed: int) -> int:
     return len(segment.takes)
 
 
-# --- Folders: built beside, then renamed ---
+# --- Folders: built in a temporary folder, then renamed ---
 
 
 def build(
     dest: Path, n_train: int = 2000, n_test: int = 600, seed: int = 0, n_eval: int = 0, progress: bool = True,
     workers: int | None = None,
 ) -> Path:  # fmt: skip
-    """The development set at `dest`, and the evaluation set beside it if n_eval > 0, unless they are there.
+    """Build the development set at `dest` unless it exists; return `dest`.
 
-    `workers` are processes (default: one a core); the files do not depend on it.
+    If `n_eval` > 0, the evaluation set is built next to it. `workers` is the number of processes (default: one per
+    core); the files do not depend on it.
     """
     if min(n_train, n_test, n_eval or len(SCENES)) < len(SCENES) or seed < 0:
-        asked = f"train {n_train}, test {n_test}, eval {n_eval}, seed {seed}"
-        raise ValueError(f"{asked}: needs {len(SCENES)} clips or more in a part, and a seed >= 0")
+        requested = f"train {n_train}, test {n_test}, eval {n_eval}, seed {seed}"
+        raise ValueError(f"{requested}: expected at least {len(SCENES)} clips per part, and a seed >= 0")
     dest = Path(dest).absolute()
     write = partial(_write_audio, seed=seed, progress=progress, workers=workers or os.cpu_count() or 1)
 
@@ -186,14 +191,14 @@ def _write_audio(segments: list[Segment], folder: Path, seed: int, progress: boo
             for segment in segments:
                 bar.update(job(segment))
             return
-        # spawn: the caller may hold threads (torch), which a fork would leave in an undefined state
+        # spawn: the caller may have threads (torch), whose state is undefined after a fork
         with multiprocessing.get_context("spawn").Pool(workers, initializer=_end_with_parent) as pool:
             for clips in pool.imap_unordered(job, segments):
                 bar.update(clips)
 
 
 def _end_with_parent() -> None:
-    """A pool's worker outlives a killed parent, waiting for ever: watch for that."""
+    """Start a thread that ends this pool worker when its parent is killed; otherwise it would wait forever."""
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -205,35 +210,37 @@ def _end_with_parent() -> None:
 
 
 def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], None]) -> None:
-    """Build the folder `dest` with `write`, unless it is there and complete.
+    """Build the folder `dest` with `write`, unless it exists and is complete.
 
-    FileExistsError when `dest` holds anything but a data set of these parameters.
+    FileExistsError if `dest` contains anything other than a data set with these parameters.
     """
-    asked = {"format": FORMAT_VERSION, **parameters}
+    requested = {"format": FORMAT_VERSION, **parameters}
 
     def write_all(temporary: Path) -> None:
         write(temporary)
-        (temporary / MANIFEST).write_text(json.dumps(asked) + "\n")
+        (temporary / MANIFEST).write_text(json.dumps(requested) + "\n")
 
     make_folder(dest.parent)
-    with locked(dest.parent):  # the directory itself: no lock file is left in a folder of the user's
+    with locked(dest.parent):  # locks the directory itself, so that no lock file remains in the user's folder
         mend_folder(dest)
         if dest.exists() and any(dest.iterdir()):
             manifest = dest / MANIFEST
             found = json.loads(manifest.read_text()) if manifest.exists() else "files of another kind"
-            if found != asked:
-                raise FileExistsError(f"{dest} holds {found}, asked for {asked}: delete it or name another folder")
+            if found != requested:
+                raise FileExistsError(f"{dest} holds {found}; expected {requested}: delete it or name another folder")
             return
         replace_folder(dest, write_all)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dest", type=Path, metavar="DEST")
-    parser.add_argument("--train", type=int, default=2000, help="clips (default 2000)")
-    parser.add_argument("--test", type=int, default=600, help="clips (default 600)")
-    parser.add_argument("--eval", type=int, default=0, help="clips of an unlabelled set beside DEST (default 0)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the development set")
+    parser.add_argument("--train", type=int, default=2000, help="number of training clips (default: 2000)")
+    parser.add_argument("--test", type=int, default=600, help="number of test clips (default: 600)")
+    parser.add_argument(
+        "--eval", type=int, default=0, help="number of clips of an unlabelled set next to DEST (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default: 0)")
     args = parser.parse_args()
     try:
         print(build(args.dest, args.train, args.test, args.seed, args.eval))

@@ -1,7 +1,7 @@
-"""What the embedded data set sounds like: places, textures, the ten scenes, the nine devices.
+"""Sound of the synthetic data set: places, textures, the ten scenes and the nine devices.
 
-A scene is two textures over a bed of noise; a location shifts and blurs them and lets another scene leak in; a device
-colours what is left. Nothing here knows of files: `synthetic.py` cuts and writes them.
+A scene is two textures over background noise. A location shifts them in pitch and pace and adds some of another scene;
+a device filters the result. This file does not read or write files: `synthetic.py` cuts the sound and writes it.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from scipy import fft
 from scipy.signal import lfilter
 
 RATE_HZ = 44_100
-CHUNKS = 10  # of 1 s in a segment
-SAMPLES = CHUNKS * RATE_HZ  # S below
-KNOT_SAMPLES = 441  # slow envelopes are drawn this coarsely, then interpolated
-EQ_HZ = (60, 120, 240, 480, 1000, 2000, 4000, 8000, 16_000)  # where responses are given
+CHUNKS = 10  # number of 1 s chunks in a segment
+SAMPLES = CHUNKS * RATE_HZ  # samples of a segment, S in the shapes below
+KNOT_SAMPLES = 441  # distance between the random knots of slow envelopes, which are interpolated
+EQ_HZ = (60, 120, 240, 480, 1000, 2000, 4000, 8000, 16_000)  # frequencies at which responses are given
 
 
 def generator(purpose: str, *ids: int) -> Generator:
-    """A stream for each purpose and id, so that no sample depends on which process drew first."""
+    """Return a random generator for `purpose` and `ids`, so that the sound does not depend on process order."""
     return default_rng([*purpose.encode(), 0, *(i + 1 for i in ids)])
 
 
 @cache
 def _octaves() -> np.ndarray:
-    """The FFT's bins [S // 2 + 1] in octaves above 1 kHz."""
+    """Return the frequencies of the FFT bins [S // 2 + 1] in octaves above 1 kHz."""
     return np.log2(np.maximum(np.arange(SAMPLES // 2 + 1) / CHUNKS, 20) / 1000).astype(np.float32)
 
 
 def _gain(points_hz: Iterable[float], points_db: Iterable[float]) -> np.ndarray:
-    """A magnitude response [S // 2 + 1] through the points, straight in dB over octaves."""
+    """Return a magnitude response [S // 2 + 1] through the points, linear in dB over octaves."""
     x = np.log2(np.fromiter(points_hz, float) / 1000)
     return (10 ** (np.interp(_octaves(), x, np.fromiter(points_db, float)) / 20)).astype(np.float32)
 
@@ -64,14 +64,14 @@ def _band_noise(rng: Generator, low_hz: float, high_hz: float) -> np.ndarray:
 
 
 def _onsets(rng: Generator, rate_hz: float, jitter: float) -> np.ndarray:
-    """Starts of events in samples: jitter 0 is a clock, jitter 1 a Poisson process of the same rate."""
+    """Return the starts of events in samples: regular for jitter 0, a Poisson process of the same rate for 1."""
     gaps = (1 - jitter) + jitter * rng.exponential(size=int(2 * CHUNKS * rate_hz) + 20)
     starts = (np.cumsum(gaps) - gaps[0] * rng.random()) / rate_hz * RATE_HZ
     return starts[starts < SAMPLES].astype(int)
 
 
 def _swell(rng: Generator, rate_hz: float, depth: float) -> np.ndarray:
-    """A modulator between 1 - depth and 1 whose rate wanders by a tenth, [S]."""
+    """Return a modulator [S] between 1 - depth and 1, whose rate varies by about 10 %."""
     knots = np.arange(0, SAMPLES + KNOT_SAMPLES, KNOT_SAMPLES)
     cycle = rng.random() + np.cumsum(rate_hz * rng.normal(1, 0.1, len(knots))) * KNOT_SAMPLES / RATE_HZ
     return np.interp(np.arange(SAMPLES), knots, 1 - depth * (0.5 + 0.5 * np.cos(2 * np.pi * cycle)))
@@ -79,15 +79,15 @@ def _swell(rng: Generator, rate_hz: float, depth: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Place:
-    """What a location does to its scene."""
+    """Changes that a location makes to its scene."""
 
-    pace: float  # factor of every rate
-    pitch: float  # factor of every frequency
-    tilt_db: float  # of the bed, an octave
-    layers_db: tuple[float, float]  # of the scene's textures over the bed
-    guest: str  # the scene that leaks in
-    guest_db: float
-    eq: np.ndarray  # [S // 2 + 1]
+    pace: float  # factor of all rates
+    pitch: float  # factor of all frequencies
+    tilt_db: float  # tilt of the background noise in dB per octave
+    layers_db: tuple[float, float]  # levels of the scene's two textures relative to the background noise
+    guest: str  # the other scene of which some sound is added
+    guest_db: float  # level of that sound
+    eq: np.ndarray  # [S // 2 + 1] magnitude response of the location
 
     @staticmethod
     def of(scene: str, location: int, seed: int) -> Place:
@@ -104,14 +104,14 @@ class Place:
         )
 
 
-Texture = Callable[[Generator, Place], np.ndarray]  # -> wave [S] of RMS 1
+Texture = Callable[[Generator, Place], np.ndarray]  # returns a waveform [S] with RMS 1
 
 
 def tones(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, seconds: float, octaves: float,
     low_hz: float, high_hz: float,
 ) -> np.ndarray:  # fmt: skip
-    """Short tones that glide by `octaves` about a drawn centre: the mean spectrum hides which way."""
+    """Return short tones that glide by `octaves` around random centres; the mean spectrum hides the direction."""
     out = np.zeros(SAMPLES)
     samples = int(seconds / place.pace * RATE_HZ)
     glide, window = octaves * np.linspace(-0.5, 0.5, samples), np.sqrt(np.hanning(samples))
@@ -126,7 +126,7 @@ def tones(
 def knocks(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, decay_s: float, pair_s: float = 0.0
 ) -> np.ndarray:
-    """Decaying noise bursts: steps, clatter; with `pair_s` each comes twice, as wheels on a rail joint."""
+    """Return decaying noise bursts, as of steps; with `pair_s` each occurs twice, as of wheels on a rail joint."""
     starts = _onsets(rng, rate_hz * place.pace, jitter)
     if pair_s:
         starts = np.concatenate([starts, starts + int(pair_s / place.pace * RATE_HZ)])
@@ -139,7 +139,7 @@ def knocks(
 def murmur(
     rng: Generator, place: Place, *, rate_hz: float, edges_hz: tuple[float, ...], together: bool = False
 ) -> np.ndarray:
-    """Noise bands that swell together (an engine's shake) or each on its own (voices, wind)."""
+    """Return noise bands that swell together (an engine) or independently of each other (voices, wind)."""
     shared = _swell(rng, rate_hz * place.pace, 0.95)
     out = np.zeros(SAMPLES)
     for low_hz, high_hz in pairwise(edges_hz):
@@ -149,7 +149,7 @@ def murmur(
 
 
 def hum(rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float) -> np.ndarray:
-    """Harmonics whose pitch sways by `octaves`, `rate_hz` times a second: engines, motors."""
+    """Return harmonics whose pitch varies by `octaves`, `rate_hz` times per second, as of engines."""
     sway = octaves * (_swell(rng, rate_hz * place.pace, 1.0) - 0.5)
     cycle = np.cumsum(f0_hz * place.pitch * 2**sway) / RATE_HZ
     k = np.arange(1, partials + 1)[:, None]
@@ -162,7 +162,7 @@ _voices = partial(murmur, rate_hz=4, edges_hz=(250, 500, 1000, 2000, 4000))
 _wind = partial(murmur, rate_hz=2, edges_hz=(100, 400, 1600))
 _calls = partial(tones, rate_hz=4, jitter=0.5, seconds=0.22, low_hz=1500, high_hz=4500)
 
-# Scene -> (hump of the bed in Hz, its two textures). Many share bands and differ only in time.
+# Scene -> (peak of the background noise in Hz, its two textures). Many share bands and differ only in time.
 SCENES: dict[str, tuple[float, tuple[Texture, Texture]]] = {
     "airport": (1400, (partial(_calls, octaves=0.0), _voices)),
     "bus": (150, (
@@ -197,7 +197,7 @@ SCENES: dict[str, tuple[float, tuple[Texture, Texture]]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """A colouring: a response in dB at EQ_HZ, a soft clipper's drive, a noise floor."""
+    """A recording device: its response in dB at EQ_HZ, the drive of a soft clipper, and its noise floor."""
 
     response_db: tuple[float, ...]
     drive: float = 0.0
@@ -211,7 +211,7 @@ DEVICES = {
     "s1": Device((-14, -9, -3, 2, 3, 0, -2, -6, -14), floor_dbfs=-64),
     "s2": Device((-4, 2, 5, 1, -4, -3, 3, 4, -8), drive=10, floor_dbfs=-64),
     "s3": Device((-16, -8, -6, -2, 2, 6, 1, -5, -10), drive=5, floor_dbfs=-62),
-    # Unseen in training, and further off than the others: a thin phone, a muffled pocket, an overdriven one.
+    # Unseen in training, and more different than the others: a thin phone, a muffled pocket, an overdriven one.
     "s4": Device((-30, -22, -12, 0, 3, 4, 0, -14, -26), drive=10, floor_dbfs=-62),
     "s5": Device((8, 6, 3, 0, -3, -6, -9, -12, -18), drive=10, floor_dbfs=-66),
     "s6": Device((-20, -14, -8, -6, 5, -5, 6, -3, 3), drive=20, floor_dbfs=-62),
@@ -223,7 +223,7 @@ def amplitude(db: float) -> float:
 
 
 def render(scene: str, location: int, number: int, seed: int) -> np.ndarray:
-    """Segment `number`, recorded at `location`, before any device: a spectrum [S // 2 + 1]."""
+    """Return the spectrum [S // 2 + 1] of segment `number` at `location`, before any device."""
     place = Place.of(scene, location, seed)
     rng = generator("segment", seed, number)
     hump_hz, textures = SCENES[scene]
@@ -237,7 +237,7 @@ def render(scene: str, location: int, number: int, seed: int) -> np.ndarray:
 
 
 def record(spectrum: np.ndarray, device: str) -> np.ndarray:
-    """The segment as the device hears it, [S], short of the device's own noise."""
+    """Return the waveform [S] of a segment as `device` records it, without the device's own noise."""
     wave = _wave(spectrum * _device_gain(device))
     drive = DEVICES[device].drive
     return np.tanh(wave * drive) / drive if drive else wave

@@ -1,7 +1,7 @@
-"""TAU Urban Acoustic Scenes 2022 Mobile as it lies on disk: clips, devices, splits (DCASE 2024 Task 1).
+"""TAU Urban Acoustic Scenes 2022 Mobile on disk: clips, devices and splits (DCASE 2024 Task 1).
 
     root = dataset_root(None)                 # from TAU24_PATH
-    train = read_split(root, "split25")       # one row a clip
+    train = read_split(root, "split25")       # one row per clip
     audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav, meta.csv, split_setup/*.csv
 
 Zenodo record 6337421; the split csv files are those of the DCASE 2024 baseline's release.
@@ -30,20 +30,20 @@ EVALUATION_DIR = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
 
 
 class DatasetError(ValueError):
-    """The data set on disk is missing, incomplete or not in TAU's layout."""
+    """The data set on disk is missing or incomplete, or does not have TAU's layout."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the clips are and how they are divided."""
+    """Location of the clips and their division into training and validation."""
 
-    dataset_dir: str | None = None  # TAU development set; None: the environment's TAU24_PATH
+    dataset_dir: str | None = None  # folder of the TAU development set; None: environment variable TAU24_PATH
     split_dir: str | None = None  # folder of split*.csv and test.csv; None: the data set's, then ./split_setup
-    cache_dir: str = "runs/cache"  # decoded waveforms, teachers and their logits; tune/run.py: <storage>/cache
-    subset: int = 100  # per cent of the training data: 5, 10, 25, 50 or 100
-    validation_share: float = 0.2  # of the training split's clips, held out by recording location
-    skip_broken: bool = False  # leave broken WAV files out (and list them) instead of stopping; missing ones still stop
-    num_workers: int | None = None  # threads that decode WAV files into the cache; none: one for each core
+    cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (tune/run.py: <storage>/cache)
+    subset: int = 100  # per cent of the training split that is used: 5, 10, 25, 50 or 100
+    validation_share: float = 0.2  # share of the training clips held out by location for validation (0 to 1)
+    skip_broken: bool = False  # skip and list broken WAV files instead of stopping: true or false
+    num_workers: int | None = None  # number of threads that decode WAV files (0 or more); None: one per core
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
@@ -55,7 +55,10 @@ class DataConfig:
 
 
 def dataset_root(dataset_dir: str | None) -> Path:
-    """The development set's folder, from the config or TAU24_PATH; DatasetError tells both ways to set it."""
+    """Return the folder of the development set from the configuration or TAU24_PATH.
+
+    If there is none, DatasetError explains both ways to set it.
+    """
     value = dataset_dir or os.environ.get("TAU24_PATH")
     how = (
         "set --dataset_dir=FOLDER (data.dataset_dir) or the environment variable TAU24_PATH to the TAU Urban Acoustic "
@@ -74,7 +77,7 @@ def dataset_root(dataset_dir: str | None) -> Path:
 
 
 def resolved(config: DataConfig) -> DataConfig:
-    """Absolute paths: what reads the configuration later may run elsewhere, and under another TAU24_PATH."""
+    """Return `config` with absolute paths, for processes with another working directory or TAU24_PATH."""
     root = dataset_root(config.dataset_dir)
     cache_dir = Path(config.cache_dir).expanduser().resolve()
     table = split_file(root, f"split{config.subset}", config.split_dir, cache_dir / "split_setup")
@@ -84,17 +87,18 @@ def resolved(config: DataConfig) -> DataConfig:
 
 
 def read_split(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> pd.DataFrame:
-    """Clips of one split (`split5` ... `split100`, `test`): filename, scene_label, label, identifier, device, segment.
+    """Return the clips of one split (`split5` ... `split100`, `test`), one row per clip.
 
-    Missing csv files are downloaded to `download_dir` as the DCASE baseline does. DatasetError for an unknown scene, a
-    clip that meta.csv does not list, a clip named twice, or a scene without clips.
+    Columns: filename, scene_label, label, identifier, device, segment. A missing csv file is downloaded to
+    `download_dir`, as in the DCASE baseline. DatasetError for an unknown scene, a clip that meta.csv does not list, a
+    clip listed twice, or a scene without clips.
     """
     path = split_file(root, name, split_dir, download_dir)
     split = _read_tsv(path, ("filename", "scene_label"))
     meta = _read_tsv(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"))
     twice = split.filename[split.filename.duplicated()]
     if len(twice):
-        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice")
+        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice; expected each clip once")
     unknown = sorted(set(split.scene_label) - set(SCENES))
     if unknown:
         raise DatasetError(f"{path}: unknown scene {unknown[0]!r}; TAU's scenes are {', '.join(SCENES)}")
@@ -116,16 +120,19 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
 
 
 def read_evaluation(root: Path) -> tuple[Path, list[str]]:
-    """Folder and filenames of the unlabelled evaluation set, which lies beside the development set."""
+    """Return folder and filenames of the unlabelled evaluation set, which is next to the development set."""
     folder = root.parent / EVALUATION_DIR
     table = folder / "evaluation_setup" / "fold1_test.csv"
     if not table.is_file():
-        raise DatasetError(f"no evaluation set: {table} is missing (it belongs beside {root})")
+        raise DatasetError(f"no evaluation set: {table} is missing; expected its folder next to {root}")
     return folder, list(_read_tsv(table, ("filename",)).filename)
 
 
 def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
-    """Where `<name>.csv` is, absolute; downloaded to `download_dir` where it is nowhere. DatasetError if in vain."""
+    """Return the absolute path of `<name>.csv`; download it to `download_dir` if it does not exist.
+
+    DatasetError if it cannot be downloaded.
+    """
     folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]
     if download_dir and not split_dir:
         folders.append(download_dir)
@@ -161,8 +168,10 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 
 def _segment(filename: str) -> str:
-    """The 10 s recording a clip was cut from: its name without chunk and device."""
+    """Return the name of the 10 s recording from which a clip was cut: its file name without chunk and device."""
     match = re.fullmatch(r"audio/(.+)-[^-]+-[^-]+\.wav", filename)
     if not match:
-        raise DatasetError(f"{filename!r} is not audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav")
+        raise DatasetError(
+            f"filename {filename!r}: expected audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav"
+        )
     return match[1]

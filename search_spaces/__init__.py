@@ -1,15 +1,15 @@
 """Search spaces: YAML files that map dotted configuration names to ranges.
 
-    space = load_space("kd_prune")            # or a path of your own
+    space = load_space("kd_prune")            # or the path of your own YAML file
     values = space.sample(optuna_trial)       # {"distill.kd_alpha": 0.31, "prune.ratios": [0.2, 0.35], ...}
 
-Kinds of range (one key, its fields beside it):
+A range has one of these keys and its options:
 
-    {uniform: [low, high]}            float; {loguniform: ...} on a log scale; both ends included
-    {int: [low, high], step: 8}       whole number, both ends included
-    {choice: [a, b, ...]}             any values, lists too
-    {subset: [a, b, ...], min: 1}     each member in or out, `min` at least
-    {each: prune.steps, item: {...}}  a list with one draw an entry; its length is another parameter of the space
+    {uniform: [low, high]}            float, both ends included; {loguniform: ...} on a log scale
+    {int: [low, high], step: 8}       integer, both ends included
+    {choice: [a, b, ...]}             one of any values, which may be lists
+    {subset: [a, b, ...], min: 1}     any members, at least `min` of them
+    {each: prune.steps, item: {...}}  a list with one draw per entry; its length is the auxiliary parameter prune.steps
 """
 
 import difflib
@@ -35,11 +35,11 @@ _TOP = ("description", "base", "parameters", "auxiliary")
 
 
 class SpaceError(ValueError):
-    """A search space that cannot be: names the file, the parameter and what was expected."""
+    """An invalid search space; the message names the file, the parameter and the expected value."""
 
 
 class Suggests(Protocol):
-    """The part of an Optuna trial that a space draws from."""
+    """The methods of an Optuna trial that a space draws from."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
@@ -48,8 +48,8 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """`parameters` map configuration keys to ranges; `auxiliary` ones only steer others (the number of prune steps);
-    `base` holds the Hydra overrides that the space starts from."""
+    """A search space: `parameters` maps configuration keys to ranges; `auxiliary` parameters only control the length of
+    others (the number of prune steps); `base` holds the Hydra overrides of its base configuration."""
 
     name: str
     description: str
@@ -58,18 +58,19 @@ class Space:
     base: tuple[str, ...]
 
     def sample(self, trial: Suggests) -> dict[str, Any]:
-        """One configuration; Optuna names its parameters after the keys (`prune.ratios[0]`, `student.branches/3x3`)."""
+        """Draw one configuration; Optuna's parameters are named by key (`prune.ratios[0]`, `student.branches/3x3`)."""
         steering = {key: _draw(key, spec, trial, {}) for key, spec in self.auxiliary.items()}
         return {key: _draw(key, spec, trial, steering) for key, spec in self.parameters.items()}
 
     def corners(self) -> list[dict[str, Any]]:
-        """What a check of the space has to build: all lower ends, all upper ends, and each choice among lower ends."""
+        """Return the configurations that a check must build: all lower ends, all upper ends, and each choice with lower
+        ends elsewhere."""
         ends = [self.sample(_End(upper)) for upper in (False, True)]
         choices = [(key, v) for key, spec in self.parameters.items() for v in spec.get("choice", ())[1:]]
         return ends + [ends[0] | {key: value} for key, value in choices]
 
     def as_dict(self) -> dict[str, Any]:
-        """The resolved copy for a study's manifest; `space_from_dict` reads it back."""
+        """Return the space as JSON values for a study's manifest; `space_from_dict` reads them back."""
         return json.loads(
             json.dumps(
                 {
@@ -84,7 +85,7 @@ class Space:
 
 
 def load_space(name_or_path: str) -> Space:
-    """The shipped space of that name, or the YAML file at that path. SpaceError says what is wrong with it."""
+    """Return the shipped space of that name, or the one in the YAML file at that path; SpaceError if it is invalid."""
     shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
@@ -101,7 +102,7 @@ def load_space(name_or_path: str) -> Space:
 
 
 def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
-    """A checked Space of a parsed file."""
+    """Return a checked Space from the content of a file."""
     unknown = sorted(map(str, set(content) - {*_TOP, "name"}))
     if unknown:
         near = difflib.get_close_matches(unknown[0], _TOP, 1)
@@ -115,7 +116,9 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
         raise SpaceError(f"{where}: `base` must be a list of overrides such as [student=rep_mobile], got {base!r}")
     for key, spec in (parameters | auxiliary).items():
         if not isinstance(key, str):
-            raise SpaceError(f"{where}: {key!r} is not the name of a configuration key")
+            raise SpaceError(
+                f"{where}: {key!r} is not the name of a configuration key; expected a text such as train.lr"
+            )
         _check(spec, f"{where}: {key}", {} if key in auxiliary else auxiliary)
     return Space(
         name=content["name"],
@@ -127,32 +130,39 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
 
 
 def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
+    """Raise SpaceError unless `spec` is a valid range; `where` names it."""
     kinds = [kind for kind in _FIELDS if kind in spec] if isinstance(spec, dict) else []
     if len(kinds) != 1:
         raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)}, got {spec!r}")
     kind = kinds[0]
     unknown = sorted(map(str, set(spec) - {kind} - _FIELDS[kind]))
     if unknown:
-        raise SpaceError(f"{where}: unknown key {unknown[0]!r} in a range of kind {kind}")
+        raise SpaceError(
+            f"{where}: unknown key {unknown[0]!r} in a range of kind {kind}: use {', '.join([kind, *_FIELDS[kind]])}"
+        )
     value = spec[kind]
     if kind in ("uniform", "loguniform", "int"):
         _check_range(kind, value, where)
         if kind == "int" and (not isinstance(spec.get("step", 1), int) or spec.get("step", 1) < 1):
-            raise SpaceError(f"{where}: step {spec['step']!r} is not a whole number >= 1")
+            raise SpaceError(f"{where}: step {spec['step']!r} is not an integer >= 1")
     elif kind in ("choice", "subset"):
         try:
             different = isinstance(value, list) and 0 < len({json.dumps(v) for v in value}) == len(value)
-        except TypeError:  # a date, say: Optuna is given JSON texts
+        except TypeError:  # for example a date: Optuna gets the values as JSON
             different = False
         if not different:
-            raise SpaceError(f"{where}: {kind} needs a list of different numbers, texts or lists, got {value!r}")
+            raise SpaceError(f"{where}: {kind} needs a list of different numbers, strings or lists, got {value!r}")
         least = spec.get("min", 0)
         if not isinstance(least, int) or not 0 <= least <= len(value):
-            raise SpaceError(f"{where}: min {least!r} of {len(value)} members cannot be")
+            raise SpaceError(
+                f"{where}: min {least!r} of {len(value)} members; expected an integer from 0 to {len(value)}"
+            )
     else:
         steering = auxiliary.get(value) if isinstance(value, str) else None
         if not isinstance(steering, dict) or "int" not in steering:
-            raise SpaceError(f"{where}: each names {value!r}, which is no int range under `auxiliary`")
+            raise SpaceError(
+                f"{where}: each names {value!r}, which is not an int range under `auxiliary`; add one there"
+            )
         _check(spec.get("item"), f"{where}[item]", {})
 
 
@@ -189,7 +199,7 @@ def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[
 
 
 class _End:
-    """Suggests the lower or the upper end of everything."""
+    """Trial that suggests the lower or the upper end of every range."""
 
     def __init__(self, upper: bool):
         self.upper = upper

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from trainables.outputs.storage import Store
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_S = 1200  # ends a test that hangs; a busy machine needs many minutes for a few trials
 # a driver whose claims age fast, so that a test need not wait a minute
 QUICK = """
 import sys
@@ -68,7 +69,7 @@ class Machine:
             start_new_session=True,
         )
 
-    def run(self, *words: str, command: str = "run", timeout: float = 400) -> tuple[int, str]:
+    def run(self, *words: str, command: str = "run", timeout: float = PATIENCE_S) -> tuple[int, str]:
         """The command's exit status and what it printed."""
         process = self.start(*words, command=command)
         try:
@@ -86,7 +87,7 @@ def end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
     """Wait for `condition` while `process` runs."""
     until = time.monotonic() + seconds
     while not condition():
@@ -119,7 +120,7 @@ def ray_nodes() -> Iterator[str]:
         assert process.stdout
         yield json.loads(process.stdout.readline())["address"]
     finally:
-        process.communicate(timeout=60)  # closes its input, which ends it
+        process.communicate(timeout=PATIENCE_S)  # closes its input, which ends it
 
 
 class Line:

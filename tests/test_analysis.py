@@ -72,7 +72,7 @@ def test_front_closed_forms():
     assert front.pareto_mask([[1, 1], [1, 1]], ("max", "min")).tolist() == [True, False]
     assert front.nondominated_rank([[1, 1], [1, 1], [0, 0]], ("max", "max")).tolist() == [0, 0, 1]
     assert front.pareto_mask([], ("max", "min")).tolist() == []
-    with pytest.raises(ValueError, match="allowed: max, min"):
+    with pytest.raises(ValueError, match="'maximize'"):
         front.pareto_mask([[1, 2]], ("max", "maximize"))
     with pytest.raises(ValueError, match="shape"):
         front.pareto_mask([[1, 2, 3]], ("max", "min"))
@@ -97,7 +97,7 @@ def test_hypervolume_closed_forms():
     assert front.hypervolume_2d([[0.5, 10.0]], ("max", "min"), (0.0, 30.0)) == pytest.approx(0.5 * 20)
     assert front.hypervolume_2d([[0.5, 30.0], [0.0, 1.0]], ("max", "min"), (0.0, 30.0)) == 0
     assert front.hypervolume_2d([[1, 3], [2, 2], [3, 1]], ("min", "min"), (4, 4)) == 6
-    with pytest.raises(ValueError, match="finite reference"):
+    with pytest.raises(ValueError, match=r"reference \(4, nan\)"):
         front.hypervolume_2d([[1, 1]], ("min", "min"), (4, np.nan))
 
 
@@ -380,7 +380,7 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     stopped = {row["config_id"] for row in table if row["status"] == "stopped early"} - {"00004"}
     assert set(study.points["trial_id"][summary.roles(study) == "single"]) == lucky | stopped
     warned = " ".join(sentences.warnings(study))
-    assert "1 point with one seed would lie on the front" in warned
+    assert "1 point with one seed would be on the front" in warned
     assert {("00004", 1), ("00004", 2)} <= set(
         expected
     )  # of whose three seeds one was stopped early after its dense point
@@ -443,7 +443,7 @@ def test_test_figures_of_seeds_are_averaged(tmp_path):
     interval = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
     assert [found["test_macro_avg_acc_low"], found["test_macro_avg_acc_high"]] == pytest.approx(interval)
     page = own_text(report_page.page(study))
-    assert "Means over seeds, at least 3 a point" in page and "44.0" in page
+    assert "Means over seeds, at least 3 per point" in page and "44.0" in page
     write_table(folder / "test.csv", measured[:1])  # a study that was tested before it got its replicates
     found = load_study(folder).with_test().dropna(subset="test_n_seeds").iloc[0]
     assert (found["trial_id"], found["test_macro_avg_acc"], found["test_n_seeds"]) == (trial, 0.41, 1)
@@ -484,7 +484,7 @@ def damage_header(text):
             lambda text: text.replace('"objectives"', '"objective"'),
             "key 'objectives' is missing",
         ),
-        ("study.json", lambda text: text.replace('"min"', '"down"'), "allowed: max, min"),
+        ("study.json", lambda text: text.replace('"min"', '"down"'), "'down'"),
         ("study.json", lambda text: text.replace('"fp16"', '"fp8"'), "allowed: fp32, fp16, int8"),
         ("points.csv", lambda text: "", "empty, not even a header"),
         ("points.csv", damage_header, "missing column.s. macs"),
@@ -500,7 +500,7 @@ def damage_header(text):
         (
             "points.csv",
             lambda text: text.replace("00000,0,12,0.", "00000,0,12,56.", 1),
-            "a share is expected",
+            "column val_macro_avg_acc",
         ),
         ("points.csv", lambda text: text.replace(",False,", ",True,", 1), "marked feasible, but its"),
         ("points.csv", lambda text: text.replace("00000,0,12", "00000,0,twelve", 1), "column epochs"),
@@ -527,7 +527,7 @@ def test_a_bad_folder_is_named_and_nothing_is_written(tmp_path, capsys, file, da
     ("change", "message"),
     [
         ({"trial_id": "twin"}, "replicate 0 of configuration 00000 is more than one trial"),
-        ({"replicate": "first", "trial_id": "x"}, "column replicate: whole numbers are expected"),
+        ({"replicate": "first", "trial_id": "x"}, "column replicate: "),
     ],
 )
 def test_replicates_must_be_told_apart(tmp_path, change, message):
@@ -573,7 +573,7 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        (None, "is not there yet"),
+        (None, "points.csv does not exist"),
         ([rows()[0]], "1 row in .*, 1 over a limit"),
         (
             [row for row in rows() if row["status"] == "failed" or not row["feasible"]],

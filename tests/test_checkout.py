@@ -39,7 +39,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clone")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = root / "trainables" / "runs.py"
+    path = root / "trainables" / "single" / "command.py"
     text = path.read_text()
     assert "folder of runs and caches" in text
     path.write_text(text.replace("folder of runs and caches", "the clone's folder"))

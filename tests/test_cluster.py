@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from machines import TOKEN
+from machines import PATIENCE_S, TOKEN
 
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides
@@ -144,7 +144,7 @@ def slurm(tmp_path: Path):
 
 
 def test_slurm_runs_the_driver_on_a_cluster_of_all_nodes(slurm, tmp_path: Path) -> None:
-    said, _ = (process := slurm("complete")).communicate(timeout=60)
+    said, _ = (process := slurm("complete")).communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     driver = (tmp_path / "driver.log").read_text()
     address = re.fullmatch(r"tune/run\.py --address (\S+:24711) --resume auto --space kd --name my study\n", driver)
@@ -162,7 +162,7 @@ def test_slurm_stops_the_driver_and_requeues_before_the_time_limit(slurm, tmp_pa
     while not (tmp_path / "running").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(sent)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     log = tmp_path / "scontrol.log"
     assert (log.read_text() if log.exists() else "") == ("requeue 4711\n" if requeued else "")
@@ -197,10 +197,10 @@ def two_nodes() -> Iterator[subprocess.Popen[str]]:
         text=True,
     )
     yield process
-    process.communicate(timeout=60)  # closes its input
+    process.communicate(timeout=PATIENCE_S)  # closes its input
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 180) -> None:
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
     until = time.monotonic() + seconds
     while not what():
         if process.poll() is not None or time.monotonic() > until:
@@ -213,7 +213,7 @@ def gauges(addresses: list[str]) -> dict[tuple[str, str], float]:
     """(name, trial or status) -> value of our gauges that any of the nodes exports."""
     found = {}
     for address in addresses:
-        with urllib.request.urlopen(address, timeout=10) as answer:
+        with urllib.request.urlopen(address, timeout=60) as answer:
             text = answer.read().decode()
         for name, labels, value in re.findall(r"^ray_asc_tune_(\w+){(.*)} (\S+)$", text, flags=re.M):
             tag = re.search(r'(?:trial|status)="([^"]*)"', labels)
@@ -245,7 +245,7 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     two_nodes.stdin.write("kill\n")
     two_nodes.stdin.flush()
     assert two_nodes.stdout.readline() == "killed\n"
-    said, _ = driver.communicate(timeout=300)
+    said, _ = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == 0, said
 
     events, state = list(read_events(study)), read_state(study)

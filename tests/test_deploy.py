@@ -154,7 +154,7 @@ def test_int8_agrees_with_the_network(exported, int8) -> None:
 def test_a_network_that_was_not_quantised_is_refused_by_layer(exported, int8, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"stem\.0\.weight.* \(Conv\) has no int8 weights"):
         quantize.check_integer(exported[2])
-    with pytest.raises(ExportError, match="12 clips to calibrate on: int8 needs 16"):
+    with pytest.raises(ExportError, match=r"12 calibration clips: .* 16"):
         quantize.quantize_onnx(exported[2], tmp_path / "few.onnx", [clips(12)], METADATA)
 
 
@@ -283,16 +283,16 @@ def test_the_command_leaves_every_form_with_its_figures(run: Callable[..., int],
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "say which network"),
-        (("--ckpt_id=r1", "--checkpoint=x"), "one of them"),
+        ((), "neither --ckpt_id nor --checkpoint"),
+        (("--ckpt_id=r1", "--checkpoint=x"), "both --ckpt_id and --checkpoint"),
         (("--ckpt_id=absent",), "no run 'absent'"),
         (("--checkpoint={tmp_path}/absent",), "no student checkpoint in"),
-        (("--ckpt_id=r1", "--calibration_clips=3"), "--calibration_clips 3: expected 16 at least"),
-        (("--ckpt_id=r1", "--qat_lr=0"), "expected a learning rate above 0"),
-        (("--ckpt_id=r1", "--qat_epochs=1", "--kd_alpha=0.5"), "wants a teacher and none is named"),
+        (("--ckpt_id=r1", "--calibration_clips=3"), "--calibration_clips 3: expected at least 16"),
+        (("--ckpt_id=r1", "--qat_lr=0"), "--qat_lr 0.0: "),
+        (("--ckpt_id=r1", "--qat_epochs=1", "--kd_alpha=0.5"), "distill.kd_alpha=0.5"),
         (("--ckpt_id=r1", "--nonsense=1"), "unknown flag --nonsense"),
         (("--ckpt_id=r1", "--dataset_dir=/nowhere"), "/nowhere"),
-        (("--ckpt_id=r1", "--out={tmp_path}"), "holds no earlier deployment"),
+        (("--ckpt_id=r1", "--out={tmp_path}"), "deploy.json"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -326,7 +326,7 @@ def test_damaged_networks_are_refused(
     assert "not finite" in capsys.readouterr().out
     save_student(folder, student(), describe_use(config) | {"classes": ["cat", "dog"]})
     assert run("--ckpt_id=r1") == 2
-    assert "knows the classes ('cat', 'dog')" in capsys.readouterr().out
+    assert "('cat', 'dog')" in capsys.readouterr().out
     (folder / "weights.safetensors").write_bytes(b"half of one")
     assert run("--ckpt_id=r1") == 2
     assert "damaged" in capsys.readouterr().out

@@ -80,7 +80,7 @@ def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_pat
     told = StringIO()
     found = dry_run(space, config, ASKED, Console(file=told, width=200), n_draws=10)
     text = told.getvalue()
-    for words in ("of 10 random draws fit", "distinct networks", "measured on", "mo_asha, at best"):
+    for words in ("of 10 random samples", "measured on", "mo_asha, at best"):
         assert words in text
     assert "estimate for a trial on 30 clips, validated on 20, 8 dense epochs" in text
     assert found["feasible"] + sum(found["rejected"].values()) == found["draws"]

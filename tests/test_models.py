@@ -223,11 +223,11 @@ def test_weights_follow_the_seed():
         ({"expansion_rate": -1.0}, r"student\.expansion_rate=-1"),
         ({"n_blocks": ()}, r"student\.n_blocks=\(\)"),
         ({"n_blocks": (2, 0)}, r"student\.n_blocks=\(2, 0\)"),
-        ({"strides": ("b7:2x2",)}, "names 'b7'; this network has the blocks b1, b2, b3, b4, b5, b6"),
-        ({"strides": ("b1",)}, "'b1' is not block:FxT"),
-        ({"strides": ("b1:2x2", "b1:2x1")}, "names a block again"),
+        ({"strides": ("b7:2x2",)}, r"student\.strides .*'b7': .*b1, b2, b3, b4, b5, b6"),
+        ({"strides": ("b1",)}, r"student\.strides: 'b1'"),
+        ({"strides": ("b1:2x2", "b1:2x1")}, r"student\.strides: 'b1:2x[12]'"),
         ({"branches": ("5x5",)}, "unknown RepConv branch '5x5'; choose from 3x3, 3x1, 1x3, 1x1, identity"),
-        ({"branches": ("3x3", "3x3")}, "name one twice"),
+        ({"branches": ("3x3", "3x3")}, r"\['3x3', '3x3'\]"),
         ({"branches": ("identity",)}, "alone cannot learn"),
         ({"rep_stem": True}, r"rep_stem=True needs student\.branches"),
     ],
@@ -688,7 +688,7 @@ def test_truncated_and_missing_files_are_named(networks, tmp_path, file, keep, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "format 99: this version reads format 1"),
+        ({"format": 99}, "format 99: .* 1,"),
         ({"widths": None}, "lacks or misspells"),
         ({"config": {"colour": "red"}}, "colour"),
         ({"config": {"branches": ["9x9"]}}, "9x9"),
@@ -851,7 +851,7 @@ def test_teacher_round_trip(tmp_path, offline):
     assert read == extra
     assert not loaded.training
     assert torch.equal(logits_of(loaded, x), logits_of(teacher, x))
-    with pytest.raises(CheckpointError, match=r"knows the classes \('bus', 'tram', 'park'\); expected \('bus',\)"):
+    with pytest.raises(CheckpointError, match=r"\('bus', 'tram', 'park'\).*\('bus',\)"):
         load_teacher(tmp_path / "t", ("bus",))
     with pytest.raises(CheckpointError, match="no teacher checkpoint in"):
         load_teacher(tmp_path / "nowhere", CLASSES)
@@ -905,7 +905,7 @@ def test_pretrained_with_other_frames_interpolates_positions_in_time(tmp_path, o
 
 def test_pretrained_that_does_not_fit_or_is_not_there(tmp_path, offline):
     build_teacher(TINY, 3, 16, 24).network.save_pretrained(tmp_path / "ast")
-    with pytest.raises(CheckpointError, match=r"wants 16 mel bins, teacher\.frontend\.n_mels is 32"):
+    with pytest.raises(CheckpointError, match=r"teacher\.frontend\.n_mels=32.*n_mels=16"):
         build_teacher(TeacherModelConfig(pretrained=str(tmp_path / "ast")), 3, 32, 24)
     for name in (str(tmp_path / "gone"), "nobody/no-such-ast"):
         with pytest.raises(CheckpointError, match=r"neither a local folder .* nor a hub name"):

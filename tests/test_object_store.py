@@ -15,7 +15,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from machines import QUICK, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
+from machines import PATIENCE_S, QUICK, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
 from moto.server import ThreadedMotoServer
 
 import tune.study.lease
@@ -509,7 +509,7 @@ def test_drivers_that_start_at_once(cluster: Cluster, bucket: str, tmp_path: Pat
     elsewhere.directory = tmp_path / "a" / "elsewhere"
     machines = [cluster.machine("a"), elsewhere, cluster.machine("b")]
     drivers = [machine.start(*cluster.words(trials=1)) for machine in machines]
-    said = [driver.communicate(timeout=400)[0] for driver in drivers]
+    said = [driver.communicate(timeout=PATIENCE_S)[0] for driver in drivers]
     assert sorted(driver.returncode for driver in drivers) == [0, 2, 2], said
     for driver, text in zip(drivers, said, strict=True):
         if driver.returncode:
@@ -562,7 +562,7 @@ def test_a_paused_driver_finds_that_it_has_lost_the_study(
         assert refused == 0, said
         before = content(store)
         os.kill(paused.pid, signal.SIGCONT)
-        said, _ = paused.communicate(timeout=200)
+        said, _ = paused.communicate(timeout=PATIENCE_S)
     finally:
         end(paused)
     assert paused.returncode == 2, said
@@ -588,7 +588,7 @@ def test_a_driver_that_loses_its_storage(cluster: Cluster, bucket: str, tmp_path
             assert status == 0, said
         before = content(store)
         line.mend()
-        said, _ = driver.communicate(timeout=300)
+        said, _ = driver.communicate(timeout=PATIENCE_S)
     finally:
         line.cut()
         end(driver)

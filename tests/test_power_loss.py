@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from machines import SMALL, SPACE, end, wait_until
+from machines import PATIENCE_S, SMALL, SPACE, end, wait_until
 
 from ascmodels.checkpoint import load_student
 from tune.study.journal import read_events, read_state
@@ -75,7 +75,7 @@ def test_nothing_that_was_acknowledged_is_lost(tiny_tau: Path, tmp_path: Path) -
         )
 
     through = start("through")
-    said, _ = through.communicate(timeout=400)
+    said, _ = through.communicate(timeout=PATIENCE_S)
     assert through.returncode == 0, said
     expected = rows(tmp_path / "runs" / "through")
 
@@ -92,7 +92,7 @@ def test_nothing_that_was_acknowledged_is_lost(tiny_tau: Path, tmp_path: Path) -
         for point in trial.points:
             load_student(study / "experiments" / trial.name / point["checkpoint"])
     resumed = start("cut")
-    said, _ = resumed.communicate(timeout=400)
+    said, _ = resumed.communicate(timeout=PATIENCE_S)
     assert resumed.returncode == 0, said
     assert list(read_events(study))[: len(after)] == after
     assert rows(study) == expected

@@ -181,9 +181,9 @@ def test_a_layer_never_loses_more_than_its_share(small: Student) -> None:
             pruned = prune(student, 0.2, "l1", scope=scope, max_ratio=max_ratio)
             for old, new in zip(flat(student), flat(pruned), strict=True):
                 assert new >= old - int(old * max_ratio)
-    with pytest.raises(PruningError, match=r"0\.7 would take \d+ of \d+ channels .*max_ratio lets go of"):
+    with pytest.raises(PruningError, match=r"0\.7 .* \d+ of \d+ channels .*prune\.max_ratio"):
         prune(small, 0.7, scope="global", max_ratio=0.5)
-    with pytest.raises(PruningError, match="max_ratio lets go of"):
+    with pytest.raises(PruningError, match=r"prune\.max_ratio"):
         prune(small, 0.7, scope="isomorphic", max_ratio=0.5)
 
 
@@ -206,12 +206,12 @@ def flat_widths(widths: Widths) -> list[int]:
 def test_criteria_that_cannot_rank_say_so() -> None:
     fresh = build_student(SMALL)
     for scope in ("local", "global"):
-        with pytest.raises(PruningError, match=r"bn_scale cannot rank.*fresh network are all 1; train first"):
+        with pytest.raises(PruningError, match=r"criterion bn_scale: .* all 1; "):
             prune(fresh, 0.3, "bn_scale", scope=scope)
     for criterion in DATA_CRITERIA:
-        with pytest.raises(PruningError, match=f"criterion {criterion} ranks by gradients of the loss, and none"):
+        with pytest.raises(PruningError, match=f"criterion {criterion} .*gradients"):
             prune(fresh, 0.3, criterion)
-        with pytest.raises(PruningError, match=f"criterion {criterion} was given no clip"):
+        with pytest.raises(PruningError, match=f"criterion {criterion} .* 0 clips"):
             sensitivities(fresh, criterion, lambda _: iter(()))
 
 
@@ -324,7 +324,7 @@ def test_pruned_to_widths_takes_the_least_important_in_one_step(small: Student) 
 @pytest.mark.slow
 def test_targets_that_cannot_be_met_name_what_can(small: Student) -> None:
     dense = get_deployed_size(small, MELS, FRAMES)[0]
-    with pytest.raises(PruningError, match=rf"target_macs=.* is no target: the dense network has {dense:,}"):
+    with pytest.raises(PruningError, match=rf"prune\.target_macs=.*{dense:,}"):
         schedule_sizes(SMALL, PruneConfig(n_steps=2, target_macs=float(dense)), MELS, FRAMES)
     smallest = small
     for _ in range(2):
@@ -332,19 +332,19 @@ def test_targets_that_cannot_be_met_name_what_can(small: Student) -> None:
     least = size_bytes(get_deployed_size(smallest, MELS, FRAMES)[1], "fp16")
     for scope in ("local", "global"):
         impossible = PruneConfig(n_steps=2, target_bytes=0.9 * least, max_ratio=0.5, scope=scope)
-        with pytest.raises(PruningError, match=rf"towards prune.target_bytes: .*2 such step\(s\) reach {least:,} at"):
+        with pytest.raises(PruningError, match=rf"prune\.target_bytes=.*2 step\(s\) is {least:,}:"):
             schedule_sizes(SMALL, impossible, MELS, FRAMES)
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"ratios": (0.3,), "total_ratio": 0.5, "n_steps": 2}, r"prune\.ratios and prune\.total_ratio exclude"),
-        ({"target_macs": 1e6, "target_bytes": 1e4, "n_steps": 1}, r"target_macs and prune\.target_bytes exclude"),
-        ({"ratios": (0.3,), "n_steps": 2}, r"prune\.n_steps=2 goes with .*not with prune\.ratios"),
-        ({"n_steps": 2}, r"prune\.n_steps=2 goes with .*none of them is given"),
-        ({"total_ratio": 0.5}, r"prune\.n_steps=None: prune\.total_ratio needs a number of steps"),
-        ({"target_macs": 1e6, "n_steps": 0}, r"prune\.n_steps=0: prune\.target_macs needs"),
+        ({"ratios": (0.3,), "total_ratio": 0.5, "n_steps": 2}, r"prune\.ratios and prune\.total_ratio "),
+        ({"target_macs": 1e6, "target_bytes": 1e4, "n_steps": 1}, r"target_macs and prune\.target_bytes "),
+        ({"ratios": (0.3,), "n_steps": 2}, r"prune\.n_steps=2 .* prune\.ratios"),
+        ({"n_steps": 2}, r"prune\.n_steps=2 .*prune\.target_bytes"),
+        ({"total_ratio": 0.5}, r"prune\.n_steps=None: .*prune\.total_ratio"),
+        ({"target_macs": 1e6, "n_steps": 0}, r"prune\.n_steps=0: .*prune\.target_macs"),
         ({"target_bytes": 0.0, "n_steps": 2}, r"prune\.target_bytes=0\.0: expected a number above 0"),
         ({"total_ratio": 1.0, "n_steps": 2}, r"prune\.total_ratio=1\.0: expected a share"),
         ({"step_schedule": "square"}, r"prune\.step_schedule='square': expected one of constant, linear, cubic"),

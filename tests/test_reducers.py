@@ -78,7 +78,7 @@ def test_samplers_with_a_history_too(tmp_path: Path, sampler: str) -> None:
             reducers.log.replay(study.events)
             for _ in range(3):
                 reducers.sampler.draw(reducers.log)
-        assert ours.digest() == theirs.digest()
+        assert ours.sampler.digest() == theirs.sampler.digest()  # events hold the time, so states may differ in it
 
 
 def created(name: str, config_id: str | None = None) -> TrialCreated:

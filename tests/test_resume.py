@@ -127,7 +127,7 @@ def test_changed_code_is_refused_and_named(typed: Commands) -> None:
     write_manifest(folder, manifest.changed(code=code))
     with pytest.raises(StudyError) as error:
         typed("--resume", "--name", "x")
-    for text in ("ascmodels/students/repconv.py (changed)", "data/gone.py (gone)", "--allow-changes"):
+    for text in ("ascmodels/students/repconv.py (changed)", "data/gone.py (deleted)", "--allow-changes"):
         assert text in str(error.value)
     allowed, _ = typed("--resume", "--name", "x", "--allow-changes")
     assert allowed.resolved.code == code_files(CODE)

@@ -366,7 +366,7 @@ def test_more_cpus_than_there_are(run) -> None:
 @pytest.mark.parametrize("key", ["seed", "data.subset", "limits.macs", "teacher.train.lr"])
 def test_what_all_trials_share_is_not_searched(run, tmp_path: Path, key: str) -> None:
     said = run("--space", write_space(tmp_path, f"parameters:\n  {key}: {{int: [1, 2]}}"))
-    assert f"{key} is one for all trials of a study" in said
+    assert f": {key} is searched" in said
 
 
 def test_every_choice_is_built(run, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_everything_that_the_journal_knows_is_told(folder, capsys):
     assert found["rejected"] == {TOO_LARGE: {"samples": 2, "example": "40 M MACs"}}
     assert found["failed"] == {
         "t0002": "loss is not finite in stage 0, epoch 1",
-        "t0005": "the worker died (crashed; a resume tries it again)",
+        "t0005": "the worker died (crashed; a resume retries it)",
     }
     assert found["repeated_epochs"] == {"all": 1, "by_trial": {"t0003": 1}} and found["restores"] == 1
     assert found["epochs"] == 11 + 2 + 1 + 6 + 9
@@ -105,14 +105,14 @@ def test_sentences_and_table(folder, capsys):
         "left\n  t0003 dense, epoch 6 of 8, 46.0 % validation\n  t0004 prune step 1",
         f"rejected before training: 2\n  2 {TOO_LARGE}, for example 40 M MACs",
         "failed: t0002: loss is not finite",
-        "repeated by resumes: 1 epoch beside 29 that count (t0003 1); 1 trial went on from a checkpoint",
+        "repeated by resumes: 1 epoch in addition to 29 counted (t0003 1); 1 restore",
         "Pareto front",
         "non-dominated feasible points from",
     ):
         assert words in said
     assert main([str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "not running (killed, or broken off)" in said and "2 to go on" in said and "left" not in said.split("\n")[1]
+    assert "not running (" in said and "2 to continue" in said and "left" not in said.split("\n")[1]
 
 
 def test_the_question_whether_a_driver_runs_disturbs_none(folder):

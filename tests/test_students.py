@@ -104,7 +104,7 @@ def test_an_option_that_a_family_does_not_use_is_refused(family, option):
         ({"stage_branches": ("3x3", "plain")}, r"expected one entry for each of the 3 stages of n_blocks=\(3, 2, 1\)"),
         ({"stage_branches": ("3x3", "5x5", "plain")}, r"'5x5' is neither plain nor like 3x3\+1x1: unknown RepConv"),
         ({"stage_branches": ("3x3", "", "plain")}, r"student\.stage_branches: '' is neither plain nor like 3x3"),
-        ({"stage_branches": ("3x3+3x3", "plain", "plain")}, "name one twice"),
+        ({"stage_branches": ("3x3+3x3", "plain", "plain")}, r"\['3x3', '3x3'\]"),
         ({"stage_branches": ("plain", "identity", "plain")}, "'identity' alone cannot learn"),
         ({"stage_branches": MIXED, "rep_stem": True}, r"rep_stem=True needs student\.branches"),
         ({"family": "tf_sepnet", "base_channels": 0}, r"student\.base_channels=0: expected a number above 0"),

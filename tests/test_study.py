@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from machines import PATIENCE_S
 
 from analysis.results import load_study
 from ascmodels.checkpoint import load_student
@@ -64,7 +65,7 @@ def studies(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Studies
 def finished(studies: Studies) -> tuple[Path, str]:
     """A study that ran through, one trial at a time: its folder and what it said."""
     process = studies.new("through", "--max-concurrent", "1", "--scheduler", "fifo")
-    said, _ = process.communicate(timeout=400)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     return studies.folder / "through", said
 
@@ -139,12 +140,12 @@ def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[P
     folder, _ = finished
     before = (folder / "points.csv").read_text()
     process = studies.start("--resume", "--name", "through")
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "complete already" in said
     assert (folder / "points.csv").read_text() == before
     refused = studies.start("--resume", "--name", "through", "--num-samples", "99")
-    said, _ = refused.communicate(timeout=200)
+    said, _ = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 2
     assert all(text in said for text in ("--num-samples 99", f"has {TRIALS}", "--extend"))
 
@@ -162,7 +163,7 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     before = rows(folder)
     words = ["--storage", str(tmp_path), "--name", "moved"]
     extended = studies.start(*words, "--extend", "2")
-    said, _ = extended.communicate(timeout=400)
+    said, _ = extended.communicate(timeout=PATIENCE_S)
     assert extended.returncode == 0, said
     manifest = json.loads((folder / "study.json").read_text())
     assert (manifest["num_samples"], sum(manifest["trials"].values())) == (TRIALS + 2, TRIALS + 2)
@@ -170,7 +171,7 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     assert read_manifest(folder).prepared.baseline == baseline
     front = {row["trial_id"] for row in csv.DictReader((folder / "front.csv").open())}
     confirmed = studies.start(*words, "--confirm", "1")
-    said, _ = confirmed.communicate(timeout=400)
+    said, _ = confirmed.communicate(timeout=PATIENCE_S)
     assert confirmed.returncode == 0, said
     found = {row["trial_id"] for row in rows(folder) if row["replicate"] == "1"}
     assert found == {f"{name}r1" for name in front}
@@ -189,7 +190,7 @@ def test_complete_study_is_extended_and_its_front_confirmed(
 
 def check_interrupted(folder: Path, process: subprocess.Popen[str]) -> None:
     """A signal ended the study in good order, and it said how to go on."""
-    said, _ = process.communicate(timeout=200)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, said
     assert f"--resume --name {folder.name}" in said
     assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
@@ -209,7 +210,7 @@ def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     resumed = studies.start("--resume", "--name", "killed")
-    said, _ = resumed.communicate(timeout=400)
+    said, _ = resumed.communicate(timeout=PATIENCE_S)
     assert resumed.returncode == 0, said
     assert json.loads((folder / "study.json").read_text())["trials"] == {"complete": TRIALS, "rejected": 0}
     expected = {(r["trial_id"], r["step"]): r for r in rows(finished[0])}
@@ -228,7 +229,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: 
     os.killpg(process.pid, signal.SIGINT)  # as a terminal's: to the whole process group, Ray's processes too
     check_interrupted(folder, process)
     resumed = studies.start("--resume", "--space", "kd_prune")
-    said, _ = resumed.communicate(timeout=400)
+    said, _ = resumed.communicate(timeout=PATIENCE_S)
     assert resumed.returncode == 0, said
     manifest = json.loads((folder / "study.json").read_text())
     assert manifest["status"] == "complete"
@@ -266,13 +267,13 @@ def test_swapped_checkpoint_is_refused(
     shutil.rmtree(place)
     shutil.copytree(other, place)
     assert evaluate([str(folder)]) == 2
-    assert "holds another network" in " ".join(capsys.readouterr().out.split())
+    assert f"{place.name} holds a network of" in " ".join(capsys.readouterr().out.split())
     assert not (folder / "test.csv").exists()
 
 
 def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:
     process = studies.start("--space", "kd", "--name", "starved", "--limits", "macs=1000", *studies.config)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "no configuration of space kd fits the limits" in said
     assert "over the limits at every stage" in said
@@ -285,9 +286,9 @@ def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(st
         "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+30]}"
     )
     process = studies.start("--space", str(space), "--name", "two", "--num-samples", "5", *studies.config)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
-    assert "used up after 2 of 5 trials" in said
+    assert "after 2 of 5 trials" in said
     manifest = json.loads((studies.folder / "two" / "study.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["trials"]["complete"] == manifest["trials"]["failed"] == 1
@@ -297,6 +298,6 @@ def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(st
 
 def test_cluster_that_does_not_answer(studies: Studies) -> None:
     process = studies.new("nowhere", "--address", "127.0.0.1:1")
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
     assert "no Ray cluster answers there" in said

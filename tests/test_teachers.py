@@ -81,7 +81,7 @@ def test_shapes_and_round_trip(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(loaded(x), logits)
         assert torch.equal(loaded.features(x), embedding)
-    with pytest.raises(CheckpointError, match=r"knows the classes .* expected \('bus',\)"):
+    with pytest.raises(CheckpointError, match=r"classes .*\('bus',\)"):
         load_teacher(tmp_path / "t", ("bus",))
     weights = tmp_path / "t" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
@@ -110,10 +110,10 @@ def test_the_same_seed_gives_the_same_network() -> None:
     ("values", "message"),
     [
         ({"family": "beats"}, "teacher.model.family='beats': expected one of ast, vit, cnn"),
-        ({"family": "cnn"}, "a cnn needs timm's name"),
-        ({"name": "resnet18"}, "are of the families vit and cnn"),
-        ({"dropout": 1.0}, "expected a share in"),
-        ({"family": "vit", "patchout_time": -1}, "patchout_time=-1: expected whole numbers >= 0"),
+        ({"family": "cnn"}, "teacher.model.name=''.* cnn"),
+        ({"name": "resnet18"}, "teacher.model.name='resnet18'.*family=ast"),
+        ({"dropout": 1.0}, "teacher.model.dropout=1.0: "),
+        ({"family": "vit", "patchout_time": -1}, "patchout_time=-1: .*>= 0"),
     ],
 )
 def test_configs_that_cannot_be(values: dict, message: str) -> None:
@@ -127,10 +127,10 @@ def test_configs_that_cannot_be(values: dict, message: str) -> None:
         ({"family": "cnn", "name": "mobilenetv3_smal_100"}, "did you mean mobilenetv3_small_100 or"),
         ({"family": "cnn", "name": "qqqqqq"}, "timm.list_models"),
         ({"family": "vit", "name": "test_efficientnet"}, "set teacher.model.family=cnn"),
-        ({"family": "cnn", "name": "test_vit"}, "cannot take features of 32 mel bins x 40 frames as family cnn"),
+        ({"family": "cnn", "name": "test_vit"}, "name='test_vit' .*family cnn.* 32 mel bins x 40 frames"),
         ({"family": "vit", "patch_size": 33}, "patches of 33 bins x 33 frames"),
         ({"family": "vit", "stride": 9}, "expected stride <= patch"),
-        ({"family": "vit", "patchout_freq": 4}, "expected less than the 4 x 5 patches"),
+        ({"family": "vit", "patchout_freq": 4}, "patchout_freq=4, .* 4 x 5 patches"),
     ],
 )
 def test_networks_that_cannot_be(values: dict, message: str) -> None:
@@ -264,8 +264,8 @@ def test_pretrained_that_cannot_be_used(
         ("test_efficientnet", "nobody/nothing", "cannot be used"),
         ("test_efficientnet", tmp_path / "absent.safetensors", "cannot be used"),
         ("test_efficientnet", vit / "model.safetensors", "cannot be used"),  # another architecture's weights
-        ("test_resnet", cnn, "is a test_efficientnet; teacher.model.name says test_resnet"),
-        ("", cnn / "model.safetensors", "is a weights file: set teacher.model.name"),
+        ("test_resnet", cnn, "test_efficientnet; .*teacher.model.name=test_resnet"),
+        ("", cnn / "model.safetensors", "weights file.* teacher.model.name "),
     ]
     for name, source, message in cases:
         with pytest.raises(CheckpointError, match=message):
@@ -277,7 +277,7 @@ def test_pretrained_that_cannot_be_used(
     stored = safetensors.torch.load_file(vit / "model.safetensors")
     kept = {k: v for k, v in stored.items() if not k.startswith("blocks.") or int(k.split(".")[1]) < 2}
     safetensors.torch.save_file(kept, deep / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is no plain test_vit|cannot be used"):
+    with pytest.raises(CheckpointError, match=r"teacher\.model\.pretrained=.*deep"):
         built(TeacherModelConfig(family="vit", pretrained=str(deep), stride=8))
 
 
@@ -399,7 +399,7 @@ def test_logits_files_say_whose_they_are(tmp_path: Path) -> None:
     assert torch.equal(load_logits(path, ["c", "a"], SCENES), logits[[2, 0]].half().float())
     with pytest.raises(CheckpointError, match=r"no logits for 2 of 3 clips, first d"):
         load_logits(path, ["a", "d", "e"])
-    with pytest.raises(CheckpointError, match="10 logits a clip, of the classes"):
+    with pytest.raises(CheckpointError, match="10 logits a clip"):
         load_logits(path, names, ("bus", "tram"))
     save_logits(path, names, logits[:, :4])  # without a manifest: the number of classes tells
     with pytest.raises(CheckpointError, match="4 logits a clip"):
@@ -418,7 +418,7 @@ def test_logits_files_say_whose_they_are(tmp_path: Path) -> None:
         load_logits(path, ["a"])
     safetensors.torch.save_file({"logits": logits}, path)
     for source in (path, tmp_path / "absent"):
-        with pytest.raises(CheckpointError, match="is no file of teacher logits by filename"):
+        with pytest.raises(CheckpointError, match=source.name):
             load_logits(source, ["a"])
 
 
@@ -471,7 +471,7 @@ def test_cached_logits_give_the_loss_of_the_teacher_itself(teachers) -> None:
         losses = [kd_loss(student, labels, t, 0.3, 2.0).item() for t in (online, offline)]
         # d loss / d logit is at most (1 - alpha) T p (|log p - log q| + ...) a clip: a few times the bound
         assert losses[0] == pytest.approx(losses[1], abs=50 * bound)
-        assert losses[0] != losses[1]  # they are two computations
+        assert not torch.equal(online, offline)  # they are two computations
 
 
 @pytest.mark.slow
@@ -623,11 +623,11 @@ def test_commands(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "there already" in told
     rc, told = run(finetune_teacher, *CNN_WORDS, "--out", one)
     assert rc == 2
-    assert "holds another teacher" in told
+    assert "another teacher" in told
     (tmp_path / "mine").mkdir()
     rc, told = run(finetune_teacher, *CNN_WORDS, "--out", str(tmp_path / "mine"))
     assert rc == 2
-    assert "is no teacher" in told
+    assert "mine" in told
     assert run(finetune_teacher, *CNN_WORDS, "--out", two)[0] == 0
 
     rc, told = run(cache_logits, f"--teacher_ckpts={one},{two}")
@@ -670,11 +670,11 @@ def test_compare_teachers(words: list[str], tmp_path: Path, capsys: pytest.Captu
     assert (tmp_path / "teachers.csv").read_text() == first
     assert "validation macro accuracy" in capsys.readouterr().out
     for wrong, message in (
-        (["--teachers", "vit_smal"], "there is no teacher 'vit_smal'; expected some of ast,"),
-        (["--teachers", "ast,ast"], "expected different names"),
-        (["--subsets", "7"], "'7' is none of 5, 10, 25, 50, 100"),
-        (["--seeds", "0"], "one seed at least"),
-        (["--subset=25"], "this command takes --subsets"),
+        (["--teachers", "vit_smal"], "--teachers: unknown teacher 'vit_smal'; expected some of ast,"),
+        (["--teachers", "ast,ast"], "--teachers ast,ast: "),
+        (["--subsets", "7"], "--subsets: unknown subset '7'; expected some of 5, 10, 25, 50, 100"),
+        (["--seeds", "0"], "--seeds 0: "),
+        (["--subset=25"], "--subset=25: "),
     ):
         assert compare_teachers.main([*base, *wrong]) == 2
         assert message in " ".join(capsys.readouterr().out.split())

@@ -30,7 +30,15 @@ from trainables.config.schema import ConfigError, TrialConfig
 from trainables.config.train import TrainConfig, enough_epochs
 from trainables.engine.deployment import deploy
 from trainables.engine.device import set_up_process, training_device
-from trainables.engine.loop import Epoch, EpochResult, Heard, TrainingDiverged, WeightAverage, batches, train_epoch
+from trainables.engine.loop import (
+    Epoch,
+    EpochResult,
+    TeacherOutput,
+    TrainingDiverged,
+    WeightAverage,
+    batches,
+    train_epoch,
+)
 from trainables.engine.losses import kd_loss, similarity_loss
 from trainables.engine.metrics import calibration_error, measure
 from trainables.engine.schedule import jku_factor, learning_rate, schedule
@@ -462,7 +470,7 @@ def test_online_and_offline_teachers_say_the_same(taught, method):
     assert data.train.teacher is None
     assert data.online is not None
     assert cached.teacher is not None
-    hear = data.online.listener(online.augment, torch.device("cpu"))
+    hear = data.online.batch_teacher(online.augment, torch.device("cpu"))
     picked = np.random.default_rng(0).permutation(len(cached.rows))[:12]
     heard = hear(picked, Draws(None, None), None).logits
     assert heard.shape == (12, 10)
@@ -481,7 +489,7 @@ def test_online_teachers_hear_the_augmented_clip(taught, tmp_path):
     loud = with_(taught, "augment.dir_p=1", f"augment.dir_dir={json.dumps(str(tmp_path))}")
     data = load_trial_data(loud)
     assert data.online is not None
-    hear = data.online.listener(loud.augment, torch.device("cpu"), with_features=False)
+    hear = data.online.batch_teacher(loud.augment, torch.device("cpu"), with_features=False)
     picked, rng = np.arange(6), np.random.default_rng(0)
     draws = Draws(rng.integers(-160, 161, size=6) / 16_000, np.array([0, -1, 2, 1, -1, 0]))
     mix = draw_mixup(replace(OFF, mixup_alpha=1.0), 6, rng, "cpu")
@@ -509,7 +517,7 @@ def test_mixed_clips_are_taught_by_what_teachers_say_of_them(clips):
     train(
         *(student(), replace(clips, teacher=None), TrainConfig(batch_size=50), replace(OFF, mixup_alpha=1.0)),
         loss_of=spy,
-        teachers=lambda picked, draws, mix: Heard(given),
+        teachers=lambda picked, draws, mix: TeacherOutput(given),
     )
     assert len(told) == 2
     assert all(t is given for t in told)

@@ -1,9 +1,12 @@
-"""Cache teachers' logits for both parts of a split; tell each one's and the ensembles' validation accuracy.
+"""Cache teachers' logits for both parts of a split; print the validation accuracy
+of teachers and ensembles.
 
     python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,t2.ckpt"
-    python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,beats.safetensors" --subset=25
+    python trainables/cache_logits.py \\
+        --teacher_ckpts="t1.ckpt,beats.safetensors" --subset=25
 
-A teacher is a folder that finetune_teacher.py has left, or a file of logits by filename, as this command writes.
+A teacher is a folder that finetune_teacher.py wrote, or a file of logits by
+filename, as this command writes it.
 """
 
 import runpy
@@ -28,7 +31,7 @@ from trainables.teachers.logits import read_manifest
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
@@ -36,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         config = configure(rest, options.storage)
         sources = [Path(source) for source in config.distill.teacher_ckpts]
         if not sources:
-            raise RunError("--teacher_ckpts is missing: name teacher folders or logits files, separated by commas")
+            raise RunError("--teacher_ckpts is missing: give teacher folders or logits files, separated by commas")
         quiet_transformers()
         set_up_process(config.teacher.train.threads)
         clips = load_clips(config, config.frontend.sample_rate, progress=True)
@@ -47,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         table = Table("", Column("teacher", overflow="fold"), "accuracy", "greedy weight", "")
         ours = validation_hash(clips.validation)
         for k, (source, path) in enumerate(zip(sources, files, strict=True)):
-            known = read_manifest(path).get("validation") in (ours, None)
-            note = "" if known else "fine-tuned on another division: it may know these clips"
+            same_division = read_manifest(path).get("validation") in (ours, None)
+            note = "" if same_division else "fine-tuned on another division: perhaps trained on these clips"
             table.add_row(
                 str(k + 1), escape(shown(source)), f"{found.members[k]:.1%}", f"{found.selection.weights[k]:.2f}", note
             )
@@ -60,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(table)
         chosen = found.selection
         steps = zip(chosen.picks[: chosen.kept], chosen.accuracies, strict=False)
-        told = ", ".join(f"{k + 1} ({accuracy:.1%})" for k, accuracy in steps)
-        console.print(f"greedy selection, teacher (accuracy): {told}", highlight=False, soft_wrap=True)
+        picks = ", ".join(f"{k + 1} ({accuracy:.1%})" for k, accuracy in steps)
+        console.print(f"greedy selection, teacher (accuracy): {picks}", highlight=False, soft_wrap=True)
         console.print(f"logits of {len(names)} clips (training and validation), float16, by filename:")
         for path in files:
             console.print(f"  {escape(shown(path))}", highlight=False, soft_wrap=True)

@@ -1,12 +1,17 @@
-"""Data efficiency of teachers: each one's and the ensembles' validation accuracy for each training subset.
+"""Data efficiency of teachers: the validation accuracy of teachers and ensembles
+for each training subset.
 
-    python trainables/compare_teachers.py --teachers ast_small,vit_small,cnn_small --subsets 5,25,100
-    python trainables/compare_teachers.py --teachers ast,vit,cnn --subsets 5,10,25,50,100 --seeds 3
+    python trainables/compare_teachers.py \\
+        --teachers ast_small,vit_small,cnn_small --subsets 5,25,100
+    python trainables/compare_teachers.py --teachers ast,vit,cnn \\
+        --subsets 5,10,25,50,100 --seeds 3
 
-Teachers are files of trainables/config/groups/teacher/; further words apply to all of them. Each is trained once on
-each subset; results are cached, so a killed run continues with the teacher that it was training. Each subset is
-validated on its own held-out fifth, which is small for a small subset; best epochs and greedy weights are chosen on it,
-too. With --seeds, each seed divides the clips anew, and means and standard deviations are printed.
+Teachers are files of trainables/config/groups/teacher/; other arguments apply
+to all of them. Each is trained once on each subset. Results are cached, so a
+killed run continues with the teacher that it was training. Each subset is
+validated on its own held-out fifth, which is small for a small subset; best
+epochs and greedy weights are also chosen on it. With --seeds, each seed
+divides the clips differently, and means and standard deviations are printed.
 """
 
 import argparse
@@ -41,14 +46,22 @@ CLIPS = ("train_clips", "validation_clips")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
-    p.add_argument("--teachers", type=_words, default=["ast_small", "vit_small", "cnn_small"], help="names, by commas")
     p.add_argument(
-        "--subsets", type=_words, default=["5", "25", "100"], help="per cent of the training data, by commas"
+        "--teachers",
+        type=_words,
+        default=["ast_small", "vit_small", "cnn_small"],
+        help="comma-separated names of teachers (default: ast_small,vit_small,cnn_small)",
     )
-    p.add_argument("--seeds", type=int, default=1, help="seeds 0 to this many minus 1 (default 1)")
-    p.add_argument("--out", type=Path, help="csv file (default <storage>/teachers.csv)")
+    p.add_argument(
+        "--subsets",
+        type=_words,
+        default=["5", "25", "100"],
+        help="comma-separated subsets, in per cent of the training data (default: 5,25,100)",
+    )
+    p.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 (default: 1)")
+    p.add_argument("--out", type=Path, help="csv file to write (default: <storage>/teachers.csv)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
@@ -64,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                     configs = {n: configure([f"teacher={n}", *typed], options.storage) for n in options.teachers}
                     rows.append(compare(configs, bar))
                     write_rows(out, summary(rows))
-        tell(summary(rows), console)
+        print_summary(summary(rows), console)
         cache = options.storage.expanduser().resolve() / "cache"
         console.print(f"written to {shown(out)}; the teachers are in {shown(cache)}", highlight=False, soft_wrap=True)
         return 0
@@ -73,26 +86,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """RunError for a teacher, a subset or a number of seeds that cannot be, or that is typed twice."""
+    """Raise RunError for an invalid or repeated teacher, subset or number of seeds."""
     for word in rest:
         name = word.lstrip("-").partition("=")[0]
         if name in ("teacher", "subset", "data.subset", "seed"):
-            raise RunError(f"{word}: this command takes --{name.rpartition('.')[2]}s")
+            raise RunError(f"{word}: this command compares several; use --{name.rpartition('.')[2]}s instead")
     known = sorted(path.stem for path in (CONFIG_DIR / "teacher").glob("*.yaml"))
     for name in options.teachers:
         if name not in known:
-            raise RunError(f"--teachers: there is no teacher {name!r}; expected some of {', '.join(known)}")
+            raise RunError(f"--teachers: unknown teacher {name!r}; expected some of {', '.join(known)}")
     if len(set(options.teachers)) < max(1, len(options.teachers)) or not options.teachers:
         raise RunError(f"--teachers {','.join(options.teachers)}: expected different names")
     for subset in options.subsets:
         if subset not in map(str, SUBSETS):
-            raise RunError(f"--subsets: {subset!r} is none of {', '.join(map(str, SUBSETS))}")
+            raise RunError(f"--subsets: unknown subset {subset!r}; expected some of {', '.join(map(str, SUBSETS))}")
     if not options.subsets or options.seeds < 1:
-        raise RunError("--subsets and --seeds: expected one subset and one seed at least")
+        raise RunError(
+            f"--subsets {','.join(options.subsets)} --seeds {options.seeds}: expected at least one subset and one seed"
+        )
 
 
 def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
-    """One row: numbers of clips, and the validation accuracy of each teacher and ensemble on one subset."""
+    """Return a row of results for one subset: numbers of clips, validation accuracy of each teacher and ensemble."""
     logits, config = [], next(iter(configs.values()))
     set_up_process(config.teacher.train.threads)
     clips = load_clips(config, config.frontend.sample_rate)
@@ -108,7 +123,7 @@ def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
 
 
 def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """One row a subset: means over the seeds, and standard deviations (`_std`) where there are several."""
+    """Return one row per subset: means over the seeds and, for several seeds, standard deviations (`_std`)."""
     table = []
     for subset in dict.fromkeys(row["subset"] for row in rows):
         group = [row for row in rows if row["subset"] == subset]
@@ -122,14 +137,15 @@ def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
     return table
 
 
-def tell(table: Sequence[dict[str, float]], console: Console) -> None:
-    names = [n for n in table[0] if n not in ("subset", "seeds", *CLIPS) and not n.endswith("_std")]
+def print_summary(rows: Sequence[dict[str, float]], console: Console) -> None:
+    """Print the rows of `summary` as a table."""
+    names = [n for n in rows[0] if n not in ("subset", "seeds", *CLIPS) and not n.endswith("_std")]
     columns = ("subset", "clips", *(Column(n, overflow="fold") for n in names))
-    told = Table(*columns, title="validation macro accuracy", box=SIMPLE, padding=(0, 1, 0, 0))
-    for row in table:
+    table = Table(*columns, title="validation macro accuracy", box=SIMPLE, padding=(0, 1, 0, 0))
+    for row in rows:
         cells = [f"{row[n]:.1%}" + (f" ± {row[f'{n}_std']:.1%}" if f"{n}_std" in row else "") for n in names]
-        told.add_row(f"{row['subset']} %", " + ".join(f"{row[c]:.0f}" for c in CLIPS), *cells)
-    console.print(told)
+        table.add_row(f"{row['subset']} %", " + ".join(f"{row[c]:.0f}" for c in CLIPS), *cells)
+    console.print(table)
 
 
 def _words(text: str) -> list[str]:

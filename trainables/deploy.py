@@ -1,12 +1,18 @@
-"""Make a trained student ready to ship: fp16, int8, ONNX and `torch.export`, each checked and measured.
+"""Export a trained student as fp16, int8, ONNX and `torch.export`, and check and
+measure each form.
 
-    python trainables/deploy.py --ckpt_id=<id>                                     a run of run_training.py
-    python trainables/deploy.py --checkpoint=runs/<study>/experiments/<id>/step2   any network of a study or run
-        --qat_epochs 5       and an int8 network that was fine-tuned for its rounding
+    # a run of run_training.py
+    python trainables/deploy.py --ckpt_id=<id>
+    # any network of a study or run
+    python trainables/deploy.py --checkpoint=runs/<study>/experiments/<id>/step2
+    # also an int8 network with quantisation-aware fine-tuning
+    python trainables/deploy.py --ckpt_id=<id> --qat_epochs 5
 
-Every form is measured on the same validation clips; int8 is calibrated on training clips. The files, `deploy.json` and
-`deploy.csv` go to `deploy/<checkpoint>/` in the run's folder. Configuration and data are those of the run's info.json;
-flags change them. int8 figures hold for CPUs like the one they were measured on.
+Every form is measured on the same validation clips; int8 is calibrated on
+training clips. The files, `deploy.json` and `deploy.csv` are written to
+`deploy/<checkpoint>/` in the run's folder. Configuration and data are those of
+the run's info.json; flags override them. int8 figures hold for CPUs like the
+one on which they were measured.
 """
 
 import argparse
@@ -53,19 +59,25 @@ from trainables.single.run_folder import RunError, find_checkpoint, shown
 from trainables.single.variants import BATCH, Form, Variant, as_table, compare, eager, features
 from trainables.trial.data import load_trial_data
 
-QAT_STAGE = 1000  # its draws come from (seed, this, epoch): no stage of a trial has this number
+QAT_STAGE = 1000  # random draws are seeded by (seed, QAT_STAGE, epoch); no stage of a trial has this number
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
-    p.add_argument("--ckpt_id", help="id of a run, whose last checkpoint is deployed")
+    p.add_argument("--ckpt_id", help="id of the run whose last checkpoint is deployed")
     p.add_argument("--checkpoint", type=Path, help="a checkpoint's folder, e.g. runs/<study>/experiments/<id>/step2")
-    p.add_argument("--out", type=Path, help="folder to write, replaced whole (default: deploy/<checkpoint> of the run)")
-    p.add_argument("--qat_epochs", type=int, default=0, help="of quantisation-aware fine-tuning; 0 (default): none")
-    p.add_argument("--qat_lr", type=float, default=1e-4, help="its peak learning rate (default 1e-4)")
-    p.add_argument("--calibration_clips", type=int, default=256, help="training clips (default 256)")
-    p.add_argument("--latency_runs", type=int, default=200, help="single clips timed for each form (default 200)")
+    p.add_argument(
+        "--out", type=Path, help="folder to write; its content is replaced (default: deploy/<checkpoint> of the run)"
+    )
+    p.add_argument(
+        "--qat_epochs", type=int, default=0, help="epochs of quantisation-aware fine-tuning (default: 0, none)"
+    )
+    p.add_argument("--qat_lr", type=float, default=1e-4, help="peak learning rate of this fine-tuning (default: 1e-4)")
+    p.add_argument(
+        "--calibration_clips", type=int, default=256, help="number of training clips for calibration (default: 256)"
+    )
+    p.add_argument("--latency_runs", type=int, default=200, help="timed single clips for each form (default: 200)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
@@ -76,47 +88,55 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(configuration(folder, extra, rest, options.storage), frontend=used_with(folder, extra))
         out = (options.out or folder.parent / "deploy" / folder.name).expanduser().resolve()
         if out.exists() and not (out / "deploy.json").is_file():
-            raise RunError(f"--out {out} exists and holds no earlier deployment: it would be replaced; name another")
+            raise RunError(f"--out {out} exists and has no deploy.json; expected a new or earlier output: name another")
         try:
             replace_folder(out, Deployment(folder, student, config, options, console.print).write)
         except ExportError as error:
             raise RunError(str(error)) from error
-        tell(out, console)
+        print_summary(out, console)
         return 0
 
     return guarded(work)
 
 
 def check_options(options: argparse.Namespace) -> None:
+    """Raise RunError for invalid options."""
     if bool(options.ckpt_id) == bool(options.checkpoint):
-        raise RunError("say which network: --ckpt_id=<id of a run> or --checkpoint=<folder>, one of them")
+        found = "both --ckpt_id and --checkpoint" if options.ckpt_id else "neither --ckpt_id nor --checkpoint"
+        raise RunError(f"found {found}; expected one: give --ckpt_id=<id of a run> or --checkpoint=<folder>")
     for name, least in (("qat_epochs", 0), ("calibration_clips", quantize.LEAST_CLIPS), ("latency_runs", 10)):
         if getattr(options, name) < least:
-            raise RunError(f"--{name} {getattr(options, name)}: expected {least} at least")
+            raise RunError(f"--{name} {getattr(options, name)}: expected at least {least}")
     if not 0 < options.qat_lr < 1:
         raise RunError(f"--qat_lr {options.qat_lr}: expected a learning rate above 0 and below 1")
 
 
 def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
-    """The checkpoint's front-end; CheckpointError where there is none, or for other classes than the task's."""
+    """Return the checkpoint's front-end; CheckpointError if it has none, or if its classes are not the task's."""
     try:
         front_end, classes = FrontEndConfig(**extra["frontend"]), tuple(extra["classes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder} does not say with which classes and front-end it is used: {error}") from error
+        raise CheckpointError(
+            f"{folder} lacks valid keys 'frontend' and 'classes': {error}; give a checkpoint that a run wrote"
+        ) from error
     if classes != SCENES:
-        raise CheckpointError(f"{folder} knows the classes {classes}; expected {SCENES}")
+        raise CheckpointError(f"{folder} has the classes {classes}; expected {SCENES}: give a network of this task")
     return front_end
 
 
 def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
-    """That of the run which `folder` belongs to, or that the checkpoint carries, changed by what was typed; without
-    either, what was typed."""
+    """Return the configuration of the run of `folder`, else the one in the checkpoint, overridden by typed flags.
+
+    If neither exists, only the flags and the defaults count.
+    """
     info, before = folder.parent / "info.json", extra.get("config")
     if info.is_file():
         try:
             before = json.loads(info.read_text())["config"]
         except (KeyError, json.JSONDecodeError) as error:
-            raise RunError(f"{info} is damaged: {error!r}") from error
+            raise RunError(
+                f"{info} is damaged: {error!r}; expected JSON with the key config: restore the file"
+            ) from error
     if before is None:
         return configure(words, storage, ["distill.kd_alpha=1"])
     typed = (override.partition("=") for override in flags_to_overrides(words))
@@ -125,10 +145,10 @@ def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], 
 
 
 class Deployment:
-    """One student on its way: `write` fills a folder with its forms and their figures."""
+    """The export of one student: `write` fills a folder with its forms and their figures."""
 
-    def __init__(self, checkpoint: Path, student: Student, config: TrialConfig, options: argparse.Namespace, say):
-        self.checkpoint, self.config, self.options, self.say = checkpoint, config, options, say
+    def __init__(self, checkpoint: Path, student: Student, config: TrialConfig, options: argparse.Namespace, log):
+        self.checkpoint, self.config, self.options, self.log = checkpoint, config, options, log
         set_up_process(1)
         self.training_form = student
         self.student = deploy(student, "fp32")
@@ -136,7 +156,10 @@ class Deployment:
         self.size = get_deployed_size(student, config.frontend.n_mels, config.frontend.frames)
         self.metadata = describe_use(config)
         if options.qat_epochs and config.distill.taught and not config.distill.teacher_ckpts:
-            raise RunError("--qat_epochs: the loss wants a teacher and none is named; --teacher_ckpts, or --kd_alpha=1")
+            raise RunError(
+                f"--qat_epochs {options.qat_epochs}: distill.kd_alpha={config.distill.kd_alpha} needs a teacher, and "
+                "distill.teacher_ckpts is empty: give --teacher_ckpts, or --kd_alpha=1"
+            )
         try:
             self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
         except ValueError as error:
@@ -149,30 +172,30 @@ class Deployment:
         self.calibration = list(features(self.data.train, self.front_end, rows))
 
     def write(self, folder: Path) -> None:
-        """Write every form, load it again, check it; measure all of them; then deploy.json and deploy.csv."""
+        """Write, load again and check every form; measure all of them; write deploy.json and deploy.csv."""
         x, params = self.calibration[0], self.size[1]
         network = eager(self.student)
         expected = network(x)
-        export.largest_difference("the network", expected, expected)  # finite, before anything is made of it
+        export.largest_difference("the network", expected, expected)  # raises if not finite
         variants = [
             Variant("fp32", network, size_bytes(params, "fp32")),
             Variant("fp16", eager(deploy(self.training_form, "fp16")), size_bytes(params, "fp16")),
         ]
-        self.say("exporting to torch.export and ONNX")
+        self.log("exporting to torch.export and ONNX")
         program = export.export_program(self.student, x.shape[1:])
         again = export.save_program(program, folder / "student.pt2")
         checks = {"student.pt2": export.check_equal("student.pt2", again(x), expected)}
-        checks["student_waveform.pt2"] = self.whole_program(folder / "student_waveform.pt2")
+        checks["student_waveform.pt2"] = self.export_with_front_end(folder / "student_waveform.pt2")
         path, half = folder / "student_fp32.onnx", folder / "student_fp16.onnx"
         export.save_onnx(program, path, self.metadata | {"form": "fp32"})
         runner = Runner(path)
         checks[path.name] = export.check_equal(path.name, runner(x), expected)
         export.check_equal(f"{path.name}, batch 1,", runner(x[:1]), expected[:1])
         variants.append(Variant("fp32 ONNX", runner, export.parameter_bytes(path), path))
-        taken = export.store_half(path, half, self.metadata | {"form": "fp16"})
-        variants.append(Variant("fp16 ONNX", Runner(half), taken, half))
+        n_bytes = export.store_half(path, half, self.metadata | {"form": "fp16"})
+        variants.append(Variant("fp16 ONNX", Runner(half), n_bytes, half))
 
-        self.say(f"int8: calibrating on {sum(map(len, self.calibration))} training clips")
+        self.log(f"int8: calibrating on {sum(map(len, self.calibration))} training clips")
         payloads = {}
         tuned = folder / "fine_tuned.onnx"
         for form, source in (("int8 PTQ", path), *([("int8 QAT", tuned)] if self.options.qat_epochs else [])):
@@ -186,16 +209,20 @@ class Deployment:
         tuned.unlink(missing_ok=True)
         self.measure(folder, variants, {"export_difference": checks, "int8": payloads})
 
-    def whole_program(self, path: Path) -> float:
-        """Waveforms `[B, S]` in, logits out: front-end and network as one program. Its difference to both in turn."""
+    def export_with_front_end(self, path: Path) -> float:
+        """Export front-end and network as one program, from waveforms `[B, S]` to logits.
+
+        Return the largest difference between its logits and those of front-end and network in PyTorch.
+        """
         clips = self.data.train
-        whole = nn.Sequential(self.front_end, self.student)
+        model = nn.Sequential(self.front_end, self.student)
         waveforms = clips.cache.batch(clips.rows[:BATCH]).numpy()
-        program = export.export_program(whole, waveforms.shape[1:])
-        expected = eager(whole)(waveforms)
+        program = export.export_program(model, waveforms.shape[1:])
+        expected = eager(model)(waveforms)
         return export.check_equal(path.name, export.save_program(program, path)(waveforms), expected)
 
-    def measure(self, folder: Path, variants: list[Variant], told: dict[str, Any]) -> None:
+    def measure(self, folder: Path, variants: list[Variant], details: dict[str, Any]) -> None:
+        """Measure all variants and write deploy.json, with the given `details`, and deploy.csv."""
         validation, o = self.data.validation, self.options
         forms, front_end = compare(variants, validation, self.front_end, o.latency_runs)
         info = {
@@ -209,7 +236,7 @@ class Deployment:
             "calibration_clips": sum(map(len, self.calibration)),
             "validation_clips": len(validation.rows),
             "qat": {"epochs": o.qat_epochs, "lr": o.qat_lr},
-            **told,
+            **details,
             "cpu": torch.backends.cpu.get_cpu_capability(),
             "front_end": front_end,
             "forms": [asdict(form) for form in forms],
@@ -219,10 +246,14 @@ class Deployment:
 
 
 def fine_tune(deployment: Deployment) -> fx.GraphModule:
-    """Quantisation-aware fine-tuning with the run's own loss (features aside), augmentation and teachers; the result
-    without the roundings, on the CPU."""
+    """Fine-tune the network for int8 (quantisation-aware training) and return it on the CPU, without fake rounding.
+
+    Loss (without feature distillation), augmentation and teachers are those of the run.
+    """
     config, data, options, device = deployment.config, deployment.data, deployment.options, deployment.device
-    train = replace(config.train, warmup_steps=None, schedule="cosine", amp="off")  # ranges are followed in float32
+    train = replace(
+        config.train, warmup_steps=None, schedule="cosine", amp="off"
+    )  # value ranges are tracked in float32
     network = quantize.fake_quantized(deployment.training_form).to(device)
     quantize.observe(network, deployment.calibration)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=train.weight_decay)
@@ -240,21 +271,21 @@ def fine_tune(deployment: Deployment) -> fx.GraphModule:
             lambda step, done=number * n_steps: rate(done + step),
             np.random.default_rng([config.seed, QAT_STAGE, number]),
             impulses=impulses_for(config.augment, config.frontend.sample_rate, device),
-            teachers=data.online.listener(config.augment, device, train.amp) if data.online else None,
+            teachers=data.online.batch_teacher(config.augment, device, train.amp) if data.online else None,
             where=f"fine-tuning for int8, epoch {number + 1}",
         )
         train_epoch(network, optimizer, data.train, epoch)
     return quantize.plain(network).cpu()
 
 
-def tell(folder: Path, console: Console) -> None:
-    """The figures as a table, and where everything is."""
+def print_summary(folder: Path, console: Console) -> None:
+    """Print the figures as a table, and the folder of the result files."""
     info = json.loads((folder / "deploy.json").read_text())
     title = f"{info['MACs']:,} MACs, {info['Params']:,} parameters, {info['validation_clips']} validation clips"
     console.print(as_table([Form(**form) for form in info["forms"]], title))
     console.print(
-        "bytes: what the parameters take; max diff, same: logits and named scenes against fp32; ms: one clip, one\n"
-        f"thread, the network alone (the front-end: {info['front_end']['latency_ms']:.2f})\n"
+        "bytes: size of the parameters; max diff: of logits to fp32; same: share of clips with the same prediction as\n"
+        f"fp32; ms: one clip, one thread, network alone (front-end: {info['front_end']['latency_ms']:.2f})\n"
         f"everything is in {escape(shown(folder))}",
         highlight=False,
         soft_wrap=True,

@@ -1,12 +1,16 @@
-"""Fine-tune one teacher on the training part of a split and keep its best epoch on validation.
+"""Fine-tune one teacher on the training part of a split and keep its best epoch
+on validation.
 
     python trainables/finetune_teacher.py teacher=vit_small --out t1.ckpt
-    python trainables/finetune_teacher.py teacher=cnn --subset=25 teacher.model.pretrained=/models/lite0 --out t2.ckpt
-    python trainables/finetune_teacher.py teacher=ast teacher.train.epochs=10 teacher.train.device=cuda
+    python trainables/finetune_teacher.py teacher=cnn \\
+        --subset=25 teacher.model.pretrained=/models/lite0 --out t2.ckpt
+    python trainables/finetune_teacher.py teacher=ast \\
+        teacher.train.epochs=10 teacher.train.device=cuda
 
-`teacher=` names a file of trainables/config/groups/teacher/: ast, vit, cnn (pretrained, for a GPU), ast_small,
-vit_small, cnn_small (from scratch, for a CPU). The same teacher on the same clips is trained once; a
-killed run starts again from the first epoch.
+`teacher=` names a file of trainables/config/groups/teacher/: ast, vit, cnn
+(pretrained, for a GPU), ast_small, vit_small, cnn_small (from scratch, for a
+CPU). The same teacher on the same clips is trained only once. A killed run
+starts again from the first epoch.
 """
 
 import runpy
@@ -34,45 +38,45 @@ from trainables.teachers.fine_tuning import fine_tuned_teacher, quiet_transforme
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
-    p.add_argument("--out", type=Path, help="folder to leave the teacher in (default: its place in the cache)")
+    p.add_argument("--out", type=Path, help="folder to copy the teacher to (default: only its folder in the cache)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
         config = configure(rest, options.storage)
         for key in (override.split("=")[0] for override in flags_to_overrides(rest)):
             if f"teacher.{key}" in key_types():
-                console.print(f"note: {key} is the student's; the teacher's is teacher.{key}", highlight=False)
+                console.print(f"note: {key} is for the student; for the teacher, set teacher.{key}", highlight=False)
         quiet_transformers()
         clips = load_clips(config, config.teacher.frontend.sample_rate, progress=True)
         out = options.out.expanduser().resolve() if options.out else None
-        if out and is_there(out, teacher_key(config, clips)):
+        if out and holds_teacher(out, teacher_key(config, clips)):
             console.print(f"this teacher is there already: {escape(shown(out))}", highlight=False, soft_wrap=True)
-            tell(config, out, clips, console)
+            print_summary(config, out, clips, console)
             return 0
         folder = fine_tuned_teacher(config, progress=True)
         if out:
             replace_folder(out, lambda temporary: _copy(folder, temporary))
-        tell(config, out or folder, clips, console)
+        print_summary(config, out or folder, clips, console)
         return 0
 
     return guarded(work)
 
 
-def is_there(out: Path, key: str) -> bool:
-    """Whether `out` is the teacher of that `key`; RunError when it is anything else."""
+def holds_teacher(out: Path, key: str) -> bool:
+    """Return whether `out` holds the teacher with this `key`; RunError if it holds anything else."""
     if not out.exists():
         return False
     if not (out / "teacher.json").is_file():
-        raise RunError(f"--out {shown(out)} exists and is no teacher: choose another name")
+        raise RunError(f"--out {shown(out)} exists and is not a teacher: choose another name")
     if read_extra(out).get("key") != key:
         raise RunError(f"--out {shown(out)} holds another teacher (other model, recipe or clips): choose another name")
     return True
 
 
-def tell(config: TrialConfig, folder: Path, clips: SplitClips, console: Console) -> None:
-    """The teacher's validation figures from its checkpoint, and where everything is."""
+def print_summary(config: TrialConfig, folder: Path, clips: SplitClips, console: Console) -> None:
+    """Print the validation figures of the saved teacher, and its folder."""
     set_up_process(config.teacher.train.threads)
     part, extra = clips.validation, read_extra(folder)
     m = measure(teacher_logits(config, folder, filenames(part), progress=True).numpy(), part.labels, part.devices)

@@ -1,20 +1,32 @@
-"""Prune a trained student step by step, retraining after each, beside the controls that such pruning has to beat.
+"""Prune a trained student step by step and retrain it after each step; compare it
+with control runs.
 
     python trainables/progressive_prune.py --config cubic --base_ckpt last.ckpt
-    python trainables/progressive_prune.py --config schedule.yaml --base_ckpt <run id or folder> --controls dense
-    python trainables/progressive_prune.py --base_ckpt last.ckpt --n_steps=3 --target_macs=8e6 --criterion=taylor
-    python trainables/progressive_prune.py --resume <id>        the same as giving its command again
+    python trainables/progressive_prune.py --config schedule.yaml \\
+        --base_ckpt <run id or folder> --controls dense
+    python trainables/progressive_prune.py --base_ckpt last.ckpt --n_steps=3 \\
+        --target_macs=8e6 --criterion=taylor
+    # the same as repeating the run's command
+    python trainables/progressive_prune.py --resume <id>
 
-A schedule is a YAML file of `prune` keys (trainables/config/groups/prune/ has some, known by name), perhaps with other
-sections (`train:`, `distill:`); what is typed wins. Architecture, front-end, recipe, validation clips are the base's.
+A pruning plan is a YAML file of `prune` keys; it may have other sections
+(`train:`, `distill:`). The plans in trainables/config/groups/prune/ are
+available by name. Flags override the plan. Architecture, front-end, recipe and
+validation clips are those of the base.
 
-    one_shot    the base pruned once to the same size, retrained for as many epochs as all steps together
-    dense       a network of the final widths trained from scratch for as many epochs as base and retraining together
-    random      the same schedule with channels drawn by lot
+Controls (--controls):
+    one_shot    the base pruned once to the same size, retrained for as many
+                epochs as all steps together
+    dense       a network of the final widths trained from scratch for as many
+                epochs as base and retraining together
+    random      the same plan, with channels chosen at random
 
-A command that was killed goes on from its last epoch when it is given again. prune_steps.csv and .json have a row for
-each measured network. What is deployed after a step: the pruned, retrained training form with its branches fused into
-one convolution with bias, batch normalisation kept, parameters rounded to fp16 (unless limits.precision=fp32).
+To resume a command that was killed, repeat it: it continues from its last
+epoch. prune_steps.csv and prune_steps.json have a row for each measured
+network. The network deployed after a step is the pruned and retrained training
+form with its branches fused into one convolution with bias. Batch
+normalisation is kept; parameters are rounded to fp16 (unless
+limits.precision=fp32).
 """
 
 import hashlib
@@ -27,7 +39,6 @@ from typing import Any
 if __name__ == "__main__":  # started as a file: use the packages of this checkout
     runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -37,88 +48,97 @@ from ascmodels.compress.plan import GOALS, schedule_sizes
 from ascmodels.students import Student
 from data import tau
 from data.features import FrontEndConfig
-from trainables.config.compose import CONFIG_DIR
 from trainables.config.flags import flags_to_overrides
-from trainables.config.schema import ConfigError, TrialConfig, key_types
+from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
 from trainables.outputs.records import now, point_dict
 from trainables.outputs.tracking import PROJECT, Tracker
 from trainables.run_training import distils, figures
 from trainables.single.command import configure, drive, guarded, parser, prepare
 from trainables.single.controls import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
+from trainables.single.plan_file import SHIPPED, read_schedule
 from trainables.single.run_folder import Run, RunError, find_checkpoint, shown
 from trainables.teachers.logits import folder_hash
 from trainables.trial.trial import Trial
 
 KIND = "prune"
-BASE = "base.ckpt"  # the run's own copy of what it started from
-SHIPPED = CONFIG_DIR / "prune"
+BASE = "base.ckpt"  # the run's own copy of its base, the student it prunes
 DEPLOYED = "branches pruned together, then fused into one convolution with bias; BN kept; parameters rounded to "
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     words = sys.argv[1:] if argv is None else argv
     p = parser(__doc__ or "")
-    p.add_argument("--config", help="a schedule: a YAML file, or " + ", ".join(f.stem for f in SHIPPED.glob("*.yaml")))
-    p.add_argument("--base_ckpt", help="a run's id, a checkpoint's folder, or last.ckpt: the newest training run's")
-    p.add_argument("--controls", default="", help=f"any of {','.join(CONTROLS)}")
-    p.add_argument("--resume", metavar="ID", help="go on with a run that was killed")
-    p.add_argument("--new", action="store_true", help="start again, though the same command was given before")
+    plans = ", ".join(f.stem for f in SHIPPED.glob("*.yaml"))
+    p.add_argument("--config", help=f"pruning plan: a YAML file, or one of {plans}")
+    p.add_argument(
+        "--base_ckpt",
+        help="student to prune: a run's id, a checkpoint's folder, or last.ckpt for the newest training run",
+    )
+    p.add_argument("--controls", default="", help=f"comma-separated list of control runs: {','.join(CONTROLS)}")
+    p.add_argument("--resume", metavar="ID", help="id of a run that was killed, to continue it")
+    p.add_argument("--new", action="store_true", help="start a new run even if this command was run before")
     options, rest = p.parse_known_args(words)
 
     def work(console: Console) -> int:
         if options.resume:
             if rest or options.config or options.base_ckpt or options.controls or options.new:
-                raise RunError(f"--resume {options.resume} goes on as it was started: give nothing else")
+                raise RunError(
+                    f"--resume {options.resume} was given with other options; expected none, because a run continues "
+                    "with those it was started with: drop them"
+                )
             run = Run.find(options.storage, options.resume)
             if run.info["kind"] != KIND:
-                raise RunError(f"run {run.id} is no pruning run but of kind {run.info['kind']}")
+                raise RunError(
+                    f"run {run.id} is of kind {run.info['kind']}, expected {KIND}: continue it with "
+                    f"python trainables/run_training.py --ckpt_id={run.id}"
+                )
         else:
-            run = started(options, rest, words, console)
+            run = find_or_create_run(options, rest, words, console)
         with run.lock():
             if run.info["status"] == "complete":
-                console.print(f"run {run.id} is complete already; --new starts it again", highlight=False)
+                console.print(f"run {run.id} is complete already; --new starts another one", highlight=False)
             else:
-                work_on(run, console)
-            tell(run, console)
+                run_arms(run, console)
+            print_summary(run, console)
         return 0
 
     return guarded(work)
 
 
-def started(options: Any, rest: list[str], words: list[str], console: Console) -> Run:
-    """The run that this command means: the one it began before, else a new one with its copy of the base."""
+def find_or_create_run(options: Any, rest: list[str], words: list[str], console: Console) -> Run:
+    """Return the run that this command started before; if there is none, a new run with its own copy of the base."""
     controls = [name.strip() for name in options.controls.split(",") if name.strip()]
     unknown = [name for name in controls if name not in CONTROLS]
     if unknown or len(set(controls)) != len(controls):
-        raise ConfigError(f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each once")
+        raise ConfigError(f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each at most once")
     if not options.base_ckpt:
-        raise RunError("--base_ckpt is missing: a run's id, a checkpoint's folder, or last.ckpt")
+        raise RunError("--base_ckpt is missing: give a run's id, a checkpoint's folder, or last.ckpt")
     folder = find_checkpoint(options.storage, options.base_ckpt)
     base, extra = load_base(folder)
-    config, parent = configured(options, rest, folder, base, extra)
+    config, parent = compose_config(options, rest, folder, base, extra)
     if not config.prune.rounds:
-        raise ConfigError("no prune step is asked for: give --config, --ratios, or --n_steps with a target")
-    told = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
-    run_id = "" if options.new else f"prune-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+        raise ConfigError("the configuration has 0 prune steps: give --config, --ratios, or --n_steps with a target")
+    identity = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
+    run_id = "" if options.new else f"prune-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     console.print(f"base: {escape(shown(folder))}", highlight=False, soft_wrap=True)
     for key in (o.split("=")[0] for o in flags_to_overrides(rest)):
         if key in ("train.epochs", "train.lr"):
-            console.print(f"  note: {key} is dense training's; retraining has prune.{key[6:]}", highlight=False)
+            console.print(f"  note: {key} is for dense training; for retraining, set prune.{key[6:]}", highlight=False)
     if parent is None:
         console.print(
-            "  note: nothing tells what this base was trained on; validation clips may be among what it learnt",
+            "  note: the base has no record of its training clips; it may have been trained on validation clips",
             highlight=False,
             soft_wrap=True,
         )
     run = Run.new(options.storage, KIND, config, ["python", "trainables/progressive_prune.py", *words], run_id)
     if (run.folder / "info.json").is_file():
         return Run.find(options.storage, run.id)
-    shape = config.frontend.n_mels, config.frontend.frames  # a schedule that cannot be met leaves no folder behind
+    shape = config.frontend.n_mels, config.frontend.frames  # raises for an impossible plan, before any file is written
     schedule_sizes(config.student, config.prune, *shape, config.limits.precision, base.widths)
     epochs = (extra.get("point") or {}).get("epochs") or (parent.config if parent else config).train.epochs
-    epochs += parent.info.get("base_epochs", 0) if parent else 0  # of a base that was pruned before
+    epochs += parent.info.get("base_epochs", 0) if parent else 0  # if the base is itself a pruned network
     save_student(run.folder / BASE, base, extra)
     precision = "fp32" if config.limits.precision == "fp32" else "fp16"
     run.update(base=str(folder), base_epochs=epochs, controls=controls, deployed_form=DEPLOYED + precision)
@@ -126,21 +146,29 @@ def started(options: Any, rest: list[str], words: list[str], console: Console) -
 
 
 def load_base(folder: Path) -> tuple[Student, dict[str, Any]]:
-    """A student that can be pruned; CheckpointError says why one cannot."""
+    """Load a student that can be pruned, with its metadata; CheckpointError gives the reason if it cannot be."""
     base, extra = load_student(folder)
     if base.fused:
-        raise CheckpointError(f"{folder} is a deployed network, its branches fused: prune the training form, last.ckpt")
+        raise CheckpointError(
+            f"{folder} is a deployed network with fused branches; expected the training form: give the run's last.ckpt"
+        )
     if list(extra.get("classes", tau.SCENES)) != list(tau.SCENES):
-        raise CheckpointError(f"{folder} was trained on other classes: {', '.join(extra['classes'])}")
+        raise CheckpointError(
+            f"{folder} was trained on the classes {', '.join(extra['classes'])}; expected {', '.join(tau.SCENES)}: "
+            "give another checkpoint"
+        )
     if "frontend" not in extra:
-        raise CheckpointError(f"{folder} does not say which front-end it was trained with")
+        raise CheckpointError(
+            f"{folder} has no key 'frontend'; expected the front-end it was trained with: give a checkpoint that "
+            "run_training.py wrote"
+        )
     return base, extra
 
 
-def configured(
+def compose_config(
     options: Any, rest: list[str], folder: Path, base: Student, extra: dict[str, Any]
 ) -> tuple[TrialConfig, Run | None]:
-    """The base's configuration, then the schedule file, then what is typed; and the base's run, where there is one."""
+    """Return the configuration (the base's, overridden by the plan, then by flags) and the base's run, if any."""
     parent, trained_by, inherited = None, None, {}
     if (folder.parent / "info.json").is_file():
         parent = Run.find(options.storage, str(folder.parent))
@@ -154,7 +182,7 @@ def configured(
     own = {k: v for k, v in own.items() if k.startswith(("student.", "frontend."))}
     schedule = read_schedule(options.config) if options.config else {}
     typed = {o.split("=")[0] for o in flags_to_overrides(rest)}
-    if typed & AIMS - {"prune.n_steps"}:  # another aim than the file's
+    if typed & AIMS - {"prune.n_steps"}:  # a flag replaces the goal of the plan
         dropped = AIMS if "prune.ratios" in typed else AIMS - {"prune.n_steps"}
         schedule = {k: v for k, v in schedule.items() if k not in dropped}
     default = [o for k, v in {"train.min_steps": 0, **inherited, **alone, **own}.items() for o in override(k, v)]
@@ -162,12 +190,14 @@ def configured(
     config = configure([*chosen, *rest], options.storage, default)
     for key, value in own.items():
         if config.flat()[key] != value:
-            raise ConfigError(f"{key}={config.flat()[key]}: the base has {value}, and pruning does not change it")
+            raise ConfigError(
+                f"{key}={config.flat()[key]}: the base has {value}, and pruning does not change it; drop the flag"
+            )
     for key in ("seed", "data.subset", "data.validation_share"):
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
-                f"{key}={config.flat()[key]}, but the base was trained with {trained_by.flat()[key]}: it would be "
-                "validated on clips that it has learnt"
+                f"{key}={config.flat()[key]}, but the base was trained with {trained_by.flat()[key]}: its training "
+                "clips would be used for validation; drop the flag"
             )
     return config, parent
 
@@ -175,50 +205,20 @@ def configured(
 AIMS = {f"prune.{name}" for name in (*GOALS, "n_steps")}
 
 
-def read_schedule(name: str) -> dict[str, Any]:
-    """Dotted key -> value of a schedule file; `prune` keys may stand bare."""
-    path = next((p for p in (Path(name), SHIPPED / f"{name}.yaml") if p.is_file()), None)
-    if path is None:
-        there = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"--config {name}: no such file, and no shipped schedule ({there})")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected keys of `prune`, such as ratios: [0.3, 0.3]")
-    flat: dict[str, Any] = {}
-
-    def walk(part: dict[Any, Any], prefix: str) -> None:
-        for key, value in part.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                flat[f"{prefix}{key}"] = value
-
-    walk(content, "")
-    known = key_types()
-    flat = {k if k in known or f"prune.{k}" not in known else f"prune.{k}": v for k, v in flat.items()}
-    for key in flat:
-        if key not in known:
-            bare = ", ".join(k.removeprefix("prune.") for k in known if k.startswith("prune."))
-            raise ConfigError(f"{path}: unknown key {key}; expected {bare}, or a dotted key such as train.lr")
-    return flat
-
-
 def override(key: str, value: Any) -> list[str]:
+    """Return the Hydra overrides that set `key` to `value`."""
     return flags_to_overrides([f"--{key}={text(value)}"])
 
 
 def text(value: Any) -> str:
-    """A value as it would be typed after a flag."""
+    """Return a value in the form in which it is typed after a flag."""
     if value is None:
         return "null"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def work_on(run: Run, console: Console) -> None:
-    """Every arm from wherever it stands; rows and info.json as they come."""
+def run_arms(run: Run, console: Console) -> None:
+    """Run each arm from its last saved epoch; write the rows and info.json after each measured network."""
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     base, _ = load_base(run.folder / BASE)
     config, data = prepare(run.config, console)
@@ -242,21 +242,25 @@ def work_on(run: Run, console: Console) -> None:
                 run.update(base_params=trial.points[0].params, points=[point_dict(p) for p in trial.points])
     except TrainingDiverged as error:
         run.update(status="failed", failure=str(error))
-        raise TrainingDiverged(f"{error}; what was saved before is in {shown(run.folder)}") from error
+        raise TrainingDiverged(f"{error}; the last saved state is in {shown(run.folder)}") from error
     run.update(**figures(run, data.validation, open_test=False), status="complete", finished=now())
 
 
-def tell(run: Run, console: Console) -> None:
-    """The rows as a table, and where everything is."""
+def print_summary(run: Run, console: Console) -> None:
+    """Print the rows as a table, and the paths of the result files."""
     rows = json.loads((run.folder / "prune_steps.json").read_text())
-    table = Table("arm", "step", "M MACs", "params", "gone", "pruned", "retrained", "epochs", title=run.id)
+    table = Table("arm", "step", "M MACs", "params", "removed", "pruned", "retrained", "epochs", title=run.id)
     for row in rows:
         shares = [row["sparsity"], row["val_acc_pruned"], row["val_macro_avg_acc"]]
         cells = [f"{row['step']}", f"{row['macs'] / 1e6:.2f}", f"{row['params']:,}"]
         cells += ["-" if share is None else f"{share:.1%}" for share in shares]
         table.add_row(row["arm"], *cells, f"{row['total_epochs']}")
     console.print(table)
-    console.print("gone: of the base's parameters; pruned, retrained: validation accuracy", highlight=False)
+    console.print(
+        "removed: share of the base's parameters; pruned, retrained: validation accuracy after pruning, retraining",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"deployed: {run.info['deployed_form']}", highlight=False, soft_wrap=True)
     for name in ("prune_steps.csv", "prune_steps.json", "points.csv", "last.ckpt"):
         console.print(f"  {escape(shown(run.folder / name))}", highlight=False, soft_wrap=True)

@@ -1,21 +1,21 @@
-"""The two Ray Trainables: thin drivers of `trial.run_trial`, one epoch a step.
+"""The two Ray Trainables: they run `trial.stages.run_trial`, one epoch per step.
 
-A Ray config is the flat TrialConfig plus entries that are not the trial's own:
+A Ray config is the flat TrialConfig plus these keys, which are not part of it:
 
-    trial        its name
-    study_dir    the study's folder
-    remote       in its place, the URI of a study in an object store: deployed networks are copied there
+    trial        name of the trial
+    study_dir    folder of the study
+    remote       instead of study_dir, the URI of a study in an object store: deployed networks are copied there
     checkpoints  path or URI of the folder of all drivers' checkpoints
-    parents      folder of shared dense trainings, if any
-    generation   number of the driver's lease on a study in an object store; a worker of a lost driver writes no network
+    parents      folder of shared dense phases, if any
+    generation   number of the driver's lease on a study in an object store; a worker of a driver that lost its lease
+                 writes no network
     adopt        keys in which a checkpoint may differ (population based training)
-    fingerprint  the data's fingerprint (`DataFingerprint.as_dict`) as the driver found it: actors compare theirs, and
-                 open the waveform cache without looking at each file
-    code         the driver's `code_hash()`: an actor that runs other code refuses to train
+    fingerprint  fingerprint of the data (`DataFingerprint.as_dict`) that the driver computed: actors compare it with
+                 theirs, and open the waveform cache without reading each file
+    code         `code_hash()` of the driver: an actor that runs other code refuses to train
 
-A trial goes on from the newest checkpoint that is whole, whichever driver or machine left it. Actors are reused:
-`reset_config` starts a new trial and keeps nothing of the last one but the read-only clips, where the new one uses the
-same.
+A trial continues from its newest valid checkpoint, on any machine and with any driver. Actors are reused:
+`reset_config` starts a new trial. It keeps only the read-only clips of the last trial, if the new one uses the same.
 """
 
 import gc
@@ -51,7 +51,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class KDTrainable(rt.Trainable):
-    """Trains a dense student by knowledge distillation."""
+    """Train a dense student by knowledge distillation."""
 
     prunes = False
 
@@ -59,19 +59,19 @@ class KDTrainable(rt.Trainable):
         self._data: tuple[str, TrialData] | None = None
         self._tracker: Tracker | None = None
         self._broken: Exception | None = None
-        self._private: Path | None = None  # of this actor, for studies in an object store
+        self._private: Path | None = None  # local folder of this actor, for studies in an object store
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         try:
             self._end()
             self._begin(new_config)
-        except Exception as error:  # Ray would give the trial up; one that fails at its first step it tries again
+        except Exception as error:  # raised at the first step: Ray retries it there, but not here
             self._broken = error
         return True
 
     def __repr__(self) -> str:
-        """Ray's list of actors shows what it was when the actor was made: the study and its first trial."""
+        """Return the study and the trial, for Ray's list of actors (which keeps the name of the first trial)."""
         return getattr(self, "_label", type(self).__name__)
 
     def step(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class KDTrainable(rt.Trainable):
             raise self._broken
         try:
             record = next(self._records, None)
-        except (TrainingDiverged, PruningError) as error:  # it would happen again: a result, not a crash to be retried
+        except (TrainingDiverged, PruningError) as error:  # deterministic: a result, no retry
             return self._failed(str(error))
         except torch.OutOfMemoryError as error:
             return self._failed(f"out of GPU memory: {str(error).splitlines()[0]}")
@@ -97,9 +97,11 @@ class KDTrainable(rt.Trainable):
         return self._reported(self._last)
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        """The result; the first one after a restore with the epochs of the checkpoint and the learning curve up to
-        there, of which a lost driver may not have written the end down."""
-        restored, self._went_on_from = self._went_on_from, None
+        """Return the result. The first one after a restore also has the epochs and the curve of the checkpoint.
+
+        The driver needs this learning curve, because a driver that was lost may not have written its last epochs.
+        """
+        restored, self._restored_epochs = self._restored_epochs, None
         return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -108,26 +110,36 @@ class KDTrainable(rt.Trainable):
         torch.save(self._last | {"curve": self._curve}, folder / "result.pt")
         seal(folder)
         if self._checkpoints:
-            self._checkpoints.clear(KEPT - 1)  # and this one, when Ray has put it in its place
+            self._checkpoints.clear(KEPT - 1)  # Ray then moves this checkpoint there, too
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Ray's own, which would fail the trial where the checkpoint is gone: its owner has trained on since."""
+        """Restore as Ray does, but load the newest checkpoint if the given one no longer exists.
+
+        Ray would fail the trial. The checkpoint may be another trial's, which has trained on and removed it.
+        """
         if self._broken:
             raise self._broken
         checkpoint = checkpoint_path.checkpoint
         if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
-            _LOG.warning("%s: %s is gone", self._trial.folder.name, checkpoint.path)
+            _LOG.warning(
+                "%s: checkpoint %s does not exist any more; loading the newest one instead",
+                self._trial.folder.name,
+                checkpoint.path,
+            )
             self._load_newest()
         else:
             super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Of Ray's own choice: the newest it knows, or the one that population based training takes over."""
+        """Load the checkpoint that Ray chose: the newest it knows, or one to adopt (population based training).
+
+        If it is damaged, load the newest valid one instead.
+        """
         try:
             check_seal(Path(checkpoint))
             self._load(Path(checkpoint))
         except SealError as error:
-            _LOG.warning("%s: %s", self._trial.folder.name, error)
+            _LOG.warning("%s: %s; loading the newest valid checkpoint instead", self._trial.folder.name, error)
             self._load_newest()
 
     def cleanup(self) -> None:
@@ -141,7 +153,10 @@ class KDTrainable(rt.Trainable):
         values = {k: v for k, v in config.items() if k not in RESERVED}
         trial_config = TrialConfig.from_flat(values)
         if trial_config.prune.rounds and not self.prunes:
-            raise ConfigError("KDTrainable trains dense students; pruning needs PruneTrainable")
+            raise ConfigError(
+                f"the configuration has {trial_config.prune.rounds} prune steps; expected 0: pruning needs "
+                "PruneTrainable"
+            )
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
             given = config.get("fingerprint")
@@ -149,7 +164,7 @@ class KDTrainable(rt.Trainable):
             self._data = (key, load_trial_data(trial_config, known=known))
         name, remote = config.get("trial", "trial"), config.get("remote")
         if remote:
-            # readable by this user only, and in nobody's way: the name is new, so no planted link is followed
+            # readable by this user only; the name is new, so a link planted by another user is never followed
             self._private = self._private or Path(tempfile.mkdtemp(prefix="asc-tune-"))
             study_dir = self._private / remote.rpartition("/")[2]
         else:
@@ -162,7 +177,7 @@ class KDTrainable(rt.Trainable):
         self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
         self._curve: list[dict[str, Any]] = []  # the records so far, without points
-        self._went_on_from: int | None = None  # epochs of the checkpoint gone on from, until a result has told it
+        self._restored_epochs: int | None = None  # epochs of the restored checkpoint, until a result has reported them
         self._label = f"{study_dir.name}/{name}"
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
         self._load_newest()
@@ -175,15 +190,15 @@ class KDTrainable(rt.Trainable):
 
     def _load_newest(self) -> None:
         found = self._checkpoints and self._checkpoints.load_newest(self._load, _LOG.warning)
-        if not found:  # what a damaged one has begun to change
+        if not found:  # start a new trial: loading a damaged checkpoint may have changed parts of the current one
             self._start()
 
     def _load(self, folder: Path) -> bool:
         self._start()
         self._trial.load(folder, adopt=self._adopt)
         self._last = load_tensors(folder / "result.pt")
-        self._curve = self._last.pop("curve", [])  # none in checkpoints of earlier versions
-        self._went_on_from = self._trial.epochs
+        self._curve = self._last.pop("curve", [])  # checkpoints of earlier versions have no curve
+        self._restored_epochs = self._trial.epochs
         return True
 
     def _end(self) -> None:
@@ -195,7 +210,7 @@ class KDTrainable(rt.Trainable):
         self._tracker = None
         self._records.close()
         if self._checkpoints:
-            self._checkpoints.clear(KEPT if self._adopt else 1)  # another may be about to take one over
+            self._checkpoints.clear(KEPT if self._adopt else 1)  # another trial may be about to adopt one
         del self._trial, self._records, self._new_trial
         gc.collect()
         if torch.cuda.is_available():
@@ -218,6 +233,6 @@ class KDTrainable(rt.Trainable):
 
 
 class PruneTrainable(KDTrainable):
-    """Trains a dense student, then prunes and retrains it step by step."""
+    """Train a dense student, then prune and retrain it step by step."""
 
     prunes = True

@@ -1,14 +1,21 @@
-"""Train one student, look at it, reproduce it. The flags are those of the DCASE 2024 baseline; Ray is not needed.
+"""Train, evaluate and reproduce one student. The flags are those of the DCASE
+2024 baseline; Ray is not needed.
 
     python trainables/run_training.py --subset=5 --batch_size=8 --num_workers=0
-    python trainables/run_training.py --subset=100 --repconv True --batch_size=128
-    python trainables/run_training.py --subset=100 --kd_alpha=0.6 --kd_temp=3.0 --teacher_ckpts="t1.ckpt,t2.ckpt"
-    python trainables/run_training.py --ckpt_id=<id>                go on with a run that was killed
-    python trainables/run_training.py --evaluate --ckpt_id=<id>     its test figures again, and the evaluation set
+    python trainables/run_training.py --subset=100 --repconv True \\
+        --batch_size=128
+    python trainables/run_training.py --subset=100 --kd_alpha=0.6 \\
+        --kd_temp=3.0 --teacher_ckpts="t1.ckpt,t2.ckpt"
+    # continue a run that was killed
+    python trainables/run_training.py --ckpt_id=<id>
+    # measure it on test again; predict the evaluation set
+    python trainables/run_training.py --evaluate --ckpt_id=<id>
 
-A CP-Mobile on the labels alone, unless flags say otherwise: --repconv True makes it a Rep-Mobile; naming teachers, or
---kd_alpha below 1 (a teacher is then fine-tuned first), makes it learn by distillation. Training sees the training
-split only, a part of which is held out for validation; at the end the last epoch's network is measured on test, once.
+By default this trains a CP-Mobile on the labels alone. --repconv True makes it
+a Rep-Mobile. --kd_alpha below 1 turns on distillation from --teacher_ckpts; if
+these are not given, a teacher is fine-tuned first. Training uses the training
+split only, a part of which is held out for validation. At the end, the last
+epoch's network is measured once on test.
 """
 
 import json
@@ -42,29 +49,32 @@ KIND = "train"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit status: 0, 2 on bad input, 130 interrupted."""
+    """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted.
+
+    With --evaluate, 1 means that a figure differs from the stored one.
+    """
     words = sys.argv[1:] if argv is None else argv
     p = parser(__doc__ or "")
     p.add_argument("--evaluate", action="store_true", help="measure a run on test again, predict the evaluation set")
-    p.add_argument("--ckpt_id", help="id of a run (its folder's name, and W&B's id): to go on with, or to evaluate")
-    p.add_argument("--experiment_name", default="", help="the run's name in W&B")
-    p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default {PROJECT})")
-    p.add_argument("--no_test", action="store_true", help="leave the test split closed")
+    p.add_argument("--ckpt_id", help="id of the run to continue or to evaluate (its folder's name and its id in W&B)")
+    p.add_argument("--experiment_name", default="", help="name of the run in W&B (default: its id)")
+    p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default: {PROJECT})")
+    p.add_argument("--no_test", action="store_true", help="do not open the test split")
     options, rest = p.parse_known_args(words)
 
     def work(console: Console) -> int:
         if options.ckpt_id == "" or (options.evaluate and not options.ckpt_id):
-            asks = "--evaluate needs" if options.evaluate else "--ckpt_id is empty; expected"
-            raise RunError(f"{asks} --ckpt_id=<id>: the name of a folder in {shown(options.storage)}")
+            found = "--evaluate needs" if options.evaluate else "--ckpt_id is empty; expected"
+            raise RunError(f"{found} --ckpt_id=<id>: give the name of a folder in {shown(options.storage)}")
         if options.evaluate and options.no_test:
-            raise RunError("--evaluate measures the test split again, and --no_test leaves it closed: drop one of them")
+            raise RunError("--evaluate opens the test split, but --no_test keeps it closed: drop one of them")
         if options.ckpt_id:
             run = Run.find(options.storage, options.ckpt_id)
             if rest:
-                raise RunError(f"run {run.id} keeps its configuration: drop {' '.join(rest)}")
+                raise RunError(f"run {run.id} continues with its stored configuration: drop {' '.join(rest)}")
             if not options.evaluate and run.info["kind"] != KIND:
                 raise RunError(
-                    f"run {run.id} is of kind {run.info['kind']}: a pruning run goes on with "
+                    f"run {run.id} is of kind {run.info['kind']}, expected {KIND}: continue a pruning run with "
                     f"python trainables/progressive_prune.py --resume {run.id}"
                 )
         else:
@@ -72,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             config = configure(rest, options.storage, default)
             run = Run.new(options.storage, KIND, config, ["python", "trainables/run_training.py", *words])
             run.info |= {"name": options.experiment_name or run.id, "project": options.project_name}
-            run.info["open_test"] = not options.no_test  # whoever goes on with it leaves the split closed, too
+            run.info["open_test"] = not options.no_test  # applies to a resumed run, too
         with run.lock():
             if options.evaluate:
                 return evaluate(run, console)
@@ -83,24 +93,24 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def distils(words: list[str]) -> bool:
-    """Whether teachers or their weight were typed."""
+    """Return whether the typed words name teachers or `kd_alpha`."""
     return any(re.match(r"(--|\+\+)?(distill\.)?(kd_alpha|teacher_ckpts)\b", word) for word in words)
 
 
 def train(run: Run, console: Console, open_test: bool) -> None:
-    """Train from wherever the run stands, save, measure; figures go to info.json as they come."""
+    """Train from the last saved epoch, save and measure; info.json is updated after each part."""
     if run.info["status"] == "complete":
-        raise RunError(f"run {run.id} is complete ({shown(run.folder)}); --evaluate measures it again")
+        raise RunError(f"run {run.id} is complete ({shown(run.folder)}); to measure it again, add --evaluate")
     run.info.pop("failure", None)
-    run.update()  # before the clips and a teacher: a run that is killed there can be gone on with, too
+    run.update()  # before `prepare`, so that a run that is killed while it prepares its data can be continued
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     config, data = prepare(run.config, console)
     run.update(config=config.flat(), status="running", notes=list(data.notes))
     trial = Trial(config, data, run.folder)
     macs, params = trial.sizes[0]
-    told = "fits" if config.limits.allow(macs, params) else "exceeds"
+    verdict = "within" if config.limits.allow(macs, params) else "above"
     console.print(
-        f"student: {config.student.name}, {macs:,} MACs, {params:,} parameters; {told} the limits of "
+        f"student: {config.student.name}, {macs:,} MACs, {params:,} parameters; {verdict} the limits of "
         f"{config.limits.macs:,.0f} MACs and {config.limits.bytes:,.0f} bytes at {config.limits.precision}",
         highlight=False,
         soft_wrap=True,
@@ -110,16 +120,16 @@ def train(run: Run, console: Console, open_test: bool) -> None:
         drive(trial, f"run {run.id}", tracker)
     except TrainingDiverged as error:
         run.update(status="failed", failure=str(error))
-        raise TrainingDiverged(f"{error}; what was saved before is in {shown(run.folder)}") from error
+        raise TrainingDiverged(f"{error}; the last saved state is in {shown(run.folder)}") from error
     finally:
         tracker.finish()
     run.update(points=[point_dict(p) for p in trial.points])
     run.update(**figures(run, data.validation, open_test), status="complete", finished=now())
-    tell(run, console)
+    print_summary(run, console)
 
 
 def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
-    """Size and metrics of the run's last deployed network, from its checkpoint."""
+    """Return the size and the metrics of the run's last deployed network, loaded from its checkpoint."""
     point, config = run.info["points"][-1], run.config
     set_up_process(config.train.threads)
     deployed = Deployed(run.folder / point["checkpoint"], config.train.device, (point["macs"], point["params"]))
@@ -130,20 +140,23 @@ def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
 
 
 def evaluate(run: Run, console: Console) -> int:
-    """Measure again what info.json tells, predict the evaluation set; 1 when a figure is not the same."""
+    """Measure the figures of info.json again and predict the evaluation set; return 1 if a figure differs, else 0."""
     if not run.info.get("points"):
-        raise RunError(f"run {run.id} is {run.info['status']}: go on with it first, --ckpt_id={run.id}")
+        raise RunError(
+            f"run {run.id} has status {run.info['status']} and no measured network; expected one that was trained to "
+            f"its end: continue it first with --ckpt_id={run.id}"
+        )
     config = run.config
     again = figures(run, load_clips(config, config.frontend.sample_rate).validation, open_test=True)
     again = json.loads(json.dumps(again))
     before = {part: run.info.get(part) for part in again}
     different = [part for part in again if before[part] not in (None, again[part])]
     run.update(**{part: again[part] for part in again if before[part] is None})
-    tell(run, console)
+    print_summary(run, console)
     for part in different:
         console.print(f"[yellow]{part} differs from info.json: {again[part]}[/yellow]", highlight=False)
     if not different:
-        console.print("validation and test figures are those of info.json, to the last digit", highlight=False)
+        console.print("validation and test figures equal those of info.json to the last digit", highlight=False)
     path = run.folder / "output.csv"
     try:
         deployed = Deployed(run.folder / run.info["points"][-1]["checkpoint"], config.train.device)
@@ -154,8 +167,8 @@ def evaluate(run: Run, console: Console) -> int:
     return 1 if different else 0
 
 
-def tell(run: Run, console: Console) -> None:
-    """The figures as a table, and where everything is."""
+def print_summary(run: Run, console: Console) -> None:
+    """Print the figures as a table, and the folder of the result files."""
     parts = [part for part in ("validation", "test") if run.info.get(part)]
     table = Table("", *parts, title=f"{run.info['MACs']:,} MACs, {run.info['Params']:,} parameters (fused)")
     rows = [("macro_avg_acc", "macro_avg_acc", None), ("loss", "loss", None)]

@@ -1,11 +1,11 @@
-"""How long one training step takes on this machine: the real loop on random clips, before there are any data.
+"""Measure the time of a training step on this machine: the real training loop on random clips, without a data set.
 
     with random_training(config) as training:
         training.step()                         front-end, augmentation, forward, backward, optimiser
     measure(config).step_s                      the median of several, after a warm-up
 
-For `tune/run.py --dry-run` and tests/bench/gpu_share.py. A teacher's cached logits are random, too; what online
-teachers would add is not measured.
+Used by `tune/run.py --dry-run` and tests/bench/gpu_share.py. Cached teacher logits are random, too. The time that
+online teachers would add is not measured.
 """
 
 import json
@@ -38,16 +38,16 @@ VALIDATED = 64  # clips, one batch of `loop.predict`
 
 @dataclass(frozen=True)
 class StepTime:
-    """Medians, in seconds."""
+    """Median times in seconds."""
 
-    step_s: float  # of one step of the optimiser
-    validation_s: float  # of one clip, deployed form
-    measured: int  # steps that were timed
-    batch_size: int  # of the timed steps; step_s is scaled where the configuration's is larger
+    step_s: float  # time of one optimiser step
+    validation_s: float  # time to predict one clip with the deployed form
+    measured: int  # number of timed steps
+    batch_size: int  # batch size of the timed steps; if the configuration's is larger, step_s is scaled to it
 
 
 class RandomTraining:
-    """A student that is trained on noise, a step at a time."""
+    """The training of a student on noise, one step per call."""
 
     def __init__(self, config: TrialConfig, cache: WaveformCache, batch_size: int):
         set_up_process(config.train.threads)
@@ -62,7 +62,7 @@ class RandomTraining:
         self._rng = np.random.default_rng(0)
 
     def step(self) -> int:
-        """Train on one batch (`train.accumulate` of them); how many clips it had."""
+        """Train one optimiser step (`train.accumulate` batches) and return the number of clips."""
         c = self.config
         epoch = Epoch(
             self._front_end,
@@ -77,14 +77,14 @@ class RandomTraining:
         return len(self.train.rows)
 
     def validate(self) -> int:
-        """Predict as a trial does at the end of an epoch; how many clips."""
+        """Predict like a trial at the end of an epoch, and return the number of clips."""
         predict(deploy(self._model, self.config.limits.precision), self.validation, self._front_end)
         return len(self.validation.rows)
 
 
 @contextmanager
 def random_training(config: TrialConfig, batch_size: int | None = None) -> Iterator[RandomTraining]:
-    """A training with `batch_size` (default: the configuration's); its clips are removed at the end."""
+    """Yield a training with `batch_size` (None: the configuration's); its clips are removed at the end."""
     batch_size = batch_size or config.train.batch_size
     with tempfile.TemporaryDirectory(prefix="asc-tune-") as folder:
         n = max(batch_size * config.train.accumulate, VALIDATED)
@@ -92,7 +92,7 @@ def random_training(config: TrialConfig, batch_size: int | None = None) -> Itera
 
 
 def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTime:
-    """Time steps after two of warm-up, until `most` are timed or `budget_s` is spent; one at least."""
+    """Time training steps after two warm-up steps, until `most` are timed or `budget_s` is used; at least one."""
     cpu = training_device(config.train).type == "cpu"
     batch_size = min(config.train.batch_size, CPU_BATCH) if cpu else config.train.batch_size
     with random_training(config, batch_size) as training:
@@ -105,26 +105,26 @@ def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTi
 
 
 def _timed(work, budget_s: float, most: int) -> list[float]:
-    """Seconds of each call. What runs on a GPU ends with a figure read back, so that a call waits for it."""
-    until, found = time.perf_counter() + budget_s, []
+    """Return the seconds of each call after warm-up. Each call reads a result back, so it waits for the GPU."""
+    until, times = time.perf_counter() + budget_s, []
     for call in range(2 + most):
         started = time.perf_counter()
         work()
-        found.append(time.perf_counter() - started)
-        if found[-1] + started > until and call:  # of a slow step the second has to do
+        times.append(time.perf_counter() - started)
+        if times[-1] + started > until and call:  # a slow step: only the first call is warm-up
             break
-    return found[2:] or found[1:]
+    return times[2:] or times[1:]
 
 
 def _clips(cache: WaveformCache, n: int) -> Clips:
-    """`n` clips whose labels, devices and teacher logits mean nothing."""
+    """Return `n` clips with arbitrary labels, devices and teacher logits."""
     scenes = len(tau.SCENES)
     teacher = torch.randn(n, scenes, generator=torch.Generator().manual_seed(0))
     return Clips(cache, np.arange(n), np.arange(n) % scenes, np.full(n, "a"), teacher)
 
 
 def _noise(folder: Path, n: int, sample_rate: int) -> WaveformCache:
-    """A waveform cache of `n` clips of 1 s."""
+    """Return a waveform cache of `n` clips of noise, 1 s each."""
     samples = np.random.default_rng(0).integers(-20_000, 20_000, (n, sample_rate), dtype=np.int16)
     np.save(folder / "waveforms.npy", samples)
     np.save(folder / "scales.npy", np.full(n, 1 / 32767, np.float32))

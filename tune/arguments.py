@@ -16,7 +16,7 @@ from tune.study.store import check_store, is_uri, working_folder
 DEFAULTS = {
     **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
     **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
-}  # of what a study keeps; None where the machine decides
+}  # recorded in the study; None: the machine decides
 
 SHARED = (
     "data.",
@@ -26,11 +26,11 @@ SHARED = (
     "replicate",
     "train.device",
     "train.threads",
-)  # one for all trials of a study
+)  # keys that all trials of a study share
 
 
 def limit_overrides(text: str | None) -> list[str]:
-    """`macs=30e6,bytes=128000,precision=fp16` (any of them) as overrides of `limits`."""
+    """Return `macs=30e6,bytes=128000,precision=fp16` (any of them) as overrides of the keys of `limits`."""
     overrides = []
     for item in (text or "").split(","):
         name, equals, value = item.strip().partition("=")
@@ -45,8 +45,8 @@ def limit_overrides(text: str | None) -> list[str]:
 
 
 def writable(text: str) -> Path:
-    """Return the folder that studies are worked on in, which need not exist yet: the storage itself, or the working
-    folder of an object store. StudyError when nothing can be written there."""
+    """Return the local folder of the studies: the storage itself, or the working folder of an object store. It need not
+    exist yet; StudyError if it cannot be written."""
     if is_uri(text):
         check_store(text)
     storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
@@ -56,12 +56,12 @@ def writable(text: str) -> Path:
         probe.write_text("")  # NotADirectoryError where a file is in the way
         probe.unlink()
     except OSError as error:
-        raise StudyError(f"--storage {storage} cannot be written: {error}") from error
+        raise StudyError(f"--storage {storage} cannot be written: {error}; choose another folder") from error
     return storage
 
 
 def positive(kind: type) -> Any:
-    """An argparse type: a finite number above 0."""
+    """Return an argparse type for a finite number above 0."""
 
     def parse(text: str):
         value = kind(text)
@@ -73,7 +73,7 @@ def positive(kind: type) -> Any:
 
 
 def share_of_gpus(text: str) -> float:
-    """An argparse type: 0, a part of one GPU, or whole ones, as Ray has them."""
+    """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or a whole number."""
     value = float(text)
     if not value >= 0 or (value > 1 and value % 1):
         raise argparse.ArgumentTypeError(f"{text} is neither a share of one GPU nor a whole number of them")
@@ -81,67 +81,97 @@ def share_of_gpus(text: str) -> float:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of tune/run.py, with its options grouped by topic."""
     p = command_parser(description)
-    p.add_argument("--space", help="search space: kd, rep, families, prune, kd_prune, pbt, or the path of a YAML file")
-    p.add_argument("--name", help="study name (default: <space>-<timestamp>)")
-    p.add_argument(
+    study = p.add_argument_group("study")
+    study.add_argument(
+        "--space", help="search space: kd, rep, families, prune, kd_prune, pbt, or the path of a YAML file"
+    )
+    study.add_argument("--name", help="study name (default: <space>-<timestamp>)")
+    study.add_argument("--storage", default="runs", help="folder or s3://bucket/path of all studies (default: runs)")
+    study.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="auto",
-        help="continue a study; start it if it is new (with --space and --name), report it if it is complete",
+        help="continue a study. With --space and --name: start it if it is new, and report it if it is complete",
     )
-    p.add_argument(
+    study.add_argument(
         "--allow-changes",
         action="store_true",
-        help="resume although code, space or data have changed; the report names the changes",
+        help="resume although code, space or data have changed; the report lists the changes",
     )
-    p.add_argument("--extend", type=positive(int), metavar="N", help="add N configurations to a complete study")
-    p.add_argument(
-        "--confirm", type=positive(int), metavar="K", help="train the front's configurations with K more seeds"
+    study.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train nothing; print the share of feasible configurations, their sizes and the expected hours",
     )
-    p.add_argument(
+    study.add_argument("--seed", type=int, metavar="N", help=f"random seed of the study (default: {DEFAULTS['seed']})")
+    search = p.add_argument_group("search")
+    search.add_argument(
+        "--num-samples",
+        type=positive(int),
+        metavar="N",
+        help=f"number of configurations to train (default: {DEFAULTS['num_samples']})",
+    )
+    search.add_argument(
+        "--sampler",
+        choices=list(SAMPLERS),
+        help=f"Optuna sampler that proposes configurations (default: {DEFAULTS['sampler']})",
+    )
+    search.add_argument(
+        "--scheduler",
+        choices=list(SCHEDULERS),
+        help="early stopping: mo_asha (ASHA on accuracy and MACs), asha (accuracy alone), fifo (none), "
+        f"pbt (population based training); default: {DEFAULTS['scheduler']}",
+    )
+    search.add_argument(
+        "--limits",
+        metavar="LIST",
+        help="hard limits of a deployed network: any of macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8 "
+        "(default: macs=30e6,bytes=128000,precision=fp16)",
+    )
+    search.add_argument(
+        "--seeds-per-config",
+        type=positive(int),
+        metavar="N",
+        help="number of trainings of each configuration, with different seeds (default: 1)",
+    )
+    search.add_argument(
         "--warm-start",
         nargs="+",
         metavar="STUDY",
-        help="names, paths or URIs of earlier studies whose points the sampler learns from first",
+        help="names, paths or URIs of earlier studies; the sampler starts with their measured networks",
     )
-    p.add_argument(
-        "--dry-run", action="store_true", help="print feasible share, sizes and hours of the study; nothing is trained"
+    search.add_argument(
+        "--extend", type=positive(int), metavar="N", help="add N configurations to a complete study (with --name)"
     )
-    p.add_argument(
-        "--num-samples", type=positive(int), help=f"number of configurations (default {DEFAULTS['num_samples']})"
-    )
-    p.add_argument(
-        "--seeds-per-config",
+    search.add_argument(
+        "--confirm",
         type=positive(int),
-        help="trainings of each configuration, with different seeds (default 1)",
+        metavar="K",
+        help="train each configuration of the Pareto front with K more seeds (with --name)",
     )
-    p.add_argument(
-        "--max-concurrent", type=positive(int), help="trials at a time (default: as many as the resources allow)"
+    resources = p.add_argument_group("resources")
+    resources.add_argument(
+        "--address", help="address of a running Ray cluster: auto, or host:port (default: start Ray on this machine)"
     )
-    p.add_argument(
+    resources.add_argument(
+        "--max-concurrent",
+        type=positive(int),
+        metavar="N",
+        help="maximum number of trials at a time (default: as many as the resources allow)",
+    )
+    resources.add_argument(
         "--cpus-per-trial",
         type=positive(float),
-        help=f"CPU cores that a trial reserves (default {DEFAULTS['cpus_per_trial']:g})",
+        metavar="N",
+        help=f"CPU cores that a trial reserves (default: {DEFAULTS['cpus_per_trial']:g})",
     )
-    p.add_argument(
+    resources.add_argument(
         "--gpus-per-trial",
         type=share_of_gpus,
-        help="share of a GPU that a trial reserves (default 0.25 where the cluster has GPUs, else 0)",
-    )
-    p.add_argument(
-        "--limits", help="upper limits of a network, any of macs=30e6,bytes=128000,precision=fp16 (the default)"
-    )
-    p.add_argument(
-        "--scheduler", choices=list(SCHEDULERS), help=f"early stopping of trials (default {DEFAULTS['scheduler']})"
-    )
-    p.add_argument(
-        "--sampler", choices=list(SAMPLERS), help=f"sampler of configurations (default {DEFAULTS['sampler']})"
-    )
-    p.add_argument("--seed", type=int, help=f"random seed of the study (default {DEFAULTS['seed']})")
-    p.add_argument("--storage", default="runs", help="folder or s3://bucket/path that holds the studies (default runs)")
-    p.add_argument(
-        "--address", help="address of a running Ray cluster, auto or host:port (default: start Ray on this machine)"
+        metavar="SHARE",
+        help="share of a GPU, or number of GPUs, that a trial reserves (default: 0.25 if the cluster has GPUs, else 0)",
     )
     return p

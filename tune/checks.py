@@ -1,4 +1,4 @@
-"""Checks of a new study before anything is prepared: resources, devices, teachers, the space."""
+"""Checks of a new study before anything is prepared: resources, devices, teachers, search space."""
 
 import difflib
 import os
@@ -19,8 +19,10 @@ from tune.study.manifest import StudyError
 
 
 def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
-    """ConfigError for a typed value of a key that the space searches: its samples would replace the value. The same for
-    a group (`student=...`) that sets nothing else."""
+    """Raise ConfigError for a typed value of a key that the space searches, because samples would replace the value.
+
+    The same holds for a group (`student=...`) that sets searched keys only.
+    """
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+")
@@ -34,29 +36,29 @@ def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
 
 
 def _set_by(group: str, space: Space) -> list[str]:
-    """The keys that the override of a group changes in the configuration that the space starts from."""
+    """Return the keys that a group override changes in the base configuration of the space."""
     before, after = (compose([*space.base, *more]).flat() for more in ((), (group,)))
     return [key for key, value in after.items() if value != before[key]]
 
 
 def _range(spec: Mapping[str, Any]) -> str:
-    """Return a range as the space's YAML file writes it."""
+    """Return a range in the notation of the space's YAML file."""
     return ", ".join(f"{name}: {value}" for name, value in spec.items())
 
 
 def check_teachers(config: TrialConfig) -> None:
-    """ConfigError for a teacher that is neither a folder with teacher.json nor a file of logits."""
+    """Raise ConfigError for a teacher that is neither a folder with teacher.json nor a file of logits."""
     for text in config.distill.teacher_ckpts:
         path = Path(text).expanduser()
         if not path.is_file() and not (path / "teacher.json").is_file():
             raise ConfigError(
                 f"distill.teacher_ckpts: {text} is neither a teacher's folder (with teacher.json) nor a file of "
-                "logits; trainables/finetune_teacher.py and trainables/cache_logits.py make them"
+                "logits; create one with trainables/finetune_teacher.py or trainables/cache_logits.py"
             )
 
 
 def check_resources(config: TrialConfig, chosen: Mapping[str, Any], address: str | None) -> None:
-    """Refuse what no machine could give, and without `address` what this machine cannot."""
+    """Raise an error for resources that no machine can provide, or, without `address`, that this machine cannot."""
     gpus = chosen["gpus_per_trial"]
     check_device(config, gpus)
     if not address:
@@ -64,40 +66,42 @@ def check_resources(config: TrialConfig, chosen: Mapping[str, Any], address: str
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:
-    """StudyError where this machine cannot give a trial its resources."""
+    """Raise StudyError if this machine cannot provide the resources of one trial."""
     check_resource("cpu", cpus, os.cpu_count() or 1, "this machine")
     check_resource("gpu", gpus or 0, local_gpus(), "PyTorch on this machine")
 
 
 def check_device(config: TrialConfig, gpus: float | None) -> None:
-    """ConfigError for trials that would reserve GPUs and train on the CPU."""
+    """Raise ConfigError for trials that would reserve GPUs but train on the CPU."""
     if gpus and config.train.device == "cpu":
-        raise ConfigError(f"--gpus-per-trial {gpus:g}, but the trials train on train.device=cpu: drop one of them")
+        raise ConfigError(f"--gpus-per-trial {gpus:g}, but the trials train on train.device=cpu: remove one option")
 
 
 def local_gpus() -> int:
-    """GPUs that PyTorch sees on this machine."""
+    """Return the number of GPUs that PyTorch sees on this machine."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def resolve_gpus(config: TrialConfig, gpus: float | None, available: float) -> tuple[TrialConfig, float]:
-    """The configuration and a trial's share of a GPU, where `available` GPUs can be used: those of the cluster that
-    the trials run on, not of the machine that the driver runs on."""
+    """Return the configuration with the resolved device, and a trial's share of a GPU.
+
+    `available` is the number of GPUs of the cluster that the trials run on, not of the driver's machine.
+    """
     check_device(config, gpus)
     on_cpu = config.train.device == "cpu" or gpus == 0
     if gpus is None:
         gpus = 0.25 if available and not on_cpu else 0.0
     if config.train.device == "cuda" and not gpus:
-        raise ConfigError("train.device=cuda, but there is no GPU for the trials; use auto or cpu")
+        raise ConfigError("train.device=cuda, but no GPU is available to the trials: set train.device=auto or cpu")
     if config.train.amp == "fp16" and not gpus:
-        raise ConfigError("train.amp=fp16 needs a GPU; use bf16 or off")
-    if not gpus:  # Ray leaves GPUs visible to a trial that reserves none
+        raise ConfigError("train.amp=fp16, but no GPU is available to the trials: set train.amp=bf16 or off")
+    if not gpus:  # Ray does not hide GPUs from a trial that reserves none
         config = replace(config, train=replace(config.train, device="cpu"))
     return config, gpus
 
 
 def check_space(space: Space, config: TrialConfig) -> None:
-    """Both ends of every range and every choice must make a configuration that can be built and measured."""
+    """Raise SpaceError unless both ends of every range and every choice can be built and measured."""
     known, base = key_types(), config.flat()
     for key in space.parameters:
         if key not in known:
@@ -106,7 +110,8 @@ def check_space(space: Space, config: TrialConfig) -> None:
             raise SpaceError(f"space {space.name}: unknown configuration key {key!r}{hint}")
         if key.startswith(SHARED):
             raise SpaceError(
-                f"space {space.name}: {key} is one for all trials of a study; fix it in `base` or by a flag"
+                f"space {space.name}: {key} is searched, but all trials of a study must share it; set it in "
+                "`base` or by a flag instead"
             )
     for corner in space.corners():
         try:
@@ -117,8 +122,10 @@ def check_space(space: Space, config: TrialConfig) -> None:
             raise SpaceError(f"space {space.name}: {corner} cannot be built: {error}") from error
 
 
-def check_resource(name: str, needed: float, there: float, where: str) -> None:
-    if needed > there:
+def check_resource(name: str, needed: float, available: float, where: str) -> None:
+    """Raise StudyError if one trial needs more of a resource (`cpu` or `gpu`) than `where` has."""
+    if needed > available:
         raise StudyError(
-            f"--{name}s-per-trial {needed:g}, but {where} has {there:g} {name.upper()}(s): no trial could ever start"
+            f"--{name}s-per-trial {needed:g}, but {where} has {available:g} {name.upper()}(s), so no trial could "
+            "start: lower the value, or use a larger machine"
         )

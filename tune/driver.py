@@ -1,8 +1,8 @@
-"""The driver of a study: its reducers, its journal, and Ray Tune over the trials that are left.
+"""The driver of a study: it replays the journal into the reducers and runs Ray Tune for the remaining trials.
 
 search = Search(held, manifest, space, patience, console)      # replays the journal
-search.begin(confirm=None)                                     # the first events of this driver
-search.run()
+search.begin(confirm=None)                                     # writes the first events of this driver
+search.run()                                                   # trains the remaining trials
 """
 
 from collections.abc import Callable
@@ -42,22 +42,22 @@ from tune.study.waiting import Patience
 
 
 class Search:
-    """The reducers of a study, its journal and the loop of Ray Tune over the trials that are left."""
+    """The reducers of a study, its journal, and the Ray Tune run of the remaining trials."""
 
     def __init__(self, held: Held, manifest: StudyManifest, space: Space, patience: Patience, console: Console):
         self.held, self.manifest, self.space, self.console, self._patience = held, manifest, space, console, patience
         self.config = TrialConfig.from_flat(manifest.resolved.config)
-        asked, folder = manifest.asked, held.folder
+        settings, folder = manifest.asked, held.folder
         self.log = StudyLog(lambda events: self.journal.append(events))
         self.sampler = FeasibleSampler(
             space,
             NetworkGate(self.config.flat()),
-            sampler=asked.sampler,
-            seed=asked.seed,
-            replicates=asked.seeds_per_config,
+            sampler=settings.sampler,
+            seed=settings.seed,
+            replicates=settings.seeds_per_config,
         )
-        self.rungs = build_rungs(asked.scheduler, self.config.train.epochs)
-        self.session: SearchSession | None = None  # none before `run`
+        self.rungs = build_rungs(settings.scheduler, self.config.train.epochs)
+        self.session: SearchSession | None = None  # None before `run`
         self.front = RunningFront()
         self.tables = StudyTables(folder, self.log.state, self.config.flat(), patience)
         check = ReplayCheck(self.digests)
@@ -68,19 +68,20 @@ class Search:
         self.tables.elsewhere = ()
         if check.differing:
             console.print(
-                f"[yellow]the replayed journal gives another state of {' and '.join(check.differing)} than the driver "
-                "had that wrote it: expected after a change of code or space, else please report it[/yellow]",
+                f"[yellow]warning: the replayed journal gives another state of {' and '.join(check.differing)} than "
+                "its driver recorded. This is expected after a change of code or space; otherwise please report it"
+                "[/yellow]",
                 highlight=False,
             )
         self.journal = Journal(folder, reading.after, held.generation, patience, held.check)
 
     def digests(self) -> dict[str, str | None]:
-        """Return hashes of the states that decide what is drawn and what is stopped."""
+        """Return hashes of the sampler's and the rungs' states, which decide what is drawn and what is stopped."""
         return {"sampler": self.sampler.digest(), "rungs": self.rungs.digest() if self.rungs else None}
 
     def begin(self, confirm: int | None) -> StudyManifest:
-        """Add this driver's first events: crashed trials are retried, and with `confirm` each configuration of the
-        front gets so many more seeds. Return the manifest, which names these."""
+        """Write this driver's first events: crashed trials are retried, and each configuration of the front gets
+        `confirm` more seeds (None: no seeds). Return the manifest, which lists the added trials."""
         log, state, folder = self.log, self.log.state, self.held.folder
         first, n_open, crashed = not state.drivers, len(state.open), state.crashed
         log.add(DriverStarted(command=self.manifest.asked.command))
@@ -100,9 +101,9 @@ class Search:
                 known = sum(t.config_id == config_id for t in state.trials.values())
                 names += [f"{config_id}r{i}" for i in range(known, known + confirm)]
             self.manifest = self.manifest.changed(confirmations=tuple(names))
-            self._patience(lambda: write_manifest(folder, self.manifest))  # first: a kill may come between the events
+            self._patience(lambda: write_manifest(folder, self.manifest))  # before the events: a kill may come between
         log.add(*confirmations(self.manifest, state))
-        if self.manifest.asked.warm_start and not state.trials and not state.rejected:  # nothing was drawn yet
+        if self.manifest.asked.warm_start and not state.trials and not state.rejected:  # no sample was drawn yet
             for study in self.manifest.asked.warm_start:
                 place = open_place(study)
                 new = self.sampler.import_points(log, earlier_points(self.space, place.folder))
@@ -110,22 +111,22 @@ class Search:
         return self.manifest
 
     def run(self, trainable: type[rt.Trainable] | None = None) -> None:
-        """Train the trials that are left: those that have not ended, then new ones."""
-        manifest, log, asked = self.manifest, self.log, self.manifest.asked
+        """Train the remaining trials: first those that have not ended, then new ones."""
+        manifest, log, settings = self.manifest, self.log, self.manifest.asked
         folder, remote = self.held.folder, self.manifest.resolved.remote
-        n_trials = max(asked.n_trials, len(log.state.trials))
+        n_trials = max(settings.n_trials, len(log.state.trials))
         progress = ProgressLines(self.console, log.state, self.front, n_trials, self.config.flat())
         gauges = Gauges(folder.name, log.state, self.front)
         log.attach(progress)
-        session = self.session = SearchSession(log, self.sampler, self.rungs, asked.scheduler, n_trials)
+        session = self.session = SearchSession(log, self.sampler, self.rungs, settings.scheduler, n_trials)
         root = f"{remote or folder}/ray"
         fixed = self.config.flat() | {"checkpoints": root, "code": code_hash()}
         fixed |= {"remote": remote} if remote else {"study_dir": str(folder)}
         fixed["generation"] = self.held.generation or None
         fixed["fingerprint"] = manifest.prepared.dataset.fingerprint
-        # confirmations repeat configurations as they are: a population would change them
+        # confirmations repeat configurations unchanged, but population based training would change them
         confirming = bool(log.state.open) and all(trial.confirms for trial in log.state.open)
-        scheduler = "fifo" if confirming else asked.scheduler
+        scheduler = "fifo" if confirming else settings.scheduler
         if scheduler == "pbt":
             fixed["adopt"] = [*MUTABLE_KEYS, "replicate"]
         if shares_dense(self.space):
@@ -145,10 +146,10 @@ class Search:
                 session,
                 trainable,
                 fixed,
-                scheduler=ray_scheduler(scheduler, self.space, self.config.train.epochs, asked.seed),
+                scheduler=ray_scheduler(scheduler, self.space, self.config.train.epochs, settings.seed),
                 n_trials=n_trials - log.state.n_ended,
-                resources={"cpu": asked.cpus_per_trial, "gpu": asked.gpus_per_trial or 0.0},
-                max_concurrent=asked.max_concurrent,
+                resources={"cpu": settings.cpus_per_trial, "gpu": settings.gpus_per_trial or 0.0},
+                max_concurrent=settings.max_concurrent,
                 storage=root,
                 run=f"run{self.journal.generation:03d}",
                 step=step,
@@ -160,11 +161,11 @@ class Search:
 
 
 class ReplayCheck:
-    """A reducer that compares each driver's last state with the state that the replay has reached there."""
+    """Reducer that compares the state digests recorded by each earlier driver with those of the replay."""
 
     def __init__(self, digests: Callable[[], dict[str, str | None]]):
         self._digests = digests
-        self.differing: list[str] = []  # names of states
+        self.differing: list[str] = []  # names of the states whose digests differ
 
     def apply(self, event: Event) -> None:
         if isinstance(event, DriverFinished) and event.digests:
@@ -173,24 +174,24 @@ class ReplayCheck:
 
 
 def confirmations(manifest: StudyManifest, state: StudyState) -> list[TrialCreated]:
-    """The trials that `--confirm` asks for and that do not exist yet."""
-    made = []
+    """Return the trials that `--confirm` requested and that do not exist yet."""
+    new = []
     for name in manifest.asked.confirmations:
         if name not in state.trials:
             config_id, _, replicate = name.partition("r")
             first = state.trials[config_id]
             shared = {"config_id": config_id, "params": first.params, "values": first.values, "key": first.key}
-            made.append(TrialCreated(trial=name, replicate=int(replicate), confirms=True, **shared))
-    return made
+            new.append(TrialCreated(trial=name, replicate=int(replicate), confirms=True, **shared))
+    return new
 
 
 def shares_dense(space: Space) -> bool:
-    """Whether two draws can have one dense phase: what is searched of it has a finite number of values."""
+    """Return whether two samples can have the same dense phase: its searched keys have finitely many values."""
     dense = [spec for key, spec in space.parameters.items() if not key.startswith("prune.")]
     prunes = len(dense) < len(space.parameters)
     return prunes and not any(is_continuous(spec) for spec in dense)
 
 
 def is_continuous(spec: Any) -> bool:
-    """Whether a range of a space, or of the entries of a list, is one of real numbers."""
+    """Return whether a range, or the range of a list's entries, contains real numbers."""
     return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))

@@ -1,10 +1,13 @@
 """Open the test split, once, for the points of a study's front.
 
-    python tune/evaluate.py runs/<study>                      or s3://bucket/path/<study>
+    # or s3://bucket/path/<study>
+    python tune/evaluate.py runs/<study>
 
-Each front point's deployed network (loaded from its checkpoint) is measured on the test split's clips; in a study with
-replicates, the network of every complete seed. `<study>/test.csv` has a row for each network; front.csv, table and
-report show the mean over seeds, its deviation and interval. What has been measured is not measured again.
+The deployed network of each front point is loaded from its checkpoint and
+measured on the clips of the test split. In a study with replicates these are
+the networks of every complete seed. `<study>/test.csv` has a row for each
+network; front.csv, table and report show the mean over seeds, its standard
+deviation and interval. A network is measured once.
 """
 
 import argparse
@@ -33,7 +36,7 @@ from trainables.engine.evaluation import Deployed, open_test_clips
 from trainables.inputs.clips import Clips, load_clips
 from trainables.outputs.records import now, write_rows
 from trainables.outputs.storage import Store
-from tune.ray_start import take_sigterm_for_ctrl_c
+from tune.ray_start import treat_sigterm_as_ctrl_c
 from tune.reporting.tables import rebuild_tables
 from tune.study.hold import Held, hold
 from tune.study.journal import JournalError
@@ -43,17 +46,17 @@ from tune.study.store import is_uri, working_folder
 
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, StudyError, StudyLost),
-    OSError,  # a full or read-only disk, a store that is away
+    OSError,  # a full or read-only disk, or an unreachable object store
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit status 0, 2 on bad input, 130 when interrupted."""
+    """Run the command; return exit status 0, 2 on bad input, or 130 after an interrupt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder of a finished study, or its place in an object store")
+    parser.add_argument("study", help="folder of a complete study, or its URI in an object store")
     text = parser.parse_args(argv).study
     console = Console()
-    take_sigterm_for_ctrl_c()
+    treat_sigterm_as_ctrl_c()
     try:
         folder, uri = place_of(text)
         with hold(folder, uri) as held:
@@ -63,44 +66,50 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; the same command starts the evaluation again")
+        console.print("interrupted; repeat the command to restart the evaluation")
         return 130
     return 0
 
 
 def place_of(text: str) -> tuple[Path, str | None]:
-    """The study's folder, and its URI where it lies in an object store: `folder` is then the working folder."""
+    """Return the study's folder and None, or for a study in an object store its working folder and its URI."""
     if is_uri(text):
         storage, _, name = text.rstrip("/").rpartition("/")
         if "study.json" not in Store(text).names(""):
-            raise StudyError(f"no study in {text}: study.json is missing")
+            raise StudyError(f"{text}: no study there (study.json is missing); expected s3://bucket/path/<study>")
         return working_folder(storage) / name, text.rstrip("/")
     folder = Path(text).expanduser().resolve()
     remote = read_manifest(folder).resolved.remote
     ours = remote is not None and working_folder(remote.rpartition("/")[0]) / remote.rpartition("/")[2] == folder
-    return folder, remote if ours else None  # a copy of such a study is evaluated where it lies
+    return folder, remote if ours else None  # a copy of a study from an object store is evaluated in place
 
 
 def evaluate(held: Held, console: Console) -> None:
-    """Measure the front's networks and the baseline on test; write test.csv and the report, print the table. What was
-    measured before is not measured again; what is missing of the rest is written again."""
+    """Measure the front's networks and the baseline on the test split; write test.csv and the report, print the table.
+
+    Networks that were measured before are skipped. Missing tables and reports are written again.
+    """
     folder = held.folder
     manifest = read_manifest(folder)
     if manifest.progress.status != "complete":
         raise StudyError(
-            f"{folder.name} is {manifest.progress.status}: finish the search before opening the test split"
+            f"study {folder.name} is {manifest.progress.status}: only a complete study may open the test split; finish "
+            f"the search first (tune/run.py --resume --name {folder.name})"
         )
-    if manifest.resolved.code:  # an older version had no journal
+    if manifest.resolved.code:  # studies of older versions have no journal
         rebuild_tables(folder, manifest.resolved.config, held.ended_elsewhere())
     config, study = TrialConfig.from_flat(manifest.resolved.config), load_study(folder)
     rows: list[dict[str, Any]] = [] if study.raw_test is None else study.raw_test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
     front = pareto_points(study)
     ids = zip(front["trial_id"].tolist(), front["step"].tolist(), strict=True)
-    wanted = [row for trial, step in ids for row in networks(study.raw, trial, step).to_dict("records")]
-    chosen = [network for network in wanted if (network["trial_id"], network["step"]) not in done]
+    members = [row for trial, step in ids for row in networks(study.raw, trial, step).to_dict("records")]
+    chosen = [network for network in members if (network["trial_id"], network["step"]) not in done]
     if not rows and not chosen:
-        raise StudyError(f"{folder.name} has no point on its front: there is nothing to measure on the test split")
+        raise StudyError(
+            f"study {folder.name} has no point on its front, so there is nothing to measure on the test split; widen "
+            "the limits or extend the study"
+        )
     baseline = manifest.prepared.baseline
     if not chosen:
         console.print("every point of the front was measured on the test split before", highlight=False)
@@ -128,7 +137,7 @@ def evaluate(held: Held, console: Console) -> None:
 
 
 def test_row(folder: Path, network: dict[Any, Any], test: Clips) -> dict[str, Any]:
-    """One network's test figures, from its checkpoint."""
+    """Return the row of test.csv of one network, measured from its checkpoint."""
     metrics = Deployed(folder / network["checkpoint"], "auto", (network["macs"], network["params"])).measure(test)
     row: dict[str, Any] = {
         "trial_id": network["trial_id"],

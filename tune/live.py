@@ -1,12 +1,15 @@
-"""A live page of a study: its report as it stands now, with what runs, and its front while it grows.
+"""Serve a live page of a study: its current report, its running trials and its
+growing front.
 
     python tune/live.py runs/<study> [--port 8800] [--host 127.0.0.1]
 
-/             the page; it follows the study without losing the reader's place (script: live.js)
-/status.json  what tune/status.py --json says
-/points.csv   the study's points as they are
+/             the page; it follows the study and keeps the scroll position and
+              zoom (script: live.js)
+/status.json  the output of tune/status.py --json
+/points.csv   the current points of the study
 
-Reads the study's files only; a driver need not run. On a machine far away, forward the port: ssh -L 8800:127.0.0.1:8800
+It only reads the study's files; no driver needs to run. For a remote machine
+forward the port: ssh -L 8800:127.0.0.1:8800 HOST
 """
 
 import argparse
@@ -42,17 +45,17 @@ RUNNING_SHOWN = 8
 
 
 class Watched:
-    """A study that is read again when its files have changed."""
+    """A study that is read again whenever its files have changed."""
 
     def __init__(self, place: Place):
         self.place, self.folder = place, place.folder
         self._follower = Follower(place.folder)
-        self._lock = threading.Lock()  # requests come in threads
+        self._lock = threading.Lock()  # each request has its own thread
         self._version = ""
         self._study: Study | None = None
 
     def read(self) -> tuple[str, Study, dict[str, Any]]:
-        """A name for what the files hold now, the study, and its status."""
+        """Return a version string of the files' present content, the study, and its status."""
         with self._lock:
             self.place.refresh()
             self._follower.update()
@@ -65,12 +68,13 @@ class Watched:
             return version, self._study, study_status(self.place, self._study, state)
 
     def page(self) -> str:
+        """Return the HTML of the complete page."""
         version, study, status = self.read()
         above = f'<section id="strip" data-version="{version}">{strip(status)}</section>'
         return report_page.page(study, above, SCRIPT.read_text())
 
     def answer(self, path: str) -> tuple[str, str | bytes] | None:
-        """Content type and content of a URL's path; None where there is nothing."""
+        """Return content type and content for a URL's path; None if the path does not exist."""
         if path == "/":
             return "text/html", self.page()
         if path == "/version":
@@ -78,8 +82,8 @@ class Watched:
             return "application/json", json.dumps({"version": version, "strip": strip(status)})
         if path == "/report.json":
             _, study, _ = self.read()
-            made = {"main": report_page.main(study), "figures": report_page.figures(study)}
-            return "application/json", json.dumps(made)
+            parts = {"main": report_page.main(study), "figures": report_page.figures(study)}
+            return "application/json", json.dumps(parts)
         if path == "/status.json":
             return "application/json", json.dumps(self.read()[2])
         if path == "/points.csv":
@@ -89,7 +93,7 @@ class Watched:
 
 
 def strip(status: dict[str, Any]) -> str:
-    """The lines above the report: progress, running trials, what was rejected or failed."""
+    """Return the HTML above the report: progress, running trials, rejected samples and failed trials."""
     first, *lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
     trials = status["trials"]
     bar = f'<progress max="{trials["asked"]}" value="{trials["ended"]}"></progress>'
@@ -98,7 +102,7 @@ def strip(status: dict[str, Any]) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one study; `server_close` ends it."""
+    """HTTP server of one study's page; `server_close` stops it."""
 
     daemon_threads = True
 
@@ -108,30 +112,30 @@ class Server(ThreadingHTTPServer):
         self.own_machine = ipaddress.ip_address(str(self.server_address[0])).is_loopback
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a reader who closed the page is no error
+        if not isinstance(sys.exception(), ConnectionError):  # a closed browser page is not an error
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET only; every other method is answered with 501 by the base class."""
+    """Handler of GET requests; the base class answers every other method with 501."""
 
     server: Server
-    timeout = 60  # seconds that a silent connection is kept
+    timeout = 60  # seconds until a silent connection is closed
 
     def do_GET(self) -> None:
         if self.server.own_machine and not _names_this_machine(self.headers.get("Host", "")):
-            # another site's page that has its name point here must not read a study
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", "open this page as localhost or 127.0.0.1")
+            # a page of another site whose host name resolves to this machine (DNS rebinding) must not read a study
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "unknown Host: open this page as localhost or 127.0.0.1")
             return
         try:
-            found = self.server.watched.answer(urlsplit(self.path).path)
+            answer = self.server.watched.answer(urlsplit(self.path).path)
         except (ResultsError, OSError) as error:
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", f"the study cannot be read: {error}")
             return
-        if found is None:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", "there are /, /status.json and /points.csv")
+        if answer is None:
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", "unknown path: open /, /status.json or /points.csv")
         else:
-            self._send(HTTPStatus.OK, *found)
+            self._send(HTTPStatus.OK, *answer)
 
     def _send(self, status: HTTPStatus, kind: str, content: str | bytes) -> None:
         body = content.encode() if isinstance(content, str) else content
@@ -144,19 +148,22 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """The terminal stays quiet: a page asks every two seconds."""
+        """Print nothing: a page sends a request every two seconds."""
 
 
 def _names_this_machine(host: str) -> bool:
+    """Return whether a Host header names the loopback address."""
     return urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; runs until Ctrl-C. Exit status 2 where there is no study, or the address cannot be had."""
+    """Run the server until Ctrl-C; return exit status 2 if there is no study or the address is not available."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder of a study, or its place in an object store")
-    parser.add_argument("--port", type=int, default=8800, help="0 takes a free one (default %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows it to the network (default %(default)s)")
+    parser.add_argument("study", help="folder of the study, or its URI in an object store")
+    parser.add_argument("--port", type=int, default=8800, help="port; 0 selects a free one (default %(default)s)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to bind; 0.0.0.0: the whole network (default %(default)s)"
+    )
     options = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
@@ -170,16 +177,16 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         address = f"{options.host}:{options.port}"
         console.print(
-            f"[red]error:[/red] {address} cannot be had ({escape(str(error))}): choose another --port or --host"
+            f"[red]error:[/red] {address} is not available ({escape(str(error))}): choose another --port or --host"
         )
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT for background jobs
     host, port = server.server_address[:2]
-    console.print(f"{escape(place.folder.name)} live at http://{host!s}:{port}   (Ctrl-C ends it)")
+    console.print(f"{escape(place.folder.name)} live at http://{host!s}:{port}   (press Ctrl-C to stop)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print("the page is closed; the study is not touched")
+        console.print("the page is closed; the study is unchanged")
     finally:
         server.server_close()
     return 0

@@ -1,6 +1,6 @@
-"""The options of tune/run.py: what is typed, checked, and the new study that it asks for.
+"""Parse and check the command line of tune/run.py, and build the manifest of a new study from it.
 
-Everything that can be refused before work begins is refused here, and nothing is written.
+Every error that can be detected before work begins is raised here. Nothing is written.
 """
 
 import argparse
@@ -33,36 +33,36 @@ from tune.study.store import is_uri
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed, checked as far as that needs no study."""
+    """A parsed command line; everything that can be checked without a study is checked."""
 
     options: argparse.Namespace
     words: tuple[str, ...]
-    storage: Path  # where studies are worked on
-    overrides: tuple[str, ...]  # Hydra overrides, flags among them
+    storage: Path  # folder in which the driver works on studies
+    overrides: tuple[str, ...]  # Hydra overrides, including those that flags were translated into
 
     @property
     def remote(self) -> str | None:
-        """URI of the storage, where it is an object store."""
+        """URI of the storage if it is an object store, else None."""
         return self.options.storage.rstrip("/") if is_uri(self.options.storage) else None
 
     def uri(self, name: str) -> str | None:
-        """Where the study `name` lies in an object store."""
+        """Return the URI of the study `name` if the storage is an object store, else None."""
         return f"{self.remote}/{name}" if self.remote else None
 
 
 def read_request(words: Sequence[str], description: str = "") -> Request:
-    """Parse and check the words of a command line."""
+    """Parse and check a command line."""
     options, rest = parser(description).parse_known_args(list(words))
     if options.name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
-        raise StudyError(f"--name {options.name!r}: expected letters, digits, '.', '_' and '-' (it names a folder)")
-    if options.resume not in (None, "auto"):  # `--resume key=value`: argparse took an override for its value
+        raise StudyError(f"--name {options.name!r}: it names a folder; expected letters, digits, '.', '_' and '-'")
+    if options.resume not in (None, "auto"):  # `--resume key=value`: argparse read an override as its value
         rest = [options.resume, *rest]
     overrides = [*flags_to_overrides(rest), *limit_overrides(options.limits)]
     return Request(options, tuple(words), writable(options.storage), tuple(overrides))
 
 
 def new_study(request: Request) -> StudyManifest:
-    """The manifest of the new study that is asked for. Nothing is written."""
+    """Return the manifest of the new study that a command line describes. Nothing is written."""
     options, storage, overrides = request.options, request.storage, request.overrides
     if not options.space:
         raise SpaceError(
@@ -84,7 +84,7 @@ def new_study(request: Request) -> StudyManifest:
     if not options.address:
         config, chosen["gpus_per_trial"] = resolve_gpus(config, chosen["gpus_per_trial"], local_gpus())
     config = replace(config, data=resolved(config.data))
-    impulses_for(config.augment, config.frontend.sample_rate)  # read for the first time: they may be missing
+    impulses_for(config.augment, config.frontend.sample_rate)  # reads the files, to report missing ones now
     check_teachers(config)
     check_space(space, config)
     name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -1,10 +1,10 @@
-"""What all trials of a study share, prepared before the first one: waveforms, the baseline, the teacher, its logits.
+"""Prepare the data that all trials of a study share: waveforms, baseline, teacher and teacher logits.
 
-    config, prepared = prepare(config, space, console)                           everything in this process
-    config, prepared = prepare(config, space, console, ray_runner(cpus=1, gpus=1))        parts as Ray tasks
+    config, prepared = prepare(config, space, console)                                 # everything in this process
+    config, prepared = prepare(config, space, console, ray_runner(cpus=1, gpus=1))     # expensive parts as Ray tasks
 
-The three expensive parts are plain functions of a flat configuration, `measure_baseline`, `fine_tune_teacher` and
-`compute_logits`. What they compute is cached by key below `data.cache_dir`: a part whose result is there is not run.
+The three expensive parts are plain functions of a flat configuration: `measure_baseline`, `fine_tune_teacher` and
+`compute_logits`. Their results are cached by key below `data.cache_dir`; a part with a cached result is not run.
 """
 
 import sys
@@ -36,10 +36,10 @@ from trainables.teachers.fine_tuning import (
 )
 from trainables.trial.data import load_trial_data
 
-Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) where the data are known
+Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) if the data were read
 Part = Callable[[Flat], Any]  # returns JSON values
 Runner = Callable[[Part, Flat], Any]
-# a space that searches one of these may ask for a teacher where the base configuration does not
+# a space that searches one of these keys may need a teacher even if the base configuration does not
 TEACHER_KEYS = ("distill.kd_alpha", "distill.feature_weight")
 
 
@@ -50,10 +50,10 @@ def prepare(
     run: Runner | None = None,
     known: DataFingerprint | None = None,
 ) -> tuple[TrialConfig, dict[str, Any]]:
-    """Prepare a study; return its configuration (enough epochs, named teachers) and what its manifest keeps.
+    """Prepare a study; return its configuration (enough epochs, named teachers) and the content for its manifest.
 
-    `run(part, flat)` executes a part that is not cached yet (none: in this process). `known` is the fingerprint of the
-    data that the study was started with: DatasetError, before anything is computed, when the data have changed.
+    `run(part, flat)` executes a part that is not cached yet (None: in this process). `known` is the fingerprint of the
+    data that the study was started with. If the data have changed, DatasetError is raised before anything is computed.
     """
     run = run or run_here
     data = load_clips(config, config.frontend.sample_rate, progress=True)
@@ -61,12 +61,12 @@ def prepare(
     found = fingerprint(config, data)
     if known:
         check_unchanged(known, found)
-    asked, config = config, with_enough_epochs(config, len(data.train.rows))
-    if config.train.epochs > asked.train.epochs:
+    requested, config = config, with_enough_epochs(config, len(data.train.rows))
+    if config.train.epochs > requested.train.epochs:
         console.print(
-            f"epochs: {config.train.epochs} dense and {config.prune.epochs} after each prune step, so that "
-            f"{len(data.train.rows)} clips give {asked.train.min_steps} steps (train.min_steps; a typed train.epochs "
-            "is kept)",
+            f"epochs: {config.train.epochs} dense and {config.prune.epochs} after each prune step, because "
+            f"train.min_steps={requested.train.min_steps} steps need them with {len(data.train.rows)} clips (set "
+            "train.epochs to choose another number)",
             highlight=False,
             soft_wrap=True,
         )
@@ -80,7 +80,7 @@ def prepare(
         for teacher in teachers:
             line = f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation"
             if teacher["validation"] != validation_hash(data.validation):
-                line += "; fine-tuned on another division, so it may know this study's validation clips"
+                line += "; fine-tuned on another split, so its training may include validation clips of this study"
             console.print(line, highlight=False, soft_wrap=True)
     dataset = {
         "dataset_dir": config.data.dataset_dir,
@@ -97,7 +97,7 @@ def prepare(
 
 
 def print_data(config: TrialConfig, data: SplitClips, console: Console) -> None:
-    """Print the numbers of clips and what was peculiar about the data."""
+    """Print the numbers of clips and the notes on the data."""
     console.print(
         f"data: split{config.data.subset}, {len(data.train.rows)} training and {len(data.validation.rows)} validation "
         "clips (held out by recording location); the test split stays closed",
@@ -121,7 +121,7 @@ def _baseline(config: TrialConfig, data: SplitClips, found: DataFingerprint, run
 def _with_teachers(
     config: TrialConfig, data: SplitClips, found: DataFingerprint, run: Runner, console: Console
 ) -> TrialConfig:
-    """Return `config` with absolute teachers in `distill.teacher_ckpts`: those it names, or one that is fine-tuned."""
+    """Return `config` with absolute paths in `distill.teacher_ckpts`: the named teachers, or one fine-tuned here."""
     folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
     if not folders:
         folder, took = str(teacher_folder(config, data)), "from the cache"
@@ -142,7 +142,7 @@ def _logits(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: 
     d = config.distill
     folders = [Path(f) for f in d.teacher_ckpts if not Path(f).is_file()]
     if d.mode == "online" and d.ensemble != "greedy":
-        folders = []  # the teachers hear each batch; nothing is cached
+        folders = []  # the teachers process each batch during training; nothing is cached
     missing = [f for f in folders if not logits_path(config, f, data.train.cache.content).is_file()]
     if missing:
         n_clips = len(data.train.rows) + len(data.validation.rows)
@@ -152,12 +152,13 @@ def _logits(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: 
         _, took = _timed(run, compute_logits, config, found)
         console.print(f"logits: computed ({took})", highlight=False, soft_wrap=True)
     else:
-        compute_logits(_flat(config, found))  # reads what is cached, and refuses what does not fit
+        compute_logits(_flat(config, found))  # reads the cached logits and raises an error if they do not fit
         if folders:
             console.print("logits: from the cache", highlight=False, soft_wrap=True)
 
 
 def _timed(run: Runner, part: Part, config: TrialConfig, found: DataFingerprint) -> tuple[Any, str]:
+    """Run a part; return its result and the time it took as text."""
     started = time.monotonic()
     result = run(part, _flat(config, found))
     return result, f"{time.monotonic() - started:.0f} s"
@@ -168,7 +169,7 @@ def _flat(config: TrialConfig, found: DataFingerprint) -> Flat:
 
 
 def measure_baseline(flat: Flat) -> float:
-    """Return the baseline's validation accuracy and leave it in the cache."""
+    """Return the baseline's validation accuracy; it is cached."""
     config, known = _parsed(flat)
     data = load_clips(config, config.frontend.sample_rate, content=known.sound if known else None)
     return cached_baseline(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
@@ -185,8 +186,8 @@ def compute_logits(flat: Flat) -> None:
     """Compute the logits of all teachers of `distill.teacher_ckpts` that are not cached yet."""
     config, known = _parsed(flat)
     quiet_transformers()
-    taught = replace(config, distill=replace(config.distill, kd_alpha=0.5))  # whatever a trial's own weight will be
-    load_trial_data(taught, _on_terminal(), known)
+    distilling = replace(config, distill=replace(config.distill, kd_alpha=0.5))  # any weight below 1 loads logits
+    load_trial_data(distilling, _on_terminal(), known)
 
 
 def _parsed(flat: Mapping[str, Any]) -> tuple[TrialConfig, DataFingerprint | None]:
@@ -195,7 +196,7 @@ def _parsed(flat: Mapping[str, Any]) -> tuple[TrialConfig, DataFingerprint | Non
 
 
 def _on_terminal() -> bool:
-    """Return whether progress bars have a terminal: not in a Ray task, whose output is collected line by line."""
+    """Return whether progress bars have a terminal; a Ray task, whose output is collected by line, has none."""
     return sys.stderr.isatty()
 
 
@@ -207,8 +208,8 @@ def run_here(part: Part, flat: Flat) -> Any:
 def ray_runner(cpus: float, gpus: float) -> Runner:
     """Return a runner that executes a part as one Ray task with these resources; Ray must have been started.
 
-    `auto` devices resolve in the task, so a driver without a GPU fine-tunes on the workers'. A part's own exception
-    is raised as it is, without Ray's wrapper. Ctrl-C stops the task.
+    `auto` devices are resolved in the task, so a driver without a GPU fine-tunes on the GPUs of the workers. An
+    exception of the part is raised without Ray's wrapper. Ctrl-C stops the task.
     """
 
     def run(part: Part, flat: Flat) -> Any:
@@ -219,7 +220,7 @@ def ray_runner(cpus: float, gpus: float) -> Runner:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else error) from None
         except KeyboardInterrupt:
-            ray.cancel(task, force=True)  # what it writes is renamed into place, so nothing is left half-written
+            ray.cancel(task, force=True)  # results are written to temporary files and renamed, so none is left partial
             raise
 
     return run

@@ -1,11 +1,16 @@
 """Search for accurate, small acoustic scene classifiers.
 
-    python tune/run.py --space kd_prune                              a new study under runs/
-    python tune/run.py --space kd_prune --name X --resume auto       start X, continue it, or say that it is complete
-    python tune/run.py --space my_space.yaml --subset=25 train.epochs=20 profile=full
-    python tune/run.py --space kd_prune --dry-run                    what it would cost; nothing is trained
+    # start a new study under runs/
+    python tune/run.py --space kd_prune
+    # start X, continue it, or report it if complete
+    python tune/run.py --space kd_prune --name X --resume auto
+    python tune/run.py --space my_space.yaml \\
+        --subset=25 train.epochs=20 profile=full
+    # estimate the cost; nothing is trained
+    python tune/run.py --space kd_prune --dry-run
 
-Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or Hydra overrides (key=value).
+Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or
+Hydra overrides (key=value).
 """
 
 import argparse
@@ -39,11 +44,12 @@ from trainables.engine.loop import TrainingDiverged
 from trainables.inputs.fingerprint import DataFingerprint, differences
 from trainables.outputs.records import EXPERIMENTS, now
 from tune.checks import check_machine, local_gpus, resolve_gpus
+from tune.cli import typed_command
 from tune.driver import Search
 from tune.options import new_study, read_request
 from tune.planning.dry_run import dry_run
 from tune.prepare import Part, prepare, ray_runner
-from tune.ray_start import check_cluster, start_ray, take_sigterm_for_ctrl_c
+from tune.ray_start import check_cluster, start_ray, treat_sigterm_as_ctrl_c
 from tune.reporting.tables import rebuild_tables
 from tune.resume import find_study, resumed, with_changes
 from tune.search.halving import SchedulerError
@@ -58,18 +64,18 @@ from tune.study.waiting import Patience
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, SchedulerError, SpaceError, StudyError),
     *(StudyLost, TrainingDiverged),
-    OSError,  # a disk that is full when the report is written
+    OSError,  # for example a full disk when the report is written
 )
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit status: 0 finished, 1 no point was measured, 2 bad input, 130 interrupted."""
+    """Run the command; return its exit status: 0 finished, 1 no point was measured, 2 bad input, 130 interrupted."""
     console = Console()
     words = sys.argv[1:] if argv is None else argv
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    take_sigterm_for_ctrl_c()
-    where = ""
+    treat_sigterm_as_ctrl_c()
+    name_option = ""
     try:
         request = read_request(words, __doc__ or "")
         options = request.options
@@ -77,19 +83,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = find_study(request.storage, request.remote, options) if continues else None
         if name is not None and not options.dry_run:
             with hold(request.storage / name, request.uri(name)) as held:
-                manifest, goes_on = resumed(
+                manifest, unfinished = resumed(
                     held.folder, request.uri(name), read_state(held.folder), options, request.overrides
                 )
-                return run_study(held, manifest, options, console) if goes_on else finish(held, manifest, console)
+                return run_study(held, manifest, options, console) if unfinished else finish(held, manifest, console)
         manifest = new_study(request)
         if options.dry_run:
             space = space_from_dict(manifest.resolved.space)
-            found = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.asked, console)
-            return 0 if found["feasible"] else 1
+            estimate = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.asked, console)
+            return 0 if estimate["feasible"] else 1
         folder = Path(manifest.resolved.folder)
-        if manifest.resolved.remote is None:  # else the store decides, once this driver has it
+        if manifest.resolved.remote is None:  # an object store is checked after this driver has its lease
             check_new(folder, manifest)
-        where = f"--name {folder.name} "
+        name_option = f"--name {folder.name} "
         with hold(folder, manifest.resolved.remote) as held:
             check_new(folder, manifest)  # another process may have started it meanwhile
             return run_study(held, manifest, options, console)
@@ -97,33 +103,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print(f"interrupted; the same command with {where}--resume auto continues", highlight=False)
+        console.print(f"interrupted; to continue, repeat the command with {name_option}--resume auto", highlight=False)
         return INTERRUPTED
 
 
 def check_new(folder: Path, manifest: StudyManifest) -> None:
-    """StudyError where there is something under the name of a new study already."""
+    """Raise StudyError if the name of a new study is already in use."""
     how = f"continue a study with --resume --name {folder.name}, or choose another --name"
     if folder.is_file() or (folder / "study.json").exists():
         raise StudyError(f"{folder} exists already: {how}")
     if manifest.resolved.remote is None and any(not path.name.startswith(".") for path in folder.glob("*")):
-        raise StudyError(f"{folder} exists already and is no study: choose another --name")  # a kill may leave it empty
+        # a kill may leave the folder empty; an empty folder is accepted
+        raise StudyError(f"{folder} exists already, but is not a study: choose another --name")
 
 
 def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, console: Console) -> int:
-    """Everything that a driver does, in order: start Ray; prepare data, baseline and teacher; replay the journal;
-    search; report."""
+    """Run one driver, in order: start Ray; prepare data, baseline and teacher; replay the journal; search; report.
+
+    Return the exit status.
+    """
     folder, started, address = held.folder, time.monotonic(), options.address
     place = manifest.resolved.remote or folder
     console.print(f"[bold]asc-tune[/bold] study {escape(folder.name)} in {escape(str(place))}", highlight=False)
     patience = Patience(lambda message: console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False))
     search: Search | None = None
     try:
-        if address:  # first, so that a cluster that does not answer is reported at once
+        if address:  # first, so that an unreachable cluster is reported at once
             start_ray(address, console)
             manifest = on_cluster(manifest)
         else:
-            if options.gpus_per_trial is not None:  # a resume may have other GPUs than the study was started with
+            if options.gpus_per_trial is not None:  # a resume may run on another number of GPUs
                 manifest = with_gpus(manifest, local_gpus())
             check_machine(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial)
         space = space_from_dict(manifest.resolved.space)
@@ -132,14 +141,15 @@ def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, 
         check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
         held.check()
         patience(lambda: write_manifest(folder, manifest))
-        patience(lambda: held.push(last=True))  # the name is taken in the store, too
+        patience(lambda: held.push(last=True))  # reserves the name in the store, too
         search = Search(held, manifest, space, patience, console)
         manifest = search.begin(options.confirm)
         search.run()
     except StudyLost:
         raise
     except (OSError, rt.TuneError, RayError) as error:
-        raise StudyError(f"the search broke off: {error}; {how_to_go_on(folder, manifest, address)}") from error
+        resume = resume_command(folder, manifest, address)
+        raise StudyError(f"the search stopped: {error}. After fixing the cause, {resume}") from error
     except KeyboardInterrupt:
         if search is None:
             raise
@@ -154,14 +164,14 @@ def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, 
 
 
 def on_cluster(manifest: StudyManifest) -> StudyManifest:
-    """The manifest with the resources and the device of a trial, as the cluster has them that Ray is connected to."""
+    """Return the manifest with a trial's resources and device, resolved for the cluster that Ray is connected to."""
     manifest = with_gpus(manifest, ray.cluster_resources().get("GPU", 0.0))
     check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)  # before anything is prepared
     return manifest
 
 
 def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
-    """The manifest with a trial's share of the `available` GPUs, and its device."""
+    """Return the manifest with a trial's share of the `available` GPUs, and its device."""
     config = TrialConfig.from_flat(manifest.resolved.config)
     config, gpus = resolve_gpus(config, manifest.asked.gpus_per_trial, available)
     return manifest.changed(config=config.flat(), gpus_per_trial=gpus)
@@ -170,14 +180,16 @@ def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
 def prepared(
     folder: Path, manifest: StudyManifest, space: Space, options: argparse.Namespace, console: Console
 ) -> StudyManifest:
-    """The manifest after everything that all trials share was prepared. StudyError when the data of a study that is
-    continued have changed, unless that is allowed."""
+    """Prepare everything that all trials share; return the manifest with it.
+
+    DatasetError if the data of a continued study have changed and --allow-changes is not given.
+    """
     before = manifest.prepared.dataset.fingerprint
     known = DataFingerprint.from_dict(before) if before else None
     as_task = ray_runner(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
 
     def run(part: Part, flat: dict[str, Any]) -> Any:
-        start_ray(options.address, console)  # not before: most studies that are continued find all in the cache
+        start_ray(options.address, console)  # only when needed: most resumed studies have everything cached
         check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
         return as_task(part, flat)
 
@@ -185,7 +197,7 @@ def prepared(
     config, found = prepare(config, space, console, run, None if options.allow_changes else known)
     if known and (changes := differences(known, DataFingerprint.from_dict(found["dataset"]["fingerprint"]))):
         manifest = with_changes(folder, manifest, [f"the data have changed: {'; '.join(changes)}"], True)
-    else:  # the test accuracy of the baseline holds for these data
+    else:  # the data are unchanged, so the baseline's test accuracy is still valid
         old = manifest.prepared.baseline
         found["baseline"]["test_macro_avg_acc"] = old.test_macro_avg_acc if old else None
     dataset = Dataset(**found["dataset"] | {"notes": tuple(found["dataset"]["notes"])})
@@ -209,26 +221,29 @@ def close(held: Held, manifest: StudyManifest, state: StudyState) -> StudyManife
         write_manifest(held.folder, manifest)
         held.push(last=True)
     except OSError as error:
-        raise StudyError(f"the study's end could not be written down: {error}; give the command again") from error
+        raise StudyError(
+            f"the final status of study {held.folder.name} could not be written: {error}. Fix the storage, then "
+            "repeat the command"
+        ) from error
     return manifest
 
 
 def print_end(held: Held, manifest: StudyManifest, search: Search, address: str | None, console: Console) -> int:
-    """Print how the study ended, with its report; the exit status."""
-    state, asked = search.log.state, manifest.asked
-    go_on = how_to_go_on(held.folder, manifest, address)
+    """Print how the study ended, with its report; return the exit status."""
+    state, n_trials = search.log.state, manifest.asked.n_trials
+    resume = resume_command(held.folder, manifest, address)
     if search.session and search.session.hopeless:
         raise StudyError(
-            f"every trial so far failed for one reason: {search.session.hopeless}. After fixing the cause, {go_on}"
+            f"every trial so far failed for one reason: {search.session.hopeless}. After fixing the cause, {resume}"
         )
     if manifest.progress.status != "complete":
-        line = f"interrupted after {state.n_ended} of {asked.n_trials} trials; {go_on}"
+        line = f"interrupted after {state.n_ended} of {n_trials} trials; {resume}"
         console.print(line, highlight=False, soft_wrap=True)
         return INTERRUPTED
     if state.exhausted:
         console.print(
-            f"the space is used up after {state.n_ended} of {asked.n_trials} trials: {MAX_REJECTIONS} samples in a row "
-            f"were rejected, {escape(json.dumps(state.rejected))}, for example {escape(json.dumps(state.examples))}",
+            f"the search space is exhausted after {state.n_ended} of {n_trials} trials: {MAX_REJECTIONS} samples in "
+            f"a row were rejected, {escape(json.dumps(state.rejected))}: {escape(json.dumps(state.examples))}",
             highlight=False,
             soft_wrap=True,
         )
@@ -242,43 +257,40 @@ def print_end(held: Held, manifest: StudyManifest, search: Search, address: str 
 
 
 def finish(held: Held, manifest: StudyManifest, console: Console) -> int:
-    """Report a complete study; what its last driver had no time to write, or what was lost since, is written first."""
+    """Report a complete study, after writing any of its files that its last driver did not write or that were lost."""
     console.print(f"[bold]asc-tune[/bold] study {escape(held.folder.name)}", highlight=False)
     console.print("this study is complete already; its report follows")
-    if manifest.resolved.code:  # an older version had no journal
+    if manifest.resolved.code:  # studies of older versions have no journal
         state = rebuild_tables(held.folder, manifest.resolved.config, held.ended_elsewhere())
         if read_manifest(held.folder).progress.status != "complete":
             manifest = close(held, manifest, state)
-    if manifest != read_manifest(held.folder):  # the study or its data set has moved: evaluate.py reads the new paths
+    if manifest != read_manifest(held.folder):  # the study or its data set has moved; evaluate.py needs the new paths
         write_manifest(held.folder, manifest)
     return report(held, console)
 
 
-def how_to_go_on(folder: Path, manifest: StudyManifest, address: str | None) -> str:
+def resume_command(folder: Path, manifest: StudyManifest, address: str | None) -> str:
+    """Return the text "to continue:" and the command that resumes the study."""
     remote = manifest.resolved.remote
     storage = remote.rpartition("/")[0] if remote else folder.parent
-    there = f" --address {address}" if address else ""
-    return f"to continue:\n  {python()} tune/run.py --resume --name {folder.name} --storage {storage}{there}"
-
-
-def python() -> str:
-    """The interpreter as a person would type it from here."""
-    used = Path(sys.executable)
-    return str(used.relative_to(Path.cwd())) if used.is_relative_to(Path.cwd()) else str(used)
+    cluster = f" --address {address}" if address else ""
+    return f"to continue:\n  {typed_command('run')} --resume --name {folder.name} --storage {storage}{cluster}"
 
 
 def report(held: Held, console: Console) -> int:
-    """Table in the terminal; report.html, front.png, front.csv in the study's folder. 1 when nothing was measured."""
+    """Print the front; write report.html, front.png and front.csv. Return exit status 1 if no point was measured."""
     study = load_study(held.folder)
     print_front(study)
     for path in write_report(held.folder).values():
         console.print(f"  {escape(str(path))}", highlight=False, soft_wrap=True)
     held.push(last=True)
     if study.points.empty:
-        console.print(f"no trial measured a point; {escape(str(held.folder / EXPERIMENTS))}/*/info.json tell why")
+        console.print(
+            f"no trial measured a point; see `failure` in {escape(str(held.folder / EXPERIMENTS))}/*/info.json"
+        )
         return 1
     place = study.manifest.resolved.remote or held.folder
-    line = f"test accuracy of these points: {python()} tune/evaluate.py {escape(str(place))}"
+    line = f"to measure the test accuracy of these points: {typed_command('evaluate')} {escape(str(place))}"
     console.print(line, highlight=False, soft_wrap=True)
     return 0
 

@@ -1,11 +1,17 @@
-"""The status of a study: progress, front, what was rejected or failed and why, what resumes repeated.
+"""Show the status of a study: progress, front, rejected samples, failed trials
+with reasons, repeated epochs.
 
-    python tune/status.py runs/<study>                                while it runs, after it ended, or in between
-    python tune/status.py s3://bucket/path/<study>                    credentials from the environment
-    python tune/status.py runs/<study> --json                         the same as one JSON object
-    python tune/status.py runs/<study> --export-optuna study.journal  then: optuna-dashboard study.journal
+    # at any time; a driver may run
+    python tune/status.py runs/<study>
+    # credentials from the environment
+    python tune/status.py s3://bucket/path/<study>
+    # the status as one JSON object
+    python tune/status.py runs/<study> --json
+    # then: optuna-dashboard study.journal
+    python tune/status.py runs/<study> --export-optuna study.journal
 
-Reads the study's files only: the journal, study.json, points.csv. Nothing is written there and no driver is disturbed.
+It only reads the study's files (journal, study.json, points.csv): nothing is
+written and no driver is disturbed.
 """
 
 import argparse
@@ -36,19 +42,19 @@ from tune.study.state import StudyState, TrialState
 
 
 def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any]:
-    """Everything that is shown, as plain JSON values."""
+    """Return everything that the command and the live page show, as plain JSON values."""
     manifest, now = study.manifest, time.time()
     driven = place.driven()
     counts = {status: n for status, n in state.counts().items() if status != "rejected"}
     ended = state.n_ended
-    if not state.trials:  # a study of a version without a journal, or one that has just begun
+    if not state.trials:  # made by a version without a journal, or just started
         counts = trial_counts(study)[0]
         ended = sum(n for status, n in counts.items() if status != "running")
-    asked = max(manifest.asked.n_trials, len(state.trials))
-    here = ended - state.ended_before
-    finished = asked <= ended or state.exhausted
+    n_trials = max(manifest.asked.n_trials, len(state.trials))
+    ended_now = ended - state.ended_before  # under the newest driver
+    finished = n_trials <= ended or state.exhausted
     since_start = now - _seconds(state.started) if state.started else 0.0
-    eta = since_start / here * (asked - ended) if driven and here > 0 and not finished else None
+    eta = since_start / ended_now * (n_trials - ended) if driven and ended_now > 0 and not finished else None
     failed = {t.name: _failure(t) for t in state.trials.values() if t.outcome in ("failed", "crashed")}
     repeated = {t.name: t.repeated for t in state.trials.values() if t.repeated}
     return {
@@ -57,7 +63,7 @@ def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any
         "status": manifest.progress.status,
         "driver": driven,
         "drivers": state.drivers,
-        "trials": {"asked": asked, "ended": ended, **counts},
+        "trials": {"asked": n_trials, "ended": ended, **counts},
         "space_used_up": state.exhausted,
         "running": [_running(t, manifest) for t in state.open],
         "seconds_since_last_event": round(now - _seconds(state.time), 1) if state.time else None,
@@ -73,17 +79,17 @@ def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any
 
 
 def current_study(folder: Path, state: StudyState) -> Study:
-    """The study with the points of its journal, which may be ahead of points.csv."""
+    """Return the study with the points of its journal, which may be newer than points.csv."""
     return load_study(folder, points_text(state)) if state.trials else load_study(folder)
 
 
 def _seconds(time: str) -> float:
-    """Seconds since 1970 of an event's time."""
+    """Return the time of an event in seconds since 1970."""
     return datetime.fromisoformat(time).timestamp()
 
 
 def _failure(trial: TrialState) -> str:
-    again = " (crashed; a resume tries it again)" if trial.outcome == "crashed" else ""
+    again = " (crashed; a resume retries it)" if trial.outcome == "crashed" else ""
     return (trial.reason or "reason unknown") + again
 
 
@@ -101,19 +107,19 @@ def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
 
 
 def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
-    """What `study_status` says, in lines for a terminal or a page, so many positions of running trials at most; the
-    front is not among them."""
+    """Return a status (`study_status`) as lines of text for a terminal or a page, without the front. At most
+    `positions` running trials get a line of their own."""
     trials = dict(status["trials"])
-    asked, ended = trials.pop("asked"), trials.pop("ended")
+    n_trials, ended = trials.pop("asked"), trials.pop("ended")
     detail = ", ".join(f"{n} {name}" for name, n in trials.items() if n and name != "running")
     n, times = len(status["running"]), status["drivers"]
     lines = [f"{status['name']}: {_state(status)}" + (f"; started {_count(times, 'time')}" if times > 1 else "")]
-    lines.append(f"trials: {ended} of {asked} ended" + (f" ({detail})" if detail else ""))
-    lines[-1] += (f", {n} {'running' if status['driver'] else 'to go on'}" if n else "") + _left(status)
+    lines.append(f"trials: {ended} of {n_trials} ended" + (f" ({detail})" if detail else ""))
+    lines[-1] += (f", {n} {'running' if status['driver'] else 'to continue'}" if n else "") + _times(status)
     lines += [f"  {_position(trial)}" for trial in status["running"][:positions]]
     lines += [f"  and {n - positions} more"] if n > positions else []
     if status["space_used_up"]:
-        lines.append("the space is used up: no further configuration can be drawn")
+        lines.append("the search space is exhausted: it has no further configuration that can be trained")
     if status["rejected"]:
         lines.append(f"rejected before training: {sum(r['samples'] for r in status['rejected'].values())}")
         lines += [f"  {r['samples']} {why}, for example {r['example']}" for why, r in status["rejected"].items()]
@@ -125,8 +131,8 @@ def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
         by_trial = status["repeated_epochs"]["by_trial"]
         detail = f" ({_names([f'{name} {epochs}' for name, epochs in by_trial.items()])})" if by_trial else ""
         lines.append(
-            f"repeated by resumes: {_count(status['repeated_epochs']['all'], 'epoch')} beside {status['epochs']} that "
-            f"count{detail}; {_count(status['restores'], 'trial')} went on from a checkpoint"
+            f"repeated by resumes: {_count(status['repeated_epochs']['all'], 'epoch')} in addition to "
+            f"{status['epochs']} counted{detail}; {_count(status['restores'], 'restore')} from a checkpoint"
         )
     return lines
 
@@ -135,11 +141,12 @@ def _state(status: dict[str, Any]) -> str:
     if status["driver"]:
         return "running"
     if status["status"] in ("running", "new"):
-        return "not running (killed, or broken off); the command that started it, with --resume, goes on"
+        return "not running (its driver was killed or stopped early); repeat its command with --resume to continue"
     return str(status["status"])
 
 
-def _left(status: dict[str, Any]) -> str:
+def _times(status: dict[str, Any]) -> str:
+    """Return the age of the last event and the estimated time left, if they are known."""
     text = ""
     if status["status"] != "complete" and status["seconds_since_last_event"] is not None:
         text = f"; last event {_duration(status['seconds_since_last_event'])} ago"
@@ -169,11 +176,13 @@ def _count(number: int, noun: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit status 0, or 2 where there is no study or its files are damaged."""
+    """Run the command; return exit status 0, or 2 if there is no study or its files are damaged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", help="folder of a study, or its place in an object store")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of sentences and a table")
-    parser.add_argument("--export-optuna", metavar="FILE", type=Path, help="write the study as an Optuna journal")
+    parser.add_argument("study", help="folder of the study, or its URI in an object store")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and a table")
+    parser.add_argument(
+        "--export-optuna", metavar="FILE", type=Path, help="write the study to FILE as an Optuna journal and exit"
+    )
     options = parser.parse_args(argv)
     console = Console(stderr=True)
     try:

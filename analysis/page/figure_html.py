@@ -1,4 +1,4 @@
-"""The interactive Pareto plots of the page (plotly): accuracy over MACs, accuracy over bytes."""
+"""The interactive Pareto plots of the page (plotly): accuracy over MACs and accuracy over bytes."""
 
 import html
 import math
@@ -16,10 +16,10 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu
 
 
 def interactive(study: Study, axis: parts.Axis) -> go.Figure:
-    """Validation accuracy (%) over one complexity axis: roles, prune trajectories, limit, baseline, hover.
+    """Return the plot of validation accuracy (%) over one complexity axis.
 
-    `customdata` of a marker is [trial, step]. The last trace is empty: the page fills it with the trial
-    under the pointer.
+    It shows roles, prune trajectories, limit, baseline and hover texts. `customdata` of a marker is [trial, step]. The
+    last trace is empty: the page fills it with the trial under the mouse pointer.
     """
     points, sampled = parts.measured(study), study.prefixed("config/")
     figure = go.Figure()
@@ -54,9 +54,9 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
 
 
 def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
-    """Return the label of one point (a row of `parts.measured`) in plotly's HTML: figures, trial status, configuration.
+    """Return the label of one point (a row of `parts.measured`) as HTML: values, trial status, configuration.
 
-    `sampled` names the columns of its configuration.
+    `sampled` lists the columns of its configuration.
     """
     label = parts.ROLES[point["role"]].label
     lines = [
@@ -84,7 +84,7 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
 
 
 def _error_text(study: Study, point: dict[Any, Any]) -> str:
-    """Return the uncertainty of a point's accuracy: its seeds and their interval, or a single run's standard error."""
+    """Return the uncertainty of a point's accuracy as text: seeds and interval, or a single run's standard error."""
     if study.replicated:
         n = point["n_seeds"]
         if n < 2:
@@ -97,7 +97,10 @@ def _error_text(study: Study, point: dict[Any, Any]) -> str:
 
 
 def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
-    """The front's error bars, its single seeds and, over MACs, its step line; over bytes its points need not ascend."""
+    """Add the front's error bars, its single seeds and, over MACs, its step line.
+
+    There is no step line over bytes, because there the front's points need not increase.
+    """
     x, y = parts.coordinates(chosen, axis)
     below, above = parts.errors_percent(study, chosen)
     if above.any():
@@ -117,7 +120,7 @@ def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: part
 
 
 def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.Axis) -> None:
-    """Axes, fonts, legend, and the limit and baseline lines with their labels."""
+    """Set axes, fonts and legend, and add the lines of limit and baseline with their labels."""
     low, high = parts.x_range(points, axis)
     marks = parts.ticks(low, high)
     shapes: list[dict[str, Any]] = []

@@ -1,6 +1,7 @@
-"""What the interactive and the printed Pareto plot share: how roles look, axes, ticks, lines through points.
+"""Common parts of the interactive and the printed Pareto plot: styles of roles, axes, ticks, lines through points.
 
-Colours are Okabe and Ito's (2008), told apart with any colour vision; every role also has its own marker.
+The colours are from Okabe and Ito (2008) and can be distinguished with any colour vision; each role also has its own
+marker.
 """
 
 import math
@@ -20,7 +21,7 @@ Y_TITLE = "validation macro accuracy (%)"
 
 @dataclass(frozen=True)
 class Role:
-    """How the points of one role look; symbols as plotly and matplotlib call them."""
+    """Style of the points of one role, with the symbol names of plotly and matplotlib."""
 
     label: str
     color: str
@@ -30,7 +31,7 @@ class Role:
     size: float  # pixels
 
 
-ROLES = {  # drawn in this order, the front on top
+ROLES = {  # drawn in this order, so the front is on top
     "infeasible": Role("over a limit", "#7b8794", "white", "circle", "o", 8),
     "single": Role("one seed only", "#b58900", "#f4e2ab", "square", "s", 7),
     "dominated": Role("dominated", "#5b9fc9", "#a9cfe6", "circle", "o", 8),
@@ -40,7 +41,7 @@ ROLES = {  # drawn in this order, the front on top
 
 @dataclass(frozen=True)
 class Axis:
-    """A complexity axis: a column of the points, the scale that divides it, the limit in the scaled unit."""
+    """A complexity axis: a column of the points, the divisor of its values, and the limit in the axis' unit."""
 
     column: str
     scale: float
@@ -61,19 +62,19 @@ def bytes_axis(study: Study) -> Axis:
 
 
 def measured(study: Study) -> pd.DataFrame:
-    """The points that can be drawn, with their role in a column of that name."""
+    """Return the points that can be drawn, with an additional column `role`."""
     role = summary.roles(study)
     return take(study.with_test().assign(role=role), role != "unmeasured")
 
 
 def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """x in the axis' unit, y in per cent."""
+    """Return x in the axis' unit and y in per cent."""
     x = points[axis.column].to_numpy(float) / axis.scale
     return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
 
 
 def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Error bars [2, N] of the points below and above them, in points of accuracy; zeros where they are not known."""
+    """Return the lengths [2, N] of the error bars below and above the points, in points of accuracy; 0 if unknown."""
     ends = summary.error_bars(study, points) - points["val_macro_avg_acc"].to_numpy(float)
     return np.nan_to_num(100 * np.abs(ends))
 
@@ -83,7 +84,7 @@ def errors_label(study: Study) -> str:
 
 
 def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
-    """The networks whose means `points` are, one row a seed; none where a point is one network."""
+    """Return the networks whose means are `points`, one row per seed; no rows if a point is a single network."""
     if not study.replicated:
         return points.head(0)
     ids = zip(points["trial_id"], points["step"], strict=True)
@@ -92,14 +93,14 @@ def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Best accuracy attained up to each cost; with three objectives some points of the front lie below."""
+    """Return the line of the best accuracy up to each cost; with three objectives, some front points are below it."""
     x, y = coordinates(best, axis)
     mask = front.pareto_mask(np.column_stack([x, y]), ("min", "max"))
     return coordinates(take(best, mask).sort_values(by=axis.column), axis)
 
 
 def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """x and y of every trial with more than one point, in step order; NaN parts the trials."""
+    """Return x and y of all trials with more than one point, in step order, with NaN between trials."""
     ordered = points.sort_values(by=["trial_id", "step"], kind="stable")
     ordered = take(ordered, ordered["trial_id"].duplicated(keep=False))
     x, y = map(np.array, coordinates(ordered, axis))
@@ -110,14 +111,16 @@ def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[fl
 
 
 def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Ends of a complexity axis, in its unit: all points and the limit, with room at both ends."""
+    """Return the ends of a complexity axis in its unit, so that all points and the limit are inside."""
     marks = [x for x in coordinates(points, axis)[0] if x > 0] + ([axis.limit] if axis.limit else [])
     return (min(marks) / 1.25, max(marks) * 1.25) if marks else (0.1, 100.0)
 
 
 def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
-    """Ends of the accuracy axis in per cent: all points, the baseline, and their errors as far as these leave room:
-    the interval of two seeds can be wider than everything else."""
+    """Return the ends of the accuracy axis in per cent, so that all points and the baseline are inside.
+
+    Error bars are included only up to a maximum, because the interval of two seeds can be very wide.
+    """
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
     below, above = errors_percent(study, points)
     found = summary.baseline(study)
@@ -131,14 +134,14 @@ def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
 
 
 def baseline_label_above(study: Study, points: pd.DataFrame) -> bool:
-    """Whether the baseline's label, at the left end of its line, has more room above than below."""
+    """Return whether the label at the left end of the baseline has more room above than below it."""
     found = summary.baseline(study)
     left = points.sort_values(by="macs")["val_macro_avg_acc"].to_numpy(float)[: max(1, len(points) // 4)]
     return found is None or not len(left) or float(np.median(left)) < found[1]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, ... within [low, high]."""
+    """Return the ticks 1, 2, 5, 10, ... within [low, high]."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [float(f"{digit * 10.0**decade:g}") for decade in decades for digit in (1, 2, 5)]
     return [mark for mark in marks if low <= mark <= high]

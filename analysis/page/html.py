@@ -1,4 +1,4 @@
-"""The HTML of a study's report: one page that opens with no network (its template: report.html.tmpl)."""
+"""The HTML page of a study's report, which opens without network access (template: report.html.tmpl)."""
 
 import dataclasses
 import html
@@ -22,24 +22,24 @@ TEMPLATE = Path(__file__).with_name("report.html.tmpl")
 
 
 def page(study: Study, strip: str = "", live: str = "") -> str:
-    """The whole report as HTML, plotly.js inlined once; without a measured point, the page without plots.
+    """Return the complete report as HTML, with plotly.js inlined; without a measured point it has no plots.
 
-    `strip` is HTML above the report, `live` a script that keeps the page up to date; only a page with one may ask its
-    own server for anything.
+    `strip` is HTML above the report. `live` is a script that keeps the page up to date; only a page with such a script
+    may send requests, and only to its own server.
     """
     plots, body = figures(study), strip + main(study)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=_text(study.name),
         body=body,
         plotly=get_plotlyjs() if plots else "",
-        figures=json.dumps(plots).replace("<", "\\u003c"),  # a name that holds "</script>" must not end the element
+        figures=json.dumps(plots).replace("<", "\\u003c"),  # a name that contains "</script>" must not end the element
         connect="; connect-src 'self'" if live else "",
         live=live,
     )
 
 
 def figures(study: Study) -> dict[str, Any]:
-    """The plots as plotly's JSON, by the id of their element; empty without a measured point."""
+    """Return element id -> plot as plotly's JSON; empty without a measured point."""
     plots = {}
     if (summary.roles(study) != "unmeasured").any():
         plots = {
@@ -49,12 +49,12 @@ def figures(study: Study) -> dict[str, Any]:
     made = {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
     for figure in made.values():
         for trace in figure["data"]:
-            trace["uid"] = re.sub(r"\W", "", trace["name"])  # by which a live page keeps what the legend hides
+            trace["uid"] = re.sub(r"\W", "", trace["name"])  # so that a live page keeps the traces hidden by the legend
     return made
 
 
 def main(study: Study) -> str:
-    """The text of the page, with places for the plots."""
+    """Return the content of the page, with empty elements for the plots."""
     sections = [_top(study), _plots(study) if (summary.roles(study) != "unmeasured").any() else ""]
     if len(front.pareto_points(study)):
         sections += [page_tables.front_section(study), _noise(study)]
@@ -70,7 +70,7 @@ def _top(study: Study) -> str:
 
 
 def _plots(study: Study) -> str:
-    """Return the two figures with captions that say how to read them."""
+    """Return the two figures, with captions that explain them."""
     form = study.manifest.resolved.deployed_form
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
     best = "a mean of feasible networks of two seeds or more" if study.replicated else "a feasible network"
@@ -79,8 +79,8 @@ def _plots(study: Study) -> str:
         '<figure><div id="pareto" class="plot main"></div><figcaption>Validation macro average accuracy '
         "(mean of the class-wise accuracies) over multiply-accumulate operations for one clip. The step "
         f"line is the best accuracy that {best} attains up to each cost, whether its trial completed or not; thin "
-        "lines join the prune steps of a trial. Point at a network for its configuration; click the legend "
-        f"to hide a group.{seeds}{measured}</figcaption></figure>"
+        "lines connect the prune steps of a trial. Point at a network to see its configuration; click the "
+        f"legend to hide a group.{seeds}{measured}</figcaption></figure>"
         '<figure><div id="bytes" class="plot small"></div><figcaption>The same networks over model size; '
         "markers keep their role from the plot above.</figcaption></figure>"
     )
@@ -88,11 +88,11 @@ def _plots(study: Study) -> str:
 
 def _noise(study: Study) -> str:
     lines = "".join(f"<p>{_text(line)}</p>" for line in sentences.noise(study))
-    return f"<h2>Which differences are resolved</h2>{lines}"
+    return f"<h2>Which differences are significant</h2>{lines}"
 
 
 def _space(study: Study) -> str:
-    """Return the section on the space: the range of each parameter, the values sampled, and those on the front."""
+    """Return the section on the search space: range, sampled values and values on the front of each parameter."""
     space = study.manifest.resolved.space
     parameters, auxiliary = space.get("parameters"), space.get("auxiliary") or {}
     if not parameters or not isinstance(parameters, dict):
@@ -113,13 +113,13 @@ def _space(study: Study) -> str:
 
 def _reproduce(study: Study) -> str:
     asked, resolved, progress = study.manifest.asked, study.manifest.resolved, study.manifest.progress
-    known_request = asked.num_samples is not None  # without it, the other values would be defaults of the reader
+    known_request = asked.num_samples is not None  # otherwise the other values are only defaults
     entries = {
         "Status": progress.status,
         "Seed": asked.seed if known_request else None,
         "Configurations": asked.num_samples,
         "Seeds per configuration": asked.seeds_per_config if known_request else None,
-        "Objectives": ", ".join(f"{way} {key}" for key, way in resolved.objectives.items()),
+        "Objectives": ", ".join(f"{direction} {key}" for key, direction in resolved.objectives.items()),
         "Data": _pairs(_data(study.manifest.prepared.dataset)),
         "Notes on the data": "; ".join(study.manifest.prepared.dataset.notes),
         "Front-end": _pairs(resolved.frontend),
@@ -129,16 +129,16 @@ def _reproduce(study: Study) -> str:
         "Wall time": f"{progress.wall_s:.0f} s" if progress.wall_s else None,
     }
     command = f"<pre>{_text(asked.command)}</pre>" if asked.command else ""
-    known = {term: value for term, value in entries.items() if value not in (None, "")}
-    items = "".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in known.items())
+    shown = {term: value for term, value in entries.items() if value not in (None, "")}
+    items = "".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in shown.items())
     footer = "<footer>Written by asc-tune (analysis/report.py).</footer>"
     return f"<h2>How to reproduce</h2>{command}<dl>{items}</dl>{footer}"
 
 
 def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
-    """Return a parameter's range in words; its kinds are those of search_spaces (uniform, int, choice, each, ...).
+    """Return the range of a parameter as text, for the kinds in search_spaces (uniform, int, choice, each, ...).
 
-    `auxiliary` holds the ranges that steer the length of a list.
+    `auxiliary` holds the ranges of the parameters that set the length of a list.
     """
     match spec:
         case {"uniform": [low, high]}:
@@ -153,17 +153,17 @@ def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
         case {"subset": [*members]}:
             least = spec.get("min", 0)
             return f"any of {', '.join(map(summary.value_text, members))}" + (f", at least {least}" if least else "")
-        case {"each": str(steering), "item": item}:
-            length = (auxiliary or {}).get(steering)
+        case {"each": str(length_key), "item": item}:
+            length = (auxiliary or {}).get(length_key)
             times = f" ({range_text(length)})" if length else ""
-            return f"{range_text(item)} for each of {steering}{times}"
-    return json.dumps(spec)  # of a later version
+            return f"{range_text(item)} for each of {length_key}{times}"
+    return json.dumps(spec)  # a kind of a later version
 
 
 def _span(values: Any) -> str:
-    """Return what a column of configurations holds: few distinct values as they are, more than six as a range.
+    """Return the values of a column as text: up to six distinct values as a list, more as a range.
 
-    Lists of numbers, such as pruning ratios, give the range of all their numbers.
+    For lists of numbers, such as pruning ratios, it is the range of all their numbers.
     """
     distinct = sorted({value for value in values if not summary.absent(value)})
     if len(distinct) <= 6:
@@ -175,7 +175,7 @@ def _span(values: Any) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Return the number or numbers of a sampled value; none of words."""
+    """Return the number or numbers of a sampled value; an empty list for text."""
     if not isinstance(value, str):
         return [value]
     try:
@@ -187,7 +187,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:
-    """The facts of the data that a reader can use: no hashes, and the notes have a line of their own."""
+    """Return the facts about the data that are useful to a reader, without hashes and notes (shown separately)."""
     facts = dataclasses.asdict(dataset)
     return {
         key: value for key, value in facts.items() if key not in ("fingerprint", "notes") and value not in (None, "")

@@ -1,6 +1,6 @@
 """Summary of a study in sentences, for the terminal and the page.
 
-A fact that the study does not hold is left out; nothing is filled in.
+Facts that the study does not contain are omitted.
 """
 
 import math
@@ -22,7 +22,7 @@ from analysis.summary import (
     validation_clips,
 )
 
-SEED_SD_POINTS = 1.29  # pooled sd over seeds, accuracy points, 25 % split of TAU 2022 Mobile (DESIGN.md, facts)
+SEED_SD_POINTS = 1.29  # pooled sd over seeds in points of accuracy, 25 % split of TAU 2022 Mobile; see RESEARCH_PLAN.md
 
 
 def headline(study: Study) -> str:
@@ -43,7 +43,7 @@ def headline(study: Study) -> str:
 
 
 def facts(study: Study) -> dict[str, str]:
-    """Return term to text: how the front was chosen, trials, limits, baseline, teachers, hypervolume."""
+    """Return term -> text: how the front was chosen, trials, limits, baseline, teachers, hypervolume."""
     trials, measured = trial_counts(study)
     rejected = (study.manifest.progress.trials or {}).get("rejected")
     facts = {"Chosen on": _chosen_on(study), "Trials": _listed(trials) or "none trained yet"}
@@ -51,7 +51,7 @@ def facts(study: Study) -> dict[str, str]:
     facts["Trials"] += "" if study.points_missing else f"; {_plural(measured, 'measured point')}"
     behind = _trials_of_front(study)
     if set(behind) - {"complete"}:
-        facts["Trials of the front"] = f"{_listed(behind)}; a point counts from its measurement on"
+        facts["Trials of the front"] = f"{_listed(behind)}; a measured point counts, however its trial ended"
     if study.replicated:
         facts["Seeds"] = _seeds(study)
     macs, size = study.limits.macs, study.limits.bytes
@@ -66,40 +66,40 @@ def facts(study: Study) -> dict[str, str]:
         names = (f"{teacher.name} {percent(teacher.val_macro_avg_acc)} %" for teacher in teachers)
         facts["Teachers"] = f"{', '.join(names)} on validation"
     if (volume := front.hypervolume(study)) is not None and volume > 0:
-        facts["Hypervolume"] = f"{volume:.3f} of the rectangle accuracy 0 to 100 %, MACs 0 to the limit"
+        facts["Hypervolume"] = f"{volume:.3f} of the rectangle from 0 to 100 % accuracy and from 0 MACs to the limit"
     return facts
 
 
 def noise(study: Study) -> list[str]:
-    """Return sentences on the size of a difference that is resolved (z = 1.96, difference of two single runs)."""
+    """Return sentences on the smallest significant difference (z = 1.96, difference of two single runs)."""
     if study.replicated:
         return _noise_of_means(study)
     resolved = 1.96 * math.sqrt(2) * SEED_SD_POINTS
     lines = [
-        "Every accuracy here is a single run. Training again with another seed scatters; the pooled "
-        f"standard deviation was {SEED_SD_POINTS} points where it was measured (25 % split of TAU Urban "
-        "Acoustic Scenes 2022 Mobile, not this study). At that scatter, two single runs must differ by "
-        f"{resolved:.1f} points or so before the difference is resolved."
+        "Every accuracy here is a single run, and accuracy varies with the training seed. A separate measurement gave "
+        f"a pooled standard deviation of {SEED_SD_POINTS} points (25 % split of TAU Urban Acoustic Scenes 2022 Mobile, "
+        "not this study). With this deviation, the difference of two single runs is significant above about "
+        f"{resolved:.1f} points."
     ]
     clips, best = validation_clips(study), front.pareto_points(study)
     if clips and len(best):
         top = best["val_macro_avg_acc"].to_numpy(float).max()
         lines.append(
             f"Error bars are one binomial standard error sqrt(p(1 - p)/n) on {clips:,} validation clips, "
-            f"±{percent(float(standard_error(top, clips)))} points at the best point. Clips cut from one "
-            "recording resemble each other, so the true error is larger."
+            f"±{percent(float(standard_error(top, clips)))} points at the best point. Clips cut from the same "
+            "recording are similar, so the true error is larger."
         )
     lines.append(
-        "The best of many points, chosen by its validation accuracy, looks better than it is. Training the front "
-        "with more seeds (--confirm 3) draws it again from means."
+        "The best of many points, chosen by its validation accuracy, looks better than it is. --confirm 3 trains the "
+        "configurations of the front with more seeds; the front is then made of means."
     )
     return lines
 
 
 def warnings(study: Study) -> list[str]:
-    """Return what a reader must know before trusting the front."""
+    """Return warnings about the front: unfinished study, accepted changes, inconsistent counts, incomplete means."""
     lines, progress = [], study.manifest.progress
-    if progress.status in ("running", "interrupted"):  # a killed driver leaves "running"
+    if progress.status in ("running", "interrupted"):  # "running" also after a killed driver
         lines.append("The study is not complete yet: this front may still change.")
     lines += [
         f"--allow-changes accepted a change during the study ({change.time}): {change.what}. Points measured before "
@@ -109,20 +109,21 @@ def warnings(study: Study) -> list[str]:
     counted = (progress.trials or {}).get("complete")
     rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
-    closed = progress.status in ("complete", "interrupted")  # while a study runs, the counts are of its last driver
+    closed = progress.status in ("complete", "interrupted")  # in a running study, the counts are old
     if closed and counted is not None and counted != found and not study.points_missing:
         lines.append(f"study.json counts {counted} complete trials, points.csv holds {found}.")
     if beyond := _singles_beyond_front(study):
         lines.append(
-            f"{_plural(beyond, 'point')} with one seed would lie on the front; a single draw, the luckiest of many, is "
-            "not compared with means, so only configurations with two seeds or more are admitted."
+            f"{_plural(beyond, 'point')} with one seed would be on the front. The best of many single runs may be "
+            "good by chance, so it is not compared with means: only configurations with two or more seeds can be on "
+            "the front."
         )
     if partial := _partial_means(study):
         means = "is a mean" if partial == 1 else "are means"
         lines.append(
             f"{_plural(partial, 'point')} of the front {means} over a part of the configuration's seeds: the other "
             "trials were stopped early, failed or crashed before that step. Early stopping ends the weaker seeds, so "
-            "such a mean may be too good."
+            "such a mean may be too high."
         )
     return lines
 
@@ -136,33 +137,33 @@ def _chosen_on(study: Study) -> str:
 
 
 def _seeds(study: Study) -> str:
-    """Return how many configurations have how many seeds, each counted at the step that most seeds measured."""
+    """Return the number of configurations per number of seeds; a configuration counts its most measured step."""
     seeds: dict[str, int] = {}
     for config, n in zip(study.points["trial_id"], study.points["n_seeds"], strict=True):
         seeds[config] = max(n, seeds.get(config, 0))
     counts = sorted(Counter(n for n in seeds.values() if n).items(), reverse=True)
     shown = ", ".join(f"{n} for {_plural(number, 'configuration')}" for n, number in counts)
-    return f"{shown}; the front is drawn from means over two seeds or more"
+    return f"{shown}; the front contains only means over two or more seeds"
 
 
 def _noise_of_means(study: Study) -> list[str]:
     best = front.pareto_points(study)
     lines = [
-        "Every accuracy of the front is a mean over all seeds that measured this step (a seed decides initial weights, "
-        "order of the clips, augmentation); its interval is Student's t at 95 %. Two points whose intervals overlap "
+        "Every accuracy of the front is a mean over all seeds that measured this step (a seed sets initial weights, "
+        "order of the clips and augmentation); its interval is Student's t at 95 %. Two points whose intervals overlap "
         "much cannot be distinguished."
     ]
     if len(best):
         low, high, sd = (best[f"val_macro_avg_acc_{end}"].to_numpy(float) for end in ("low", "high", "std"))
         lines.append(
-            f"On the front {min(best['n_seeds'].tolist())} seeds at least stand behind a point; the pooled standard "
-            f"deviation of single trainings is {percent(np.sqrt((sd**2).mean()))} points, the widest interval "
-            f"{percent((high - low).max())} points."
+            f"Each point of the front is a mean over at least {min(best['n_seeds'].tolist())} seeds; the pooled "
+            f"standard deviation of single runs is {percent(np.sqrt((sd**2).mean()))} points, and the widest "
+            f"interval is {percent((high - low).max())} points."
         )
     lines.append(
-        "All seeds share the validation clips: the intervals say nothing of other recordings. The points of the front "
-        "were chosen by these figures, so the front as a whole still looks a little better than it is; a configuration "
-        "with one seed is no candidate beside them, since its single draw may be the luckiest of many."
+        "All seeds use the same validation clips, so the intervals do not include the variation between recordings. "
+        "The points of the front were chosen by these values, so the front still looks slightly better than it is. A "
+        "configuration with one seed is not a candidate, because its single run may be good by chance."
     )
     return lines
 
@@ -170,9 +171,9 @@ def _noise_of_means(study: Study) -> list[str]:
 def _why_empty(study: Study) -> str:
     file = study.path / "points.csv"
     if study.points_missing:
-        return f"No front can be shown: {file} is missing, although trials were trained; {REMEDY}."
+        return f"No front can be shown: {file} is missing, but trials were trained; {REMEDY}."
     if not len(study.points):
-        return f"No feasible point yet: {file} {'holds no row' if file.exists() else 'is not there yet'}."
+        return f"No feasible point yet: {file} {'has no rows' if file.exists() else 'does not exist'}."
     reasons = {
         "infeasible": "over a limit",
         "single": "with one seed in a study with replicates",
@@ -184,7 +185,7 @@ def _why_empty(study: Study) -> str:
 
 
 def _trials_of_front(study: Study) -> Counter[str]:
-    """Return how many trials with which status the networks behind the front belong to."""
+    """Return status -> number of trials, for the trials of the front's networks."""
     status: dict[str, str] = {}
     for point in front.pareto_points(study).to_dict("records"):
         behind = replicates.networks(study.raw, point["trial_id"], point["step"])
@@ -193,7 +194,7 @@ def _trials_of_front(study: Study) -> Counter[str]:
 
 
 def _singles_beyond_front(study: Study) -> int:
-    """Return how many points with one seed, which are no candidates, no point of the front dominates."""
+    """Return the number of points with one seed (not candidates) that are not dominated by the front."""
     role = roles(study)
     admitted = np.isin(role, ("front", "single"))
     values = front.objective_values(study)[admitted]
@@ -202,32 +203,32 @@ def _singles_beyond_front(study: Study) -> int:
 
 
 def _partial_means(study: Study) -> int:
-    """Return how many points of the front are means that lack seeds of their configuration whose trials have ended.
+    """Return the number of front points whose mean lacks seeds of the configuration that will not be measured.
 
-    A trial that ended before its first measurement is in no table. In a complete study it shows as a seed that was
-    asked for and is missing; in an unfinished study, such a seed may still be trained.
+    A trial that ended before its first measurement is not in any table. In a complete study it is detected because the
+    mean has fewer seeds than requested; in an unfinished study, such a seed may still be trained.
     """
     if not study.replicated:
         return 0
     trials: dict[str, dict[str, Any]] = {row["trial_id"]: row for row in study.raw.to_dict("records")}
     ended: dict[str, set[str]] = {}  # configuration -> trials that will not measure another step
-    asked: dict[str, int] = {}  # configuration -> seeds
+    requested: dict[str, int] = {}  # configuration -> number of seeds
     for name, row in trials.items():
         config = row["config_id"]
         if row["status"] not in ("complete", "running"):
             ended.setdefault(config, set()).add(name)
-        asked[config] = max(asked.get(config, study.manifest.asked.seeds_per_config), row["replicate"] + 1)
+        requested[config] = max(requested.get(config, study.manifest.asked.seeds_per_config), row["replicate"] + 1)
     partial = 0
     for point in front.pareto_points(study).to_dict("records"):
         config = point["trial_id"]
         behind = replicates.networks(study.raw, config, point["step"])["trial_id"].tolist()
-        lacks = study.manifest.progress.status == "complete" and len(behind) < asked[config]
+        lacks = study.manifest.progress.status == "complete" and len(behind) < requested[config]
         partial += lacks or bool(ended.get(config, set()) - set(behind))
     return partial
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """Return counts as "12 complete, 4 stopped early"; what occurs 0 times is left out."""
+    """Return counts as text, e.g. "12 complete, 4 stopped early"; counts of 0 are omitted."""
     return ", ".join(f"{number} {name}" for name, number in counts.items() if number)
 
 

@@ -1,4 +1,4 @@
-"""The page's tables of points: the front, its class-wise and device-wise accuracy, the test split."""
+"""Tables of points on the page: the front, its class-wise and device-wise accuracy, and the test split."""
 
 import html
 from typing import Any
@@ -8,10 +8,10 @@ from analysis.results import Study
 
 
 def front_section(study: Study) -> str:
-    """The front as a table that sorts by a click on a header; the baseline beneath it."""
+    """Return the front as a table that is sorted by a click on a header, with the baseline below it."""
     best = front.pareto_points(study)
     config = summary.short_config(best)
-    numbers = {  # header -> column, how its figures are written
+    numbers = {  # header -> (column, function that formats its values)
         "seeds": ("n_seeds", str),
         "val %": ("val_macro_avg_acc", summary.percent),
         "val 95 %": ("val_macro_avg_acc_low", None),
@@ -41,11 +41,11 @@ def front_section(study: Study) -> str:
         head += f'<th{kind}{state}><button type="button">{_text(name)}</button></th>'
     foot = ""
     if (found := summary.baseline(study)) is not None:
-        known = {"val %": summary.percent(found[1]), "test %": summary.percent(found[2])}
+        values = {"val %": summary.percent(found[1]), "test %": summary.percent(found[2])}
         last = "test %" if "test %" in numbers else "val %"
         before = list(numbers)[: list(numbers).index(last) + 1]
         cells = '<td class="text" colspan="2">baseline</td>'
-        cells += "".join(f"<td>{known.get(name, '')}</td>" for name in before)
+        cells += "".join(f"<td>{values.get(name, '')}</td>" for name in before)
         rest = len(numbers) + len(config.columns) - len(before)
         cells += f'<td class="text" colspan="{rest}">{_text(found[0])}</td>'
         foot = f'<tfoot><tr class="baseline">{cells}</tr></tfoot>'
@@ -54,13 +54,13 @@ def front_section(study: Study) -> str:
     return (
         f'<h2>{title}</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
         '<p class="note">Click a header to sort. Step 0 is the dense network; sparsity is the share of its '
-        "parameters that pruning removed. front.csv holds the same rows with every column and checkpoint"
-        + (", points.csv those of each seed.</p>" if study.replicated else ".</p>")
+        "parameters that pruning removed. front.csv contains the same rows with all columns and checkpoints"
+        + ("; points.csv contains the rows of each seed.</p>" if study.replicated else ".</p>")
     )
 
 
 def classes_section(study: Study) -> str:
-    """Class-wise and device-wise accuracy of the front, as tables shaded by value."""
+    """Return class-wise and device-wise accuracy of the front as tables, shaded by value."""
     best: list[dict[Any, Any]] = front.pareto_points(study).to_dict("records")
     made = ""
     for prefix, title in (("val_acc/", "By scene"), ("val_device_acc/", "By device")):
@@ -72,7 +72,7 @@ def classes_section(study: Study) -> str:
 
 
 def test_section(study: Study) -> str:
-    """Test accuracies of the chosen points, by device group where test.csv has them; empty without it."""
+    """Return the test accuracies of the chosen points, with device groups if test.csv has them; "" without it."""
     if study.test is None:
         return ""
     groups = [column for column in study.test.columns if column.startswith("test_acc/")]
@@ -82,12 +82,12 @@ def test_section(study: Study) -> str:
     records: list[dict[Any, Any]] = chosen.sort_values(by="macs").to_dict("records")
     note = "Test accuracy in per cent of the points that were chosen on validation."
     if study.replicated:
-        note += f" Means over seeds, at least {chosen['test_n_seeds'].min()} a point; sd is that of single networks."
+        note += f" Means over seeds, at least {chosen['test_n_seeds'].min()} per point; sd is that of single networks."
     return f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
 
 
 def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
-    """A row a point, a column for each key of `names` under its name."""
+    """Return a table with one row per point and one column per key of `names`, whose values are the headers."""
     head = '<th class="text">trial, step</th><th>M MACs</th>'
     head += "".join(f"<th>{_text(name)}</th>" for name in names.values())
     rows = ""
@@ -101,7 +101,7 @@ def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
 
 
 def _shade(share: float) -> str:
-    """A heat map's cell: white at 0, blue at 1, its text light where the ground is dark."""
+    """Return a cell of a heat map: white at 0, blue at 1, with light text on dark cells."""
     if summary.absent(share):
         return f"<td>{summary.DASH}</td>"
     red, green, blue = (round(255 + (end - 255) * share) for end in (0, 82, 140))
@@ -110,7 +110,7 @@ def _shade(share: float) -> str:
 
 
 def _cell(shown: str, value: Any, kind: str = "") -> str:
-    """A cell that sorts by `value`; an absent value sorts last. Long words may break after a plus sign."""
+    """Return a cell that is sorted by `value` (a missing value comes last); long words may break after a plus sign."""
     raw = "" if summary.absent(value) or value == summary.DASH else value
     words = _text(shown).replace("+", "+<wbr>")
     marked = f' class="{kind}"' if kind else ""

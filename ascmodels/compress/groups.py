@@ -1,13 +1,13 @@
-"""Channel groups of a student: which channels leave together, how they rank, and their removal.
+"""Channel groups of a student: which channels are removed together, their importance scores, and their removal.
 
-The one file that knows torch-pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"). Channels that are
-tied (a depthwise convolution and its neighbours, the branches of one RepConv, both ends of a shortcut) form one group
-and are removed together. torch-pruning finds the groups, scores their channels and removes them; pruning.py decides
-which ones, since torch-pruning's limit on a layer (`max_pruning_ratio`) skips full layers but does not stop at the
-limit.
+This is the only file that imports torch-pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"). Tied
+channels (a depthwise convolution and its neighbours, the branches of one RepConv, both ends of a shortcut) form one
+group and are removed together. torch-pruning finds the groups, scores their channels and removes them. pruning.py
+decides which channels to remove, because torch-pruning's limit per layer (`max_pruning_ratio`) skips layers that have
+reached the limit, but does not stop exactly at the limit.
 
-Scores are sums over the tied 1x1 and 3x3 convolutions and BN scales; torch-pruning 1.6.1 omits depthwise weights
-everywhere, and BN scales from taylor (Molchanov et al. 2019). hessian is the diagonal w^2 E[g^2] (LeCun et al. 1989).
+A score is a sum over the tied 1x1 and 3x3 convolutions and BN scales. torch-pruning 1.6.1 omits depthwise weights in
+all criteria, and BN scales in taylor (Molchanov et al. 2019). hessian is the diagonal w^2 E[g^2] (LeCun et al. 1989).
 """
 
 import copy
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def _importance(name: str, **options: Any) -> "tp.importance.Importance":
-    import torch_pruning as tp  # here: it brings timm along, seconds that a command that prunes nothing need not spend
+    import torch_pruning as tp  # imported here: it imports timm, which takes seconds
 
     return getattr(tp.importance, name)(**options)
 
@@ -43,27 +43,27 @@ CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
 
 DATA_CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
     "taylor": partial(_importance, "GroupTaylorImportance"),
-    # its accumulate_grad keeps the last clip alone; given the mean of g^2 as gradient, its score is right
+    # its accumulate_grad keeps only the last clip; with the mean of g^2 as the gradient, its score is correct
     "hessian": partial(_importance, "GroupHessianImportance"),
 }
 
-NARROWEST = 2  # layers of so few channels are left as they are: the stem of a small network, mostly
+NARROWEST = 2  # layers with this many channels or fewer are not pruned, e.g. the stem of a small network
 
-Gradients = Mapping[str, torch.Tensor]  # parameter name -> what `sensitivities` gives
+Gradients = Mapping[str, torch.Tensor]  # parameter name -> tensor returned by `sensitivities`
 
 
 class PruningError(ValueError):
-    """The step asked for cannot be taken."""
+    """The requested prune step is not possible."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that go together, one score each."""
+    """Channels that are removed together, with one score each."""
 
-    layer: str  # the convolution that leads the group
-    kind: str  # the pattern of layers in it
-    sets: int  # grouped convolutions: so many equal sets of channels, each losing the same ones
-    scores: torch.Tensor  # [C] of one set; the lowest leave first
+    layer: str  # name of the group's first convolution
+    kind: str  # the pattern of layers in the group
+    sets: int  # number of equal sets of channels (grouped convolutions); each set loses the same channels
+    scores: torch.Tensor  # [C] scores of one set; the channels with the lowest scores are removed first
 
     @property
     def size(self) -> int:
@@ -73,10 +73,10 @@ class Group:
 def sensitivities(
     student: Student, criterion: str, losses: Callable[[Student], Iterable[torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """What taylor and hessian rank by: each parameter's mean gradient, or its mean squared gradient, over clips.
+    """Return each parameter's mean gradient (taylor) or mean squared gradient (hessian) over clips.
 
-    `losses(model)` yields the scalar loss of one clip after another. In evaluation mode, so that clips do not mix in
-    batch statistics; the input is unchanged.
+    `losses(model)` yields the scalar loss of each clip. The model is a copy of `student` in evaluation mode, so that
+    batch statistics do not mix clips.
     """
     model = copy.deepcopy(student).eval()
     totals: dict[str, torch.Tensor] = {}
@@ -90,16 +90,16 @@ def sensitivities(
             gradient = parameter.grad if criterion == "taylor" else parameter.grad.square()
             totals[name] = totals.get(name, 0) + gradient
     if not n_clips:
-        raise PruningError(f"criterion {criterion} was given no clip to take gradients from")
+        raise PruningError(f"criterion {criterion} received 0 clips for its gradients: expected at least 1")
     return {name: (total / n_clips).cpu() for name, total in totals.items()}
 
 
 def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradients | None) -> list[Group]:
-    """Every group that may lose channels, with their scores."""
+    """Return all groups that may lose channels, with the scores of these."""
     if student.fused:
         raise PruningError("a fused student cannot be pruned: prune the training form, then fuse")
     if criterion in DATA_CRITERIA and gradients is None:
-        raise PruningError(f"criterion {criterion} ranks by gradients of the loss, and none were given")
+        raise PruningError(f"criterion {criterion} needs gradients of the loss: expected those of `sensitivities`")
     model = copy.deepcopy(student).cpu()
     if criterion in DATA_CRITERIA:
         for name, parameter in model.named_parameters():
@@ -114,7 +114,7 @@ def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradie
             if scores is None:
                 continue
             channels = len(group[0].idxs)
-            if len(scores) > channels:  # led by a depthwise convolution, as long as what reads it: zeros at the end
+            if len(scores) > channels:  # a group that starts with a depthwise convolution: padded with zeros
                 scores = scores[:channels] * (channels / len(scores))
             sets = pruner._get_channel_groups(group)
             scores = scores.view(sets, -1).mean(dim=0)
@@ -123,22 +123,22 @@ def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradie
                 f"{'out' if pruner.DG.is_out_channel_pruning_fn(d.handler) else 'in'}"
                 for d, _ in group
             )
-            # a layer whose scores are all 0 is 0 / 0 after division by their mean: dead, so its channels matter least
+            # if all scores of a layer are 0, division by their mean gives NaN: its channels are least important
             groups.append(Group(names[group[0].dep.target.module], kind, sets, scores.nan_to_num(0.0)))
     if groups and all(g.scores.min() == g.scores.max() for g in groups):
-        fresh = ": the BN scales of a fresh network are all 1" if criterion == "bn_scale" else ""
+        fresh = ": the BN scales of an untrained network are all 1" if criterion == "bn_scale" else ""
         raise PruningError(
-            f"criterion {criterion} cannot rank: all channels of each layer have the same score{fresh}; "
+            f"criterion {criterion}: all channels of each layer have the same score{fresh}; expected different scores: "
             "train first, or use another criterion"
         )
     return groups
 
 
 def remove_channels(student: Student, groups: Sequence[Group], counts: Sequence[int]) -> Student:
-    """A new student without the `counts[i]` channels of least score of each group."""
+    """Return a new student without the `counts[i]` lowest-scored channels of each group i."""
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
-    with torch.random.fork_rng(devices=[]):  # tracing draws
+    with torch.random.fork_rng(devices=[]):  # tracing draws random numbers
         graph = _pruner(pruned, CRITERIA["random"]()).DG
     modules = dict(pruned.named_modules())
     for group, count in zip(groups, counts, strict=True):
@@ -152,18 +152,18 @@ def remove_channels(student: Student, groups: Sequence[Group], counts: Sequence[
 
 
 def _pruner(model: Student, importance: "tp.importance.Importance") -> "tp.pruner.BasePruner":
-    """torch-pruning's view of `model`, which it leaves in evaluation mode."""
+    """Return torch-pruning's pruner of `model`; this puts `model` into evaluation mode."""
     import torch_pruning as tp
 
     narrow = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unwrapped parameters")  # GRN's scalars: they have no channels
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # the scalars of GRN, which have no channels
         return tp.pruner.BasePruner(
             model,
-            torch.zeros(1, 1, 64, 64),  # enough for tracing: the classifier averages over whatever is left
+            torch.zeros(1, 1, 64, 64),  # any size works for tracing: the classifier averages over positions
             importance=importance,  # type: ignore[arg-type]
             ignored_layers=[*model.unprunable(), *narrow],
-            # fresh dicts: the defaults are shared between pruners of one process
+            # new dicts, because the defaults are shared between all pruners of a process
             in_channel_groups={},
             out_channel_groups={},
             num_heads={},

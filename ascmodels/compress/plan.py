@@ -1,14 +1,15 @@
-"""How far each prune step goes, and everything else that describes progressive pruning. No network is touched here.
+"""The pruning plan: configuration of progressive pruning and the amount that each prune step removes.
 
-    PruneConfig(ratios=(0.3, 0.3))                                  a ratio for each step
-    PruneConfig(n_steps=3, total_ratio=0.6, step_schedule="cubic")       0.6 of the channels gone after 3 steps
-    PruneConfig(n_steps=3, target_macs=8e6)                         each step to the largest network below its target
+    PruneConfig(ratios=(0.3, 0.3))                                  one ratio per step
+    PruneConfig(n_steps=3, total_ratio=0.6, step_schedule="cubic")  0.6 of the channels are removed after 3 steps
+    PruneConfig(n_steps=3, target_macs=8e6)                         each step: the largest network within its target
 
-Three schedules share out the whole amount s over R steps; s_k is what has gone after step k:
+Three schedules distribute the total amount s over R steps; s_k is the amount removed after step k:
 
-    constant    s_k = 1 - (1 - s)^(k / R)            each step removes the same share of what is left
+    constant    s_k = 1 - (1 - s)^(k / R)            each step removes the same share of the remaining channels
     linear      s_k = s k / R                        each step removes the same amount
-    cubic       s_k = s (1 - (1 - k / R)^3)          Zhu and Gupta 2017, "To prune, or not to prune": much first
+    cubic       s_k = s (1 - (1 - k / R)^3)          the first steps remove most (Zhu and Gupta 2017, "To prune, or
+                                                     not to prune")
 
 For a target, s = 1 - target / dense size, counted in MACs or bytes instead of channels.
 """
@@ -32,23 +33,23 @@ GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """Progressive pruning. At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` says how far."""
+    """Progressive pruning. At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` may be set."""
 
-    ratios: tuple[float, ...] = ()  # share of the channels left that each step removes, rounded up; none: no pruning
-    n_steps: int | None = None  # prune steps on the way to total_ratio or a target
-    total_ratio: float | None = None  # share of the channels removed after all steps
-    target_macs: float | None = None  # of the last network as deployed
-    target_bytes: float | None = None  # the same for parameter memory at limits.precision
-    step_schedule: str = "constant"  # constant, linear or cubic, for total_ratio and targets
-    criterion: str = "l2"  # importance of a channel
-    scope: str = "local"  # channels compete within a layer, among all, or among layers of one kind
-    max_ratio: float = 0.8  # most that a step takes of one layer, except by local ratios, which take the same of all
-    round_to: int = 1  # channels are kept in multiples of this
-    importance_clips: int = 64  # training clips whose gradients rank the channels (taylor, hessian)
-    epochs: int = 3  # of retraining after each step
-    lr: float = 1e-3  # peak learning rate of retraining
-    lr_mode: str = "finetune"  # own schedule up to prune.lr; rewind: the end of the dense one (Renda et al. 2020)
-    retrain_kd: bool = True  # retrain with distillation; False: cross-entropy alone
+    ratios: tuple[float, ...] = ()  # share of the remaining channels that each prune step removes; empty: not set
+    n_steps: int | None = None  # number of prune steps to total_ratio or a target (at least 1); None: not set
+    total_ratio: float | None = None  # share of channels removed after all n_steps (0 to 1); None: not set
+    target_macs: float | None = None  # most MACs of the deployed network after the last step; None: not set
+    target_bytes: float | None = None  # most parameter bytes after the last step, at limits.precision; None: not set
+    step_schedule: str = "constant"  # amount per step towards total_ratio or a target: constant, linear or cubic
+    criterion: str = "l2"  # channel importance: l1, l2, lamp, fpgm, random, bn_scale, taylor or hessian
+    scope: str = "local"  # channels compete: local (in a layer), global, isomorphic (in layers of one kind)
+    max_ratio: float = 0.8  # largest share of a layer removed in one step (0 to 1; not used by local ratios)
+    round_to: int = 1  # channels of a pruned layer are kept in multiples of this number (at least 1)
+    importance_clips: int = 64  # training clips whose gradients rank channels for taylor and hessian (at least 1)
+    epochs: int = 3  # epochs of retraining after each prune step (at least 1)
+    lr: float = 1e-3  # peak learning rate of retraining with lr_mode finetune (above 0)
+    lr_mode: str = "finetune"  # retraining schedule: finetune (its own) or rewind (end of the dense schedule)
+    retrain_kd: bool = True  # retrain with distillation: true or false (cross-entropy only)
 
     def __post_init__(self):
         object.__setattr__(self, "ratios", tuple(float(r) for r in self.ratios))
@@ -56,18 +57,18 @@ class PruneConfig:
             check_ratio(ratio, f"prune.ratios[{i}]")
         if self.total_ratio is not None:
             check_ratio(self.total_ratio, "prune.total_ratio")
-        for name, known in (
+        for name, choices in (
             ("step_schedule", SCHEDULES),
             ("criterion", [*CRITERIA, *DATA_CRITERIA]),
             ("scope", SCOPES),
             ("lr_mode", LR_MODES),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"prune.{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
+            if getattr(self, name) not in choices:
+                raise ValueError(f"prune.{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
         if self.round_to < 1 or self.epochs < 1 or not self.lr > 0:
             raise ValueError(
                 f"prune.round_to={self.round_to}, prune.epochs={self.epochs}, prune.lr={self.lr}: "
-                "expected whole numbers >= 1 and a learning rate above 0"
+                "expected integers >= 1 and a learning rate above 0"
             )
         if self.importance_clips < 1 or not 0 < self.max_ratio < 1:
             raise ValueError(
@@ -79,56 +80,58 @@ class PruneConfig:
     def _check_goal(self) -> None:
         given = [name for name in GOALS if getattr(self, name) not in (None, ())]
         if len(given) > 1:
-            raise ValueError(f"prune.{' and prune.'.join(given)} exclude one another: give one of them")
+            raise ValueError(f"prune.{' and prune.'.join(given)} exclude each other: set only one of them")
         if given in ([], ["ratios"]):
             if self.n_steps is not None:
                 raise ValueError(
-                    f"prune.n_steps={self.n_steps} goes with prune.total_ratio, prune.target_macs or "
-                    f"prune.target_bytes, {'not with prune.ratios' if given else 'and none of them is given'}"
+                    f"prune.n_steps={self.n_steps} needs prune.total_ratio, prune.target_macs or prune.target_bytes, "
+                    f"{'and excludes prune.ratios' if given else 'but none of them is set'}: set one, or remove n_steps"
                 )
             return
         if self.n_steps is None or self.n_steps < 1:
-            raise ValueError(f"prune.n_steps={self.n_steps}: prune.{given[0]} needs a number of steps, 1 at least")
+            raise ValueError(f"prune.n_steps={self.n_steps}: expected an integer >= 1, as prune.{given[0]} is set")
         if self.goal and not self.goal[1] > 0:
             raise ValueError(f"prune.target_{self.goal[0]}={self.goal[1]}: expected a number above 0")
 
     @property
     def rounds(self) -> int:
-        """The number of prune steps; 0: no pruning."""
+        """The number of prune steps; 0 means no pruning."""
         return len(self.ratios) or self.n_steps or 0
 
     @property
     def exact(self) -> bool:
-        """Whether the sizes follow from the schedule alone, whatever the weights."""
+        """Whether the pruned sizes depend on the plan alone and not on the weights."""
         return self.scope == "local"
 
     @property
     def goal(self) -> tuple[str, float] | None:
-        """("macs" or "bytes", target), where the steps aim at a size."""
+        """("macs" or "bytes", target) if a target size is set, else None."""
         if self.target_macs is not None:
             return "macs", self.target_macs
         return None if self.target_bytes is None else ("bytes", self.target_bytes)
 
     @property
     def step_ratios(self) -> tuple[float, ...]:
-        """Share of the channels left that each step removes; empty where a target decides it."""
+        """Share of the remaining channels that each step removes; empty if a target size is set."""
         if self.total_ratio is None:
             return self.ratios
-        gone = (0.0, *shares(self.step_schedule, self.total_ratio, self.rounds))
-        return tuple(1 - (1 - gone[k]) / (1 - gone[k - 1]) for k in range(1, len(gone)))
+        removed = (0.0, *shares(self.step_schedule, self.total_ratio, self.rounds))
+        return tuple(1 - (1 - removed[k]) / (1 - removed[k - 1]) for k in range(1, len(removed)))
 
     def targets(self, dense: float) -> tuple[float, ...]:
-        """The size that each step must not exceed, for a network that starts with `dense` MACs or bytes."""
+        """Return the size that each step must not exceed, for a network that starts with `dense` MACs or bytes."""
         assert self.goal is not None
         name, target = self.goal
         if target >= dense:
-            raise PruningError(f"prune.target_{name}={target:,.0f} is no target: the dense network has {dense:,.0f}")
-        on_the_way = shares(self.step_schedule, 1 - target / dense, self.rounds)[:-1]
-        return (*(dense * (1 - s) for s in on_the_way), target)
+            raise PruningError(
+                f"prune.target_{name}={target:,.0f}: expected less than the {dense:,.0f} of the dense network"
+            )
+        intermediate = shares(self.step_schedule, 1 - target / dense, self.rounds)[:-1]
+        return (*(dense * (1 - s) for s in intermediate), target)
 
 
 def shares(schedule: str, total: float, n_steps: int) -> tuple[float, ...]:
-    """The share of the original that has gone after each of `n_steps` steps; `total` after the last."""
+    """Return the share of the original size removed after each of `n_steps` steps; the last one is `total`."""
     parts = [k / n_steps for k in range(1, n_steps + 1)]
     if schedule == "constant":
         return tuple(1 - (1 - total) ** p for p in parts)
@@ -146,7 +149,7 @@ def take_step(
     seed: int = 0,
     gradients: Gradients | None = None,
 ) -> Student:
-    """The network after prune step `step` (1, 2, ...) of `config`; `dense` is the first one's (MACs, params)."""
+    """Return the network after prune step `step` (1, 2, ...) of `config`; `dense` is (MACs, params) before step 1."""
     options = {"round_to": config.round_to, "seed": seed, "scope": config.scope, "max_ratio": config.max_ratio}
     if config.goal is None:
         ratio = config.step_ratios[step - 1]
@@ -160,7 +163,8 @@ def take_step(
     try:
         return prune_below(student, target, figure, config.criterion, gradients=gradients, **options)  # type: ignore[arg-type]
     except PruningError as error:
-        raise PruningError(f"prune step {step} of {config.rounds} towards prune.target_{name}: {error}") from error
+        where = f"prune step {step} of {config.rounds}, prune.target_{name}={config.goal[1]:,.0f}"
+        raise PruningError(f"{where}: {error}") from error
 
 
 def schedule_sizes(
@@ -171,8 +175,10 @@ def schedule_sizes(
     precision: str = "fp16",
     widths: Widths | None = None,
 ) -> list[tuple[int, int]]:
-    """(MACs, params) as deployed of the first network (dense, or of `widths`) and after each prune step, untrained;
-    see `schedule_networks`."""
+    """Return (MACs, params) of the deployed network before pruning and after each prune step, without training.
+
+    See `schedule_networks`.
+    """
     return [
         (macs, params) for macs, params, _ in schedule_networks(config, prune_config, n_mels, frames, precision, widths)
     ]
@@ -186,16 +192,17 @@ def schedule_networks(
     precision: str = "fp16",
     widths: Widths | None = None,
 ) -> list[tuple[int, int, Widths]]:
-    """MACs, params and widths of the first network (dense, or of `widths`) and after each prune step, untrained.
+    """Return (MACs, params, widths) of the network before pruning and after each prune step, without training.
 
-    Local pruning makes the widths independent of the weights, so these are the trained trial's own. Global and
-    isomorphic pruning do not (`PruneConfig.exact`): there they are an *estimate*, of a network with fresh weights.
-    PruningError for a schedule that cannot be met; for a target it names what can be reached.
+    The network before pruning is dense or has the given `widths`. With local pruning the widths do not depend on the
+    weights, so the result is exact for the trained trial. With global and isomorphic pruning it is an *estimate* from a
+    network with random weights (see `PruneConfig.exact`). PruningError if the plan is not possible; for a target, the
+    message names the smallest size that is.
     """
-    # widths follow from the ratios: nothing is cut. TF-SepNet's layers are tied anew as they become narrow
+    # the widths follow from the ratios by arithmetic. Not for TF-SepNet: its ties change as layers become narrow
     if prune_config.exact and prune_config.goal is None and config.family == "mobile":
         stages = [widths or _deployed(config).widths]
-        tied = config  # the branches of one layer are tied whichever they are, but for an identity over the stem
+        tied = config  # ties do not depend on which branches a layer has, except for an identity in the stem
         if not config.rep_stem:
             tied = replace(config, branches=(), stage_branches=(), activation="relu")
         for ratio in prune_config.step_ratios:
@@ -208,7 +215,7 @@ def schedule_networks(
     dense = get_deployed_size(student, n_mels, frames)
     goal, by_weights = prune_config.goal, replace(prune_config, criterion="l1")
     if goal is not None:
-        prune_config.targets(_figure(goal[0], dense, precision))  # refuses one that is no smaller
+        prune_config.targets(_figure(goal[0], dense, precision))  # raises PruningError for a target that is not smaller
     try:
         for step in range(1, prune_config.rounds + 1):
             networks.append(take_step(networks[-1], by_weights, step, dense, n_mels, frames, precision))
@@ -218,7 +225,10 @@ def schedule_networks(
         for _ in range(prune_config.rounds):
             student = smallest_step(student, prune_config.round_to, prune_config.max_ratio)
         least = _figure(goal[0], get_deployed_size(student, n_mels, frames), precision)
-        raise PruningError(f"{error}; {prune_config.rounds} such step(s) reach {least:,.0f} at least") from error
+        raise PruningError(
+            f"{error}; the smallest size after {prune_config.rounds} step(s) is {least:,.0f}: use a larger target or "
+            "more steps"
+        ) from error
     return [(*get_deployed_size(network, n_mels, frames), network.widths) for network in networks]
 
 
@@ -244,5 +254,5 @@ def _ties(config: StudentConfig, widths: Widths) -> Ties:
 
 
 def _figure(name: str, size: tuple[int, int], precision: str) -> float:
-    """MACs or bytes of a (MACs, params) pair."""
+    """Return the MACs, or the bytes at `precision`, of a (MACs, params) pair."""
     return size[0] if name == "macs" else size_bytes(size[1], precision)

@@ -1,10 +1,10 @@
-"""Structured pruning of a student: whole channels are removed, dependency group by dependency group (groups.py).
+"""Structured pruning of a student: complete channels are removed from each dependency group (groups.py).
 
-Pruning works on the unfused training form: a channel's score covers all branches, and all branches lose it. What is
-deployed after a step is that network, retrained, with its remaining branches fused into one convolution (`fuse`).
+Pruning works on the unfused training form: the score of a channel covers all branches, and it is removed from all
+branches. After a step and its retraining, the branches of this network are fused for deployment (`Student.fuse`).
 
-    local        every layer loses the same share
-    global       all channels are ranked together, by scores over the mean of their layer
+    local        each layer loses the same share of channels
+    global       all channels are ranked together, by their score divided by the mean score of the layer
     isomorphic   layers with the same pattern of neighbours are ranked together (Fang et al. 2024, "Isomorphic Pruning")
 """
 
@@ -19,7 +19,7 @@ import torch
 from ascmodels.compress.groups import NARROWEST, Gradients, Group, PruningError, rank_channels, remove_channels
 from ascmodels.students import Student, Widths, build_student
 
-_ROUNDING = 1e-9  # channels; above the rounding errors of a ratio, far below any share that differs from a whole number
+_ROUNDING = 1e-9  # tolerance in channels: above the rounding error of a ratio, far below any real fraction
 
 
 def prune(
@@ -32,11 +32,11 @@ def prune(
     max_ratio: float = 0.8,
     gradients: Gradients | None = None,
 ) -> Student:
-    """A new student with `ratio` of its channels removed; the input is unchanged.
+    """Return a new student with the share `ratio` of its channels removed; `student` is unchanged.
 
-    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are left alone. PruningError when a
-    layer would be emptied or nothing would be removed. `seed` serves the random criterion, `gradients` (of
-    `sensitivities`) taylor and hessian, `max_ratio` the global and the isomorphic scope.
+    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are not pruned. PruningError if a
+    layer would become empty or no channel would be removed. `seed` is used by the random criterion, `gradients` (from
+    `sensitivities`) by taylor and hessian, and `max_ratio` by the global and isomorphic scopes.
     """
     check_ratio(ratio, "pruning ratio")
     groups = rank_channels(student, criterion, seed, gradients)
@@ -51,41 +51,46 @@ def prune(
 
 @dataclass(frozen=True)
 class Ties:
-    """Which channels of a network go together: each group's entries of `Widths` as (name, index, how much the entry
-    falls when the group loses one channel)."""
+    """The tied channels of a network: each group's entries of `Widths`, as (name, index, decrease).
+
+    `decrease` is the number of channels that the entry loses if the group loses one channel.
+    """
 
     groups: tuple[tuple[tuple[str, int, int], ...], ...]
 
     def narrowed(self, widths: Widths, ratio: float, round_to: int) -> Widths:
-        """What `prune` with scope `local` makes of `widths`, by arithmetic alone; its errors are the same."""
+        """Return the widths after `prune` with scope `local`, by arithmetic alone; the errors are the same."""
         check_ratio(ratio, "pruning ratio")
-        left = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
-        free = [g for g in self.groups if min(left[name][i] for name, i, _ in g) > NARROWEST]
-        sizes = [left[name][i] // fall for (name, i, fall), *_ in free]
+        remaining = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
+        free = [g for g in self.groups if min(remaining[name][i] for name, i, _ in g) > NARROWEST]
+        sizes = [remaining[name][i] // decrease for (name, i, decrease), *_ in free]
         counts = _local_counts([Group("", "", 1, torch.zeros(size)) for size in sizes], ratio, round_to)
         if not any(counts):
             raise PruningError(f"pruning ratio {ratio} removes no channel from widths {widths}; use a larger ratio")
         for group, count in zip(free, counts, strict=True):
-            for name, i, fall in group:
-                left[name][i] -= fall * count
-        return Widths(**left)  # type: ignore[arg-type]
+            for name, i, decrease in group:
+                remaining[name][i] -= decrease * count
+        return Widths(**remaining)  # type: ignore[arg-type]
 
 
 def ties(student: Student) -> Ties:
-    """The ties of `student`'s channels, found by cutting: group number g loses a channel in the cuts that g + 1 has a
-    bit for, and each width tells by the cuts that changed it whose it is."""
+    """Return the ties of `student`'s channels, found with a few trial cuts.
+
+    In cut number b, every group g loses one channel if bit b of g + 1 is set. So the set of cuts in which a width
+    decreased is the binary code of its group.
+    """
     groups = rank_channels(student, "l1", 0, None)
     owners: dict[tuple[str, int], int] = {}
-    falls: dict[tuple[str, int], int] = {}
+    decreases: dict[tuple[str, int], int] = {}
     for bit in range(len(groups).bit_length()):
         cut = remove_channels(student, groups, [(g + 1) >> bit & 1 for g in range(len(groups))]).widths
         for name in ("stem", "expand", "out"):
             for i, (before, after) in enumerate(zip(getattr(student.widths, name), getattr(cut, name), strict=True)):
                 if before != after:
                     owners[name, i] = owners.get((name, i), 0) | 1 << bit
-                    falls[name, i] = before - after
+                    decreases[name, i] = before - after
     members = [
-        [(*entry, falls[entry]) for entry, owner in owners.items() if owner == g + 1] for g in range(len(groups))
+        [(*entry, decreases[entry]) for entry, owner in owners.items() if owner == g + 1] for g in range(len(groups))
     ]
     return Ties(tuple(map(tuple, members)))
 
@@ -101,10 +106,11 @@ def prune_below(
     max_ratio: float = 0.8,
     gradients: Gradients | None = None,
 ) -> Student:
-    """The largest network along the ranking whose `figure` (MACs, bytes) is not above `target`.
+    """Return the largest network, pruned in the order of the scores, whose `figure` (MACs, bytes) is <= `target`.
 
-    Found by bisection on the ratio; every layer keeps `NARROWEST` channels and 1 - `max_ratio` of its own. A network
-    that is small enough already comes back as a copy. PruningError names the figure that can be reached.
+    The ratio is found by bisection. Each layer keeps at least `NARROWEST` channels and the share 1 - `max_ratio` of its
+    channels. If `student` is small enough already, a copy is returned. PruningError if the target is too small; the
+    message names the smallest possible figure.
     """
     if figure(student) <= target:
         return copy.deepcopy(student)
@@ -115,8 +121,8 @@ def prune_below(
     best = remove_channels(student, groups, enough)
     if figure(best) > target:
         raise PruningError(
-            f"target {target:,.0f} is out of reach: within prune.max_ratio={max_ratio} the smallest network one step "
-            f"leaves has {figure(best):,.0f}"
+            f"target {target:,.0f} is out of reach: the smallest network after one step with "
+            f"prune.max_ratio={max_ratio} has {figure(best):,.0f}"
         )
     while high - low > 1e-7:  # finer than one channel of any network
         middle = (low + high) / 2
@@ -135,7 +141,7 @@ def prune_below(
 
 
 def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
-    """The least that `prune_below` leaves of `student`."""
+    """Return the smallest network that `prune_below` can make of `student` in one step."""
     groups = rank_channels(student, "l1", 0, None)
     return remove_channels(student, groups, _counts(groups, 1.0, "local", round_to, _limits(groups, max_ratio)))
 
@@ -143,19 +149,20 @@ def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
 def prune_to_widths(
     student: Student, widths: Widths, criterion: str = "l2", seed: int = 0, gradients: Gradients | None = None
 ) -> Student:
-    """A new student of exactly `widths`, which must lie within its own: the least important channels leave."""
+    """Return a new student of exactly `widths`, none larger than now; the least important channels are removed."""
     groups = rank_channels(student, criterion, seed, gradients)
     with torch.random.fork_rng(devices=[]):
-        wanted = dict(build_student(student.config, student.n_classes, widths).named_modules())
-    kept = [int(wanted[g.layer].out_channels) // g.sets for g in groups]  # type: ignore[arg-type]
+        target = dict(build_student(student.config, student.n_classes, widths).named_modules())
+    kept = [int(target[g.layer].out_channels) // g.sets for g in groups]  # type: ignore[arg-type]
     counts = tuple(g.size - k for g, k in zip(groups, kept, strict=True))
     pruned = remove_channels(student, groups, counts) if min(counts, default=0) >= 0 else student
     if pruned.widths != widths:
-        raise PruningError(f"{student.widths} cannot be pruned to {widths}")
+        raise PruningError(f"{student.widths} cannot be pruned to {widths}: expected widths that its tied layers allow")
     return pruned
 
 
 def check_ratio(ratio: float, name: str) -> None:
+    """Raise PruningError, which shows `name`, unless `ratio` is between 0 and 1 (exclusive)."""
     if not 0 < ratio < 1:
         raise PruningError(
             f"{name}={ratio}: expected a share of channels above 0 and below 1; a ratio of 1 empties every layer"
@@ -163,17 +170,17 @@ def check_ratio(ratio: float, name: str) -> None:
 
 
 def removed_channels(total: int, ratio: float) -> int:
-    """Return how many of `total` channels make up the share `ratio`, rounded up: the one rule for every amount.
+    """Return the share `ratio` of `total` channels, rounded up to an integer; all amounts of pruning use this rule.
 
-    torch-pruning's own `total - int(total * (1 - ratio))` means the same, but takes a channel too many where
-    total * (1 - ratio) is a whole number that floating point puts just below: 9 of 10 channels at ratio 0.8. A share
-    within `_ROUNDING` of a whole number of channels is that number.
+    torch-pruning's own `total - int(total * (1 - ratio))` has the same meaning, but removes one channel too many if
+    total * (1 - ratio) is an integer that floating point puts just below: 9 of 10 channels at ratio 0.8. A share within
+    `_ROUNDING` of an integer is rounded to this integer.
     """
     return max(0, math.ceil(total * ratio - _ROUNDING))
 
 
 def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple[int, ...]:
-    """How many channels leave each group when every layer loses the same share."""
+    """Return how many channels each group loses if every layer loses the same share."""
     smallest = min((g.size for g in groups), default=0)
     if smallest and removed_channels(smallest, ratio) >= smallest:
         raise PruningError(
@@ -184,14 +191,17 @@ def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple
 
 
 def _limits(groups: Sequence[Group], max_ratio: float) -> list[int]:
-    """Return how many channels of each group may leave in one step: the share 1 - `max_ratio` stays."""
+    """Return how many channels each group may lose in one step; it keeps the share 1 - `max_ratio`."""
     return [max(0, min(g.size - removed_channels(g.size, 1 - max_ratio), g.size - NARROWEST)) for g in groups]
 
 
 def _counts(
     groups: Sequence[Group], ratio: float, scope: str, round_to: int, limits: Sequence[int], strict: bool = False
 ) -> tuple[int, ...]:
-    """How many channels leave each group at `ratio`; `strict` refuses what the limits do not let go."""
+    """Return how many channels each group loses at `ratio`, within `limits`.
+
+    With `strict`, raise PruningError if the limits allow fewer channels in total than `ratio` requires.
+    """
     competing: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
         key = {"local": str(i), "global": "", "isomorphic": group.kind}[scope]
@@ -203,8 +213,8 @@ def _counts(
         allowed = sum(limits[i] for i in members)
         if strict and leaving > allowed:
             raise PruningError(
-                f"pruning ratio {ratio} would take {leaving} of {total} channels that are ranked together, and "
-                f"prune.max_ratio lets go of {allowed} in one step: use a smaller ratio or more steps"
+                f"pruning ratio {ratio} would remove {leaving} of {total} channels that are ranked together, but "
+                f"prune.max_ratio allows {allowed} in one step: use a smaller ratio or more steps"
             )
         lowest = torch.cat([groups[i].scores.sort().values[: limits[i]] for i in members])
         owners = torch.tensor([i for i in members for _ in range(limits[i])])

@@ -1,11 +1,12 @@
-"""int8 networks: static post-training quantisation, and fake quantisation to fine-tune a student for it.
+"""int8 networks: static post-training quantisation, and fake quantisation to fine-tune a student before it.
 
     quantize_onnx(source, target, batches, metadata)     fp32 ONNX to int8 ONNX, calibrated on `batches` of features
     tuned = fake_quantized(student); observe(tuned, batches); <train it>; plain(tuned)
 
-Weights are int8, symmetric, one scale an output channel; activations uint8, affine, one scale a tensor; biases int32
-(Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference").
-onnxruntime quantises (its QDQ format) and computes the convolutions in integers; fake quantisation follows its scheme.
+Weights are int8, symmetric, with one scale per output channel. Activations are uint8, affine, with one scale per
+tensor. Biases are int32 (Jacob et al. 2018, "Quantization and training of neural networks for efficient
+integer-arithmetic-only inference"). onnxruntime quantises the network (QDQ format) and computes the convolutions in
+integers. Fake quantisation uses the same scheme.
 """
 
 import copy
@@ -30,19 +31,22 @@ from torch.nn.utils import parametrize
 from ascmodels.export import INPUT, ExportError, write_onnx
 from ascmodels.students import Student
 
-LEAST_CLIPS = 16  # to calibrate on: fewer say little about the ranges
-MULTIPLYING = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}  # and what must become of them
+LEAST_CLIPS = 16  # minimum number of calibration clips: fewer do not represent the ranges
+MULTIPLYING = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}  # ONNX operator -> its integer form
 
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes that an int8 network's parameters take. Not counted, since they need not be stored: zero points of
-    weights (0) and scales of biases (the product of input's and weight's)."""
+    """Bytes that the parameters of an int8 network take.
 
-    weights: int  # one byte each; so are scalars that onnxruntime quantised (of GRN)
+    Not counted, because they need not be stored: zero points of weights (0) and scales of biases (the product of the
+    scales of input and weight).
+    """
+
+    weights: int  # 1 byte each, including the scalars (of GRN) that onnxruntime quantised
     biases: int  # int32
-    scales: int  # float32, of weights and activations, with the activations' uint8 zero points
-    others: int  # what was left in float32
+    scales: int  # float32 scales of weights and activations, and the uint8 zero points of activations
+    others: int  # parameters that remain float32
 
     @property
     def total(self) -> int:
@@ -51,21 +55,24 @@ class Payload:
 
 class _Batches(CalibrationDataReader):
     def __init__(self, batches: Iterable[np.ndarray]):
-        self._left = iter(batches)
+        self._remaining = iter(batches)
 
     def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
-        x = next(self._left, None)
+        x = next(self._remaining, None)
         return None if x is None else {INPUT: x}
 
 
 def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadata: Mapping[str, Any]) -> Payload:
-    """Write the int8 form of `source`; ranges of activations are those seen on `batches` of features `[B, 1, F, T]`.
+    """Write the int8 form of `source` to `target` and return the bytes of its parameters.
 
-    ExportError for too few clips, and when a layer that multiplies was left in floating point: it is named.
+    The ranges of activations are measured on `batches` of features `[B, 1, F, T]`. ExportError for too few clips, and
+    for a convolution or matrix product that remains in floating point; the message names the layer.
     """
     clips = sum(len(x) for x in batches)
     if clips < LEAST_CLIPS:
-        raise ExportError(f"{clips} clips to calibrate on: int8 needs {LEAST_CLIPS} at least")
+        raise ExportError(
+            f"{clips} calibration clips: int8 needs at least {LEAST_CLIPS}; use a larger data set or split"
+        )
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(source, ready, skip_symbolic_shape=True)
@@ -85,8 +92,10 @@ def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadat
 
 
 def check_integer(path: Path) -> int:
-    """The number of layers that multiply; ExportError when one has no int8 weights, or onnxruntime's graph, as it
-    runs, computes one in floating point."""
+    """Return the number of convolutions and matrix products, all of which are computed in integers.
+
+    ExportError if one of them has no int8 weights, or if onnxruntime's optimised graph computes one in floating point.
+    """
     graph = onnx.load(path).graph
     made_by = {node.output[0]: node for node in graph.node}
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -94,9 +103,12 @@ def check_integer(path: Path) -> int:
     for node in layers:
         source = made_by.get(node.input[1])
         if source is None or source.op_type != "DequantizeLinear" or kinds.get(source.input[0]) != TensorProto.INT8:
-            raise ExportError(f"layer {node.input[1]} ({node.op_type}) has no int8 weights: it was not quantised")
+            raise ExportError(
+                f"layer {node.input[1]} ({node.op_type}) has no int8 weights: expected all layers to be quantised; "
+                "deploy this network in fp32 or fp16"
+            )
     if not layers:
-        raise ExportError(f"{path.name} has no layer that multiplies: nothing to quantise")
+        raise ExportError(f"{path.name} has no layer to quantise: expected one of {', '.join(MULTIPLYING)}")
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -106,24 +118,27 @@ def check_integer(path: Path) -> int:
         ran = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
     integer = sum(ran.count(kind) for kind in MULTIPLYING.values())
     if integer != len(layers):
-        raise ExportError(f"onnxruntime computes {len(layers) - integer} of {len(layers)} layers in floating point")
+        raise ExportError(
+            f"onnxruntime computes {len(layers) - integer} of {len(layers)} layers in floating point: expected none; "
+            "deploy this network in fp32 or fp16"
+        )
     return integer
 
 
 def payload(path: Path) -> Payload:
-    """What the parameters of a quantised ONNX model take."""
+    """Return the bytes that the parameters of a quantised ONNX model take."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     size = {name: int(np.prod(tensor.dims)) for name, tensor in tensors.items()}
     weights = biases = scales = 0
-    counted: set[str] = set()  # tensors, and names of scales and zero points: several nodes share one
+    counted: set[str] = set()  # names of tensors, scales and zero points, which several nodes can share
     for node in graph.node:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             continue
         value, scale, zero = node.input
         kind = tensors[value].data_type if value in tensors else None
         if scale not in counted and kind != TensorProto.INT32:
-            scales += 4 * size[scale] + (kind != TensorProto.INT8)  # 1: the zero point
+            scales += 4 * size[scale] + (kind != TensorProto.INT8)  # 1 byte: the zero point
         if value not in counted:
             weights += size[value] if kind in (TensorProto.INT8, TensorProto.UINT8) else 0
             biases += 4 * size[value] if kind == TensorProto.INT32 else 0
@@ -133,7 +148,7 @@ def payload(path: Path) -> Payload:
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds a weight `[C, ...]` to its int8 grid; gradients pass through."""
+    """Rounds a weight `[C, ...]` to its int8 grid; gradients pass through unchanged."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         scale = weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-12) / 127  # [C]
@@ -142,9 +157,9 @@ class WeightQuantizer(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to uint8 within a range that follows the extremes of what passes while it trains."""
+    """Rounds a tensor to uint8 within a range; in training, the range follows the extreme values of its inputs."""
 
-    range: torch.Tensor  # lower and upper end, 0 between them
+    range: torch.Tensor  # lower end (<= 0) and upper end (>= 0)
 
     def __init__(self, momentum: float = 0.05):
         super().__init__()
@@ -154,8 +169,8 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
             low, high = torch.aminmax(x.detach())
-            seen = torch.stack([low.clamp(max=0), high.clamp(min=0)])
-            self.range.lerp_(seen, self.momentum if self.range.any() else 1.0)
+            extremes = torch.stack([low.clamp(max=0), high.clamp(min=0)])
+            self.range.lerp_(extremes, self.momentum if self.range.any() else 1.0)
         scale = ((self.range[1] - self.range[0]) / 255).clamp(min=1e-12)
         zero = (-self.range[0] / scale).round().int()
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
@@ -169,7 +184,7 @@ _ROUNDED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 
 
 def fake_quantized(student: Student) -> fx.GraphModule:
-    """A copy of the student, branches and batch normalisation folded, that rounds as its int8 form will."""
+    """Return a copy of the student, with branches and BN folded, that rounds values as its int8 form does."""
     network = _folded(student)
     graph, modules = network.graph, dict(network.named_modules())
     for i, node in enumerate(list(graph.nodes)):
@@ -177,7 +192,7 @@ def fake_quantized(student: Student) -> fx.GraphModule:
         users = [modules.get(str(user.target)) for user in node.users]
         rounded = isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
         rounded = rounded or any(isinstance(user, nn.Conv2d | nn.Linear) for user in users)
-        if rounded and not all(isinstance(user, nn.ReLU) for user in users):  # onnxruntime: part of the layer before
+        if rounded and not all(isinstance(user, nn.ReLU) for user in users):  # onnxruntime fuses ReLU
             network.add_submodule(f"round{i}", ActivationQuantizer())
             with graph.inserting_after(node):
                 after = graph.call_module(f"round{i}", (node,))
@@ -189,7 +204,7 @@ def fake_quantized(student: Student) -> fx.GraphModule:
 
 
 class _Split(fx.Proxy):
-    """What `split` gives: as many parts as sizes."""
+    """Proxy of the result of `split`, which has one part per size."""
 
     def __len__(self) -> int:
         return len(self.node.args[1])  # type: ignore[arg-type]
@@ -204,14 +219,14 @@ class _Tracer(fx.Tracer):
 
 
 def _folded(student: Student) -> fx.GraphModule:
-    """The deployed form with batch normalisation folded into the convolutions and without identities."""
+    """Return the deployed form with batch normalisation folded into the convolutions and without identities."""
     try:
         deployed = student.fuse()
         network = fuse(fx.GraphModule(deployed, _Tracer().trace(deployed)), no_trace=True)  # type: ignore[arg-type]
-    except Exception as error:  # tracing raises what the network's own code raises on a placeholder
+    except Exception as error:  # the network's code can raise any error on a placeholder
         raise ExportError(
-            f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}); "
-            "--qat_epochs 0 quantises it without"
+            f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}): expected a "
+            "network that torch.fx can trace; --qat_epochs 0 quantises it without fine-tuning"
         ) from error
     assert isinstance(network, fx.GraphModule)
     _remove(network, nn.Identity)
@@ -219,7 +234,7 @@ def _folded(student: Student) -> fx.GraphModule:
 
 
 def _remove(network: fx.GraphModule, kind: type[nn.Module]) -> None:
-    """Take the modules of one kind, each of one input, out of the graph."""
+    """Remove all modules of type `kind` (with one input each) from the graph."""
     for node in list(network.graph.nodes):
         if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kind):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -230,7 +245,7 @@ def _remove(network: fx.GraphModule, kind: type[nn.Module]) -> None:
 
 @torch.no_grad()
 def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
-    """Set the ranges of activations from `batches` of features."""
+    """Run `batches` of features through `network` to set the ranges of its activations."""
     network.train()
     device = next(network.parameters()).device
     for x in batches:
@@ -238,8 +253,10 @@ def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
 
 
 def plain(network: fx.GraphModule) -> fx.GraphModule:
-    """The fine-tuned network without its roundings, in evaluation mode: its weights lie on their int8 grids, so that
-    `quantize_onnx` finds them there."""
+    """Return the fine-tuned network in evaluation mode, without the rounding of activations.
+
+    Its weights are values of their int8 grids, so `quantize_onnx` does not change them.
+    """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
         if parametrize.is_parametrized(module, "weight"):

@@ -1,4 +1,4 @@
-"""The student families by name, and the one way to build a student.
+"""The student families by name, and the function that builds a student of any family.
 
 build_student(StudentConfig(base_channels=16))(torch.zeros(1, 1, 256, 65))     # logits [1, 10]
 """
@@ -17,5 +17,5 @@ FAMILIES: dict[str, Callable[..., Student]] = {"mobile": MobileStudent, "tf_sepn
 def build_student(
     config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False
 ) -> Student:
-    """A student with fresh weights: dense, or of the `widths` that pruning left; `fused` for the deployed form."""
+    """Return a student with new weights: dense, or with the `widths` of a pruned one; `fused`: in its deployed form."""
     return FAMILIES[config.family](config, n_classes, widths, fused)

@@ -1,4 +1,4 @@
-"""What every student family shares: configuration, channel widths, and the interface of the network.
+"""Common parts of all student families: configuration, channel widths and the interface of the network.
 
     `[B, 1, F, T]` log-mel features -> `features` `[B, C, F', T']` -> logits `[B, n_classes]`
 
@@ -23,26 +23,24 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
 }
-PLAIN = "plain"  # a stage without branches
+PLAIN = "plain"  # entry of `stage_branches` for a stage without branches
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Topology of one student. A family refuses the options that it does not use (`FAMILY_OPTIONS`)."""
+    """Topology of one student. Each family rejects the options that it does not use (`FAMILY_OPTIONS`)."""
 
-    family: str = "mobile"  # mobile (CP-Mobile, or Rep-Mobile where there are branches) or tf_sepnet
-    base_channels: int = 32  # channels after the stem
-    channels_multiplier: float = 1.8  # growth from stage to stage
-    expansion_rate: float = 2.1  # inner over input channels of a block
-    n_blocks: tuple[int, ...] = (3, 2, 1)  # blocks per stage
-    # block:frequencyxtime; blocks are counted b1, b2, ... over all stages; one that is absent has stride 1x1
-    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")
-    grn: bool = False  # global response normalisation after each block
-    branches: tuple[str, ...] = ()  # RepConv branches of the depthwise convolutions; none: CP-Mobile
-    rep_stem: bool = False  # the stem's two convolutions take the branches too
-    activation: str = "relu"  # relu, relu6, hardswish, silu or gelu, everywhere in the network
-    # one entry a stage, `3x3+1x1` or `plain` (no branches); none: `branches` in every stage
-    stage_branches: tuple[str, ...] = ()
+    family: str = "mobile"  # student family: mobile (CP-Mobile; with branches Rep-Mobile) or tf_sepnet
+    base_channels: int = 32  # number of channels after the stem (above 0; rounded to the family's multiple)
+    channels_multiplier: float = 1.8  # factor by which channels grow from one stage to the next (above 0)
+    expansion_rate: float = 2.1  # inner channels of a block divided by its input channels (above 0)
+    n_blocks: tuple[int, ...] = (3, 2, 1)  # number of blocks in each stage (each at least 1)
+    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # strides as BLOCK:FREQxTIME, blocks b1, b2, ...; unlisted: 1x1
+    grn: bool = False  # add global response normalisation after each block: true or false
+    branches: tuple[str, ...] = ()  # RepConv branches: 3x3, 3x1, 1x3, 1x1, identity; empty: plain convolutions
+    rep_stem: bool = False  # use the RepConv branches in the stem's two convolutions too: true or false
+    activation: str = "relu"  # activation function of the network: relu, relu6, hardswish, silu or gelu
+    stage_branches: tuple[str, ...] = ()  # branches per stage, `3x3+1x1` or `plain`; empty: `branches` everywhere
 
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
@@ -62,7 +60,7 @@ class StudentConfig:
         names = [f"b{i + 1}" for i in range(sum(self.n_blocks))]
         unknown = sorted(set(self.block_strides) - set(names))
         if unknown:
-            raise ValueError(f"student.strides names {unknown[0]!r}; this network has the blocks {', '.join(names)}")
+            raise ValueError(f"student.strides has an entry for {unknown[0]!r}: expected one of {', '.join(names)}")
         if self.stage_branches and len(self.stage_branches) != len(self.n_blocks):
             raise ValueError(
                 f"student.stage_branches={self.stage_branches}: expected one entry for each of the "
@@ -84,13 +82,13 @@ class StudentConfig:
 
     @property
     def name(self) -> str:
-        """The family as it is shown: the mobile one is known as CP-Mobile without and Rep-Mobile with branches."""
+        """The displayed name of the family; `mobile` is `rep_mobile` with branches and `cp_mobile` without."""
         if self.family != "mobile":
             return self.family
         return "rep_mobile" if self.rep_stem or any(map(self.branches_of, range(len(self.n_blocks)))) else "cp_mobile"
 
     def branches_of(self, stage: int) -> tuple[str, ...]:
-        """RepConv branches of one stage's depthwise convolutions; none: a plain convolution."""
+        """Return the RepConv branches of one stage's depthwise convolutions; empty: a plain convolution."""
         if not self.stage_branches:
             return self.branches
         entry = self.stage_branches[stage]
@@ -98,18 +96,18 @@ class StudentConfig:
 
     @property
     def block_strides(self) -> dict[str, tuple[int, int]]:
-        """(frequency, time) stride by block name, for the blocks that have one."""
+        """Block name -> (frequency, time) stride, for the blocks listed in `strides`."""
         strides = {}
         for entry in self.strides:
             match = re.fullmatch(r"(b\d+):([1-9])x([1-9])", entry)
             if not match or match[1] in strides:
-                raise ValueError(f"student.strides: {entry!r} is not block:FxT (e.g. b3:1x2), or names a block again")
+                raise ValueError(f"student.strides: {entry!r}: expected block:FxT (e.g. b3:1x2), each block once")
             strides[match[1]] = (int(match[2]), int(match[3]))
         return strides
 
 
 def _canonical(entry: str) -> str:
-    """One entry of `stage_branches`, its branches in canonical order."""
+    """Return one entry of `stage_branches` with its branches in canonical order."""
     if entry == PLAIN:
         return entry
     try:
@@ -121,7 +119,7 @@ def _canonical(entry: str) -> str:
     return "+".join(branches)
 
 
-# the options that mean something to a family
+# family -> the options that it uses
 FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
     "mobile": tuple(f.name for f in dataclasses.fields(StudentConfig) if f.name != "family"),
     "tf_sepnet": ("base_channels", "activation"),
@@ -130,7 +128,7 @@ FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of every layer: what pruning changes. `expand` and `out` hold one number for each block."""
+    """Channels of every layer, which pruning changes. `expand` and `out` hold one number per block."""
 
     stem: tuple[int, int]
     expand: tuple[int, ...]
@@ -142,32 +140,34 @@ class Widths:
 
 
 class Student(nn.Module):
-    """Log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`. A family provides the rest: it sets `stem`,
-    `blocks` and `classifier` (a convolution first) and says how its widths are read."""
+    """Network from log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`.
+
+    A family sets `stem`, `blocks` and `classifier` (whose first layer is a convolution) and defines `widths`.
+    """
 
     stem: nn.Sequential
     blocks: nn.Sequential
     classifier: nn.Sequential
-    widths: Widths  # channels as they are now, read from the layers (pruning changes them in place)
-    fusible: tuple[type[nn.Module], ...] = ()  # layers whose `fuse()` gives what is deployed in their place
+    widths: Widths  # current channels, read from the layers (pruning changes them in place)
+    fusible: tuple[type[nn.Module], ...] = ()  # layer types that `fuse` replaces by their own `fuse()`
 
     def __init__(self, config: StudentConfig, n_classes: int, fused: bool):
         super().__init__()
         self.config, self.n_classes, self.fused = config, n_classes, fused
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """The feature map before the classifier, `[B, C, F', T']`."""
+        """Return the feature map before the classifier, `[B, C, F', T']`."""
         return self.blocks(self.stem(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x)).mean(dim=(2, 3))
 
     def unprunable(self) -> list[nn.Module]:
-        """Layers whose output channels pruning must leave as they are."""
+        """Return the layers whose output channels pruning must not remove."""
         return [self.classifier[0]]
 
     def fuse(self) -> "Student":
-        """A copy in its deployed form, in evaluation mode: every `fusible` layer replaced by what it fuses into."""
+        """Return a copy in deployed form and evaluation mode: every `fusible` layer is replaced by its fused form."""
         deployed = copy.deepcopy(self).eval()
         for name, module in self.named_modules():
             if isinstance(module, self.fusible):
@@ -176,8 +176,11 @@ class Student(nn.Module):
         return deployed
 
     def rebuilt(self) -> "Student":
-        """The same network built afresh from its description: pruned tensors get the layout of new ones, so that
-        a run that was restored from a checkpoint computes bit for bit what an uninterrupted one does."""
+        """Return the same network, built again from its configuration and widths, with the same weights.
+
+        Its tensors have the memory layout of new ones. So a run that was restored from a checkpoint computes bit for
+        bit the same as an uninterrupted one.
+        """
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             fresh = type(self)(self.config, self.n_classes, self.widths, self.fused)  # type: ignore[call-arg]
         fresh.load_state_dict(self.state_dict())
@@ -185,18 +188,19 @@ class Student(nn.Module):
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `channels`, never more than 10 % below it (the MobileNet rule)."""
+    """Return the multiple of `divisor` nearest to `channels`, at most 10 % below it (the MobileNet rule)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def conv_bn(inputs: int, outputs: int, kernel: tuple[int, int], stride=(1, 1), groups: int = 1) -> list[nn.Module]:
-    """A bias-free convolution that keeps the size (where its stride is 1), and its BN."""
+    """Return a convolution without bias, padded so that stride 1 keeps the size, and its batch normalisation."""
     padding = (kernel[0] // 2, kernel[1] // 2)
     return [nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
 
 
 def initialise(module: nn.Module) -> None:
+    """Initialise a convolution: He-normal weights (fan out), zero bias; other modules are left unchanged."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

@@ -1,8 +1,9 @@
 """CP-Mobile and Rep-Mobile: inverted-bottleneck students for 1 s log-mel spectrograms, `[B, 1, F, T] -> [B, 10]`.
 
 CP-Mobile: Schmid et al. 2023, "Efficient acoustic scene classification with CP-Mobile" (DCASE challenge), in the form
-of the DCASE 2024 Task 1 baseline. Rep-Mobile (arXiv 2410.20775): the same topology whose depthwise (and, optionally,
-stem) convolutions are `RepConv2d`, fused for deployment. One class serves both: an empty branch set is CP-Mobile.
+of the DCASE 2024 Task 1 baseline. Rep-Mobile (arXiv 2410.20775) has the same topology, but its depthwise (and,
+optionally, stem) convolutions are `RepConv2d`, which are fused for deployment. One class implements both: without
+branches it is CP-Mobile.
 """
 
 import torch
@@ -13,7 +14,7 @@ from ascmodels.students.repconv import RepConv2d, fused_kernel
 
 
 def dense_widths(config: StudentConfig) -> Widths:
-    """Channels of the network before any pruning."""
+    """Return the channels of the network before any pruning."""
     base = make_divisible(config.base_channels)
     stages = [make_divisible(base * config.channels_multiplier**i) for i in range(len(config.n_blocks))]
     expand, out, current = [], [], base
@@ -30,7 +31,7 @@ class GRN(nn.Module):
 
     def __init__(self):
         super().__init__()
-        # named as torchinfo expects, so that NeSsi counts them: the published figures of CP-Mobile with GRN do
+        # these names make torchinfo, and so NeSsi, count them, as the published sizes of CP-Mobile with GRN do
         self.weight = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(1))
 
@@ -41,7 +42,10 @@ class GRN(nn.Module):
 
 
 class Block(nn.Module):
-    """Expand 1x1, depthwise, project 1x1, each with BN; shortcut (average-pooled where strided); activation."""
+    """Inverted bottleneck: expand 1x1, depthwise, project 1x1, each with BN; then shortcut, GRN and activation.
+
+    The shortcut is average-pooled if the block has a stride.
+    """
 
     def __init__(
         self,
@@ -72,7 +76,7 @@ class Block(nn.Module):
 
 
 class MobileStudent(Student):
-    """`fused` builds the deployed form of Rep-Mobile."""
+    """CP-Mobile, or Rep-Mobile if the configuration has branches; `fused` builds the deployed form of Rep-Mobile."""
 
     fusible = (RepConv2d,)
 
@@ -81,7 +85,10 @@ class MobileStudent(Student):
         dense = dense_widths(config)
         widths = widths or dense
         if len(widths.out) != len(dense.out) or len(widths.expand) != len(dense.expand):
-            raise ValueError(f"widths for {len(widths.out)} blocks given to a network of {len(dense.out)} blocks")
+            raise ValueError(
+                f"widths for {len(widths.out)} blocks given to a network of {len(dense.out)} blocks: expected one "
+                "entry of expand and out for each block"
+            )
         activation = ACTIVATIONS[config.activation]
         stem_branches = config.branches if config.rep_stem else ()
         self.stem = nn.Sequential(
@@ -91,9 +98,9 @@ class MobileStudent(Student):
             activation(),
         )
         self.blocks = nn.Sequential()
-        # a shortcut belongs to the topology: it follows the dense widths, so that pruning never adds or removes one
+        # shortcuts depend on the dense widths, so that pruning never adds or removes one
         ins, dense_ins = (widths.stem[1], *widths.out), (dense.stem[1], *dense.out)
-        stages = [stage for stage, n in enumerate(config.n_blocks) for _ in range(n)]  # of each block
+        stages = [stage for stage, n in enumerate(config.n_blocks) for _ in range(n)]  # stage of each block
         for i, inner in enumerate(widths.expand):
             stride = config.block_strides.get(f"b{i + 1}", (1, 1))
             channels = (ins[i], inner, widths.out[i])
@@ -115,7 +122,7 @@ class MobileStudent(Student):
 
 
 def _spatial(branches: tuple[str, ...], inputs: int, outputs: int, stride, groups: int, fused: bool) -> list[nn.Module]:
-    """A 3x3 convolution + BN, or RepConv branches, or what they fuse into."""
+    """Return a 3x3 convolution with BN, or (with branches) a RepConv2d or its fused convolution."""
     if not branches:
         return conv_bn(inputs, outputs, (3, 3), stride, groups)
     if not fused:

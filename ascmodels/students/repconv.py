@@ -1,12 +1,12 @@
 """Re-parameterised convolution: parallel branches while training, one convolution when deployed.
 
-Each branch is a bias-free convolution of its own kernel (or the identity) followed by batch normalisation; the
-block's output is their sum. In evaluation mode every branch is linear, so the sum is one convolution with bias:
+Each branch is a convolution without bias (or the identity), followed by batch normalisation; the block's output is the
+sum of the branches. In evaluation mode every branch is linear, so the sum is equal to one convolution with bias:
 
     W = sum_b pad(gamma_b / sigma_b * W_b),    bias = sum_b (beta_b - gamma_b * mu_b / sigma_b)
 
-Source: Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Again", section 3.3; the 3x1 and 1x3 branches are
-those of Rep-Mobile, arXiv 2410.20775.
+Source: Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Again", section 3.3; the 3x1 and 1x3 branches
+come from Rep-Mobile, arXiv 2410.20775.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,26 +20,27 @@ BRANCHES = (*KERNELS, "identity")
 
 
 def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
-    """The branch set in canonical order, each once; ValueError names an unknown branch and lists the choices."""
+    """Return the branches in canonical order; ValueError for an unknown or repeated branch."""
     chosen = list(branches)
     unknown = [b for b in chosen if b not in BRANCHES]
     if unknown:
         raise ValueError(f"unknown RepConv branch {unknown[0]!r}; choose from {', '.join(BRANCHES)}")
     if len(set(chosen)) != len(chosen):
-        raise ValueError(f"RepConv branches {chosen} name one twice")
+        raise ValueError(f"RepConv branches {chosen} contain a branch twice: list each branch once")
     return tuple(b for b in BRANCHES if b in chosen)
 
 
 def fused_kernel(branches: Sequence[str]) -> tuple[int, int]:
-    """Height and width of the smallest kernel that holds every branch: what is deployed, and so what is counted."""
+    """Return height and width of the smallest kernel that contains all branches: the kernel that is deployed."""
     sizes = [KERNELS.get(b, (1, 1)) for b in branches]
     return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 class _StridedPointwise(nn.Conv2d):
-    """A 1x1 convolution with stride, taken of the positions that it reads.
+    """A strided 1x1 convolution, computed as a convolution of stride 1 on the positions that it reads.
 
-    In PyTorch 2.11 on CPUs, oneDNN's gradient of its weights writes past its memory when there is one input channel.
+    In PyTorch 2.11 on CPUs, oneDNN's weight gradient of the strided form writes outside its memory if there is only one
+    input channel.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -50,8 +51,8 @@ class _StridedPointwise(nn.Conv2d):
 class RepConv2d(nn.Module):
     """Sum of convolution + BN branches, `x [B, in_channels, F, T] -> [B, out_channels, F', T']`.
 
-    `identity` takes part where input and output have one shape (stride 1, equal channels) and is left out
-    elsewhere. ValueError when no branch remains.
+    `identity` is used only if input and output have the same shape (stride 1, equal channels). ValueError if no branch
+    remains.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class RepConv2d(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """One convolution with bias that equals this block in evaluation mode (computed in float64)."""
+        """Return one convolution with bias that is equal to this block in evaluation mode (computed in float64)."""
         norms = [branch[-1] for branch in self.branches.values()]  # type: ignore[index]
         channels = norms[0].num_features
         height, width = fused_kernel(list(self.branches))
@@ -128,7 +129,10 @@ class RepConv2d(nn.Module):
         return fused
 
     def _in_channels(self, out_channels: int) -> int:
-        """Read from a convolution, since pruning changes channels in place; identity alone keeps them."""
+        """Return the input channels of a branch's convolution (pruning changes them in place).
+
+        With the identity branch alone, these are equal to `out_channels`.
+        """
         for name, branch in self.branches.items():
             if name != "identity":
                 return branch[0].in_channels  # type: ignore[index]

@@ -1,13 +1,14 @@
-"""TF-SepNet: students of one-dimensional kernels, half of the channels along frequency, half along time.
+"""TF-SepNet: students with one-dimensional kernels; half of the channels run along frequency, half along time.
 
 Cai, Zhang, Li, "TF-SepNet: An Efficient 1D Kernel Design in CNNs for Low-Complexity Acoustic Scene Classification"
-(ICASSP 2024, arXiv 2309.08200), written from its section 2 and table 1. TF-SepNet-C has `student.base_channels` C, a
-multiple of 4 (others are rounded).
+(ICASSP 2024, arXiv 2309.08200), implemented from its section 2 and table 1. TF-SepNet-C has `student.base_channels` C,
+which is rounded to a multiple of 4.
 
-The paper shuffles channels between the two paths, as ShuffleNet does: each path of a module works on half of either
-path of the module before. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit
-m of a part's number is the path that it takes in module m. Nothing is permuted, so a part can lose channels by itself,
-and the remaining ones keep their paths. Where widths divide evenly this is the shuffle, up to the channels' order.
+The paper shuffles channels between the two paths, as ShuffleNet does: each path of a module receives half of each path
+of the previous module. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit m
+of a part's number is its path in module m. Channels are not permuted, so pruning can remove channels from one part, and
+the remaining channels keep their paths. If the widths divide evenly, this is equal to the shuffle, except for the order
+of the channels.
 """
 
 import torch
@@ -15,33 +16,36 @@ from torch import nn
 
 from ascmodels.students.base import ACTIVATIONS, Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
 
-STAGES = ((1.0, 2), (1.5, 2), (2.0, 2), (2.5, 3))  # width over base_channels, modules; table 1
-POOLED = (0, 1)  # stages that 2x2 max pooling follows
-STEM_EXPANSION = 4  # outputs of the stem's second convolution for each input: C/2 -> 2C
+STAGES = ((1.0, 2), (1.5, 2), (2.0, 2), (2.5, 3))  # (width / base_channels, number of modules) of each stage; table 1
+POOLED = (0, 1)  # stages that are followed by 2x2 max pooling
+STEM_EXPANSION = 4  # output channels of the stem's second convolution per input channel: C/2 -> 2C
 
 
 def part_sizes(width: int, n_modules: int) -> tuple[int, ...]:
-    """Channels of the 2^M parts of a stage: as even as can be, both paths of every module exactly half of `width`."""
-    kinds = 2 ** (n_modules - 1)  # a part and its complement, which always takes the other path, are equal
+    """Return the channels of the 2^M parts of a stage, as equal as possible; each path of a module has `width` / 2."""
+    kinds = 2 ** (n_modules - 1)  # a part and its complement (always on the other path) have the same size
     half = [width // 2 // kinds + (i < width // 2 % kinds) for i in range(kinds)]
     return (*half, *reversed(half))
 
 
 def dense_widths(config: StudentConfig) -> Widths:
-    """Channels of the network before any pruning; `out` lists the parts of all stages."""
+    """Return the channels of the network before any pruning; `out` lists the parts of all stages."""
     base = make_divisible(config.base_channels, 4)
     parts = [size for scale, n_modules in STAGES for size in part_sizes(int(base * scale), n_modules)]
     return Widths((base // 2, STEM_EXPANSION * base // 2), (), tuple(parts))
 
 
 class AdaResNorm(nn.Module):
-    """Adaptive residual normalisation: gamma (rho x + (1 - rho) n(x)) + beta, where n standardises every frequency of
-    a clip over channels and time, `x [B, C, F, T]`; rho, gamma, beta are learnt per channel. It takes a device's
-    frequency response away (Kim et al. 2021, arXiv 2111.06531), rho gives back what is useful."""
+    """Adaptive residual normalisation: gamma (rho x + (1 - rho) n(x)) + beta, `x [B, C, F, T]`.
+
+    n standardises each frequency of a clip over channels and time; rho, gamma and beta are learnt per channel. The
+    normalisation removes the frequency response of the recording device (Kim et al. 2021, arXiv 2111.06531); rho
+    controls how much of the input is kept.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
-        # gamma and beta named as torchinfo expects: NeSsi counts 2 a channel, like batch normalisation
+        # these names of gamma and beta make NeSsi (torchinfo) count 2 MACs per channel, as for batch normalisation
         self.weight = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.bias = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.rho = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
@@ -49,16 +53,17 @@ class AdaResNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
         inverse = torch.rsqrt(x.var(dim=(1, 3), correction=0, keepdim=True) + 1e-5)
-        # one product and one sum of the size of x
+        # the formula above, rearranged to one product and one sum of the size of x
         kept = self.weight * self.rho
         normalised = (self.weight - kept) * inverse  # [B, C, F, 1]
         return x * (kept + normalised) + (self.bias - normalised * mean)
 
 
 class PartedConv(nn.Module):
-    """1x1 convolution + BN + activation, `[B, C, F, T] -> ` a list of parts `[B, n, F, T]`.
+    """1x1 convolution + BN + activation from `[B, C, F, T]` to a list of parts `[B, n, F, T]`.
 
-    One convolution a part while training, so that pruning sees parts; deployed, one convolution that is split.
+    In training each part has its own convolution, so that each part can be pruned separately. The deployed form has one
+    convolution, and its output is split.
     """
 
     def __init__(self, inputs: int, sizes: tuple[int, ...], activation: str, fused: bool):
@@ -73,7 +78,7 @@ class PartedConv(nn.Module):
         if self.split_sizes is None:
             return [conv(x) for conv in self.convs]
         parts = self.convs[0](x).split(self.split_sizes, dim=1)
-        return [parts[i] for i in range(len(self.split_sizes))]  # torch.fx indexes, and does not iterate
+        return [parts[i] for i in range(len(self.split_sizes))]  # torch.fx can trace indexing, but not iteration
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -81,7 +86,7 @@ class PartedConv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> "PartedConv":
-        """The same layer as one convolution: weights and BN statistics of the parts, one after the other."""
+        """Return the same layer as one convolution: weights and BN statistics of the parts are concatenated."""
         parts: list[nn.Sequential] = list(self.convs)  # type: ignore[arg-type]
         activation = next(name for name, kind in ACTIVATIONS.items() if type(parts[0][2]) is kind)
         first: nn.Conv2d = parts[0][0]  # type: ignore[assignment]
@@ -95,8 +100,10 @@ class PartedConv(nn.Module):
 
 
 class SepConvs(nn.Module):
-    """Module number `index` of a stage: a 3x1 path averaged over frequency and a 1x3 path averaged over time, each a
-    depthwise and a pointwise convolution whose outcome is added back to its channels by broadcasting."""
+    """Module number `index` of a stage: a 3x1 path averaged over frequency and a 1x3 path averaged over time.
+
+    Each path is a depthwise and a pointwise convolution; its result is added to the path's input by broadcasting.
+    """
 
     def __init__(self, index: int, sizes: tuple[int, ...], activation: str, fused: bool):
         super().__init__()
@@ -119,7 +126,7 @@ class SepConvs(nn.Module):
 
 
 class Stage(nn.Module):
-    """Transition to the stage's width, its TF-SepConvs modules, normalisation, and pooling where there is one."""
+    """One stage: transition to its width, TF-SepConvs modules, normalisation, and (in stages `POOLED`) pooling."""
 
     def __init__(self, inputs: int, sizes: tuple[int, ...], n_modules: int, pooled: bool, activation: str, fused: bool):
         super().__init__()
@@ -133,8 +140,11 @@ class Stage(nn.Module):
 
 
 class DepthMultiplier(nn.Module):
-    """`STEM_EXPANSION` depthwise 3x3 convolutions of stride 2 side by side, each with BN and activation: the grouped
-    convolution of table 1, in the form that keeps a channel and its outputs together when it is pruned."""
+    """The grouped 3x3 convolution of table 1, as `STEM_EXPANSION` parallel depthwise convolutions of stride 2.
+
+    Each convolution has its own BN and activation. In this form, pruning removes an input channel together with all its
+    output channels.
+    """
 
     def __init__(self, channels: int, activation: str):
         super().__init__()
@@ -148,7 +158,7 @@ class DepthMultiplier(nn.Module):
 
 
 class TFSepNet(Student):
-    """`fused` builds the deployed form, whose parted convolutions are one each."""
+    """TF-SepNet; `fused` builds the deployed form, in which each `PartedConv` has a single convolution."""
 
     fusible = (PartedConv,)
 
@@ -176,7 +186,7 @@ class TFSepNet(Student):
             inputs = sum(sizes)
         self.stem.apply(initialise)
         self.blocks.apply(initialise)
-        # no BN follows: PyTorch's own, smaller initial weights keep the first logits near 0
+        # no BN follows, so PyTorch's default (smaller) initial weights are used: they keep the first logits near 0
         self.classifier = nn.Sequential(nn.Conv2d(inputs, n_classes, 1))
 
     @property

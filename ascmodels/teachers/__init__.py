@@ -1,4 +1,4 @@
-"""Teachers: built, saved and loaded, whatever their family; learning rates that fall towards the input.
+"""Build, save and load teachers of any family; layer-wise learning rates for their fine-tuning.
 
 teacher = build_teacher(TeacherModelConfig(family="vit"), n_classes=10, n_mels=64, frames=51)
 save_teacher(folder, teacher, extra); teacher, extra = load_teacher(folder, classes)
@@ -21,12 +21,15 @@ _CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": 
 
 
 def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> Teacher:
-    """A teacher for features [B, 1, n_mels, frames]: pretrained where that is named, else freshly initialised."""
+    """Return a teacher for features [B, 1, n_mels, frames]: pretrained if `config` names weights, else untrained."""
     return _CLASSES[config.family](config, n_classes, n_mels, frames)
 
 
 def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
-    """Replace `folder` by the family's weights and `teacher.json`: description, class names, front-end and figures."""
+    """Replace `folder` by the weights and `teacher.json`, which holds `extra` and the network's description.
+
+    `extra` holds class names, front-end and measured values.
+    """
 
     def write(temporary: Path) -> None:
         teacher.save(temporary)
@@ -36,7 +39,7 @@ def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
-    """What `teacher.json` says, `model` (the network's description) included."""
+    """Return the content of `teacher.json`, including `model` (the network's description)."""
     try:
         return json.loads((folder / "teacher.json").read_text())
     except (OSError, ValueError) as error:
@@ -44,12 +47,15 @@ def read_extra(folder: Path) -> dict[str, Any]:
 
 
 def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[str, Any]]:
-    """The teacher of `folder` and its `extra`; CheckpointError when missing, damaged or for other classes."""
+    """Return the teacher in `folder` and its `extra`; CheckpointError if missing, damaged or for other classes."""
     folder = Path(folder)
     extra = read_extra(folder)
     try:
         if tuple(extra["classes"]) != classes:
-            raise CheckpointError(f"teacher {folder} knows the classes {tuple(extra['classes'])}; expected {classes}")
+            raise CheckpointError(
+                f"teacher {folder} was trained on the classes {tuple(extra['classes'])}; expected {classes}: "
+                "use a teacher for these classes"
+            )
         description = extra.pop("model", {"config": {"family": "ast"}})
         teacher = _CLASSES[description["config"]["family"]].load(folder, description)
     except CheckpointError:
@@ -60,9 +66,10 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
 
 
 def parameter_groups(teacher: Teacher, decay: float) -> list[dict[str, Any]]:
-    """An optimiser's groups; the rate of a layer `k` below the classifier is `decay ** k` of the classifier's.
+    """Return an optimiser's parameter groups with layer-wise learning-rate decay.
 
-    Layer-wise learning-rate decay (Clark et al. 2020, Bao et al. 2022): what pretraining learnt first changes least.
+    The learning rate of a layer `k` layers below the classifier is `decay ** k` times the classifier's, so the first
+    pretrained layers change least (Clark et al. 2020, Bao et al. 2022).
     """
     if decay == 1:
         return [{"params": list(teacher.parameters())}]

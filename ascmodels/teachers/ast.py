@@ -1,7 +1,7 @@
 """Teachers of family `ast`: the Audio Spectrogram Transformer (Gong et al. 2021) through `transformers`.
 
-Built small from its config, or loaded with `from_pretrained` from a hub name or a local folder; a pretrained network's
-positional embedding is then fitted to our number of frames, as its paper does.
+The network is built from the configured sizes, or loaded with `from_pretrained` from a hub name or a local folder. The
+positional embedding of a pretrained network is interpolated to our number of frames, as in the paper.
 """
 
 import re
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AST(Teacher):
-    """A transformer over overlapping or adjoining patches, with a class and a distillation token."""
+    """A transformer over overlapping or adjacent patches, with a class token and a distillation token."""
 
     def __init__(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int, network: Any = None):
         super().__init__(config, n_classes, n_mels, frames)
@@ -47,7 +47,7 @@ class AST(Teacher):
         return {name: depth(name) for name, _ in self.named_parameters()}
 
     def save(self, folder: Path) -> None:
-        self.network.save_pretrained(folder)  # config.json, model.safetensors: `transformers` reads them, too
+        self.network.save_pretrained(folder)  # config.json and model.safetensors, which `transformers` can read
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "AST":
@@ -60,16 +60,17 @@ class AST(Teacher):
 
 
 def _spectra(x: torch.Tensor) -> torch.Tensor:
-    return x.squeeze(1).transpose(1, 2)  # [B, 1, F, T] -> [B, T, F], which AST takes
+    return x.squeeze(1).transpose(1, 2)  # [B, 1, F, T] -> [B, T, F], the input of AST
 
 
 def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> "ASTForAudioClassification":
-    from transformers import ASTConfig, ASTForAudioClassification  # here: seconds that a trial need not spend
+    from transformers import ASTConfig, ASTForAudioClassification  # imported here: it takes seconds
 
     if not config.pretrained:
         if config.patch_size > min(n_mels, frames):
             raise CheckpointError(
-                f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames"
+                f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames: "
+                "expected a smaller patch, or a front-end with more of both"
             )
         shape = ASTConfig(
             hidden_size=config.hidden_size,
@@ -97,14 +98,14 @@ def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: in
         ) from error
     if network.config.num_mel_bins != n_mels:
         raise CheckpointError(
-            f"{config.pretrained} wants {network.config.num_mel_bins} mel bins, "
-            f"teacher.frontend.n_mels is {n_mels}: set it to the checkpoint's"
+            f"teacher.frontend.n_mels={n_mels}, but teacher.model.pretrained={config.pretrained!r} has "
+            f"{network.config.num_mel_bins} mel bins: set teacher.frontend.n_mels={network.config.num_mel_bins}"
         )
     return fit_frames(network, frames)
 
 
 def fit_frames(network: "ASTForAudioClassification", frames: int) -> "ASTForAudioClassification":
-    """`network` with its positional embedding interpolated in time to `frames` input frames."""
+    """Interpolate the positional embedding of `network` in time to `frames` input frames; return `network`."""
     config = network.config
     if config.max_length == frames:
         return network

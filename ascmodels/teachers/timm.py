@@ -1,8 +1,9 @@
 """Teachers of families `vit` and `cnn`: timm's vision transformers and convolutional networks on spectrograms.
 
-A network has one input channel (timm sums pretrained weights over the colours). A ViT's patches may overlap, its
-positional embedding is fitted to the F x T grid of patches (one embedding a patch, as DeiT has; PaSST keeps one for
-frequency and one for time), and patchout leaves out whole rows and columns in training (PaSST, Koutini et al. 2022).
+Networks have one input channel (timm sums pretrained weights over the colour channels). The patches of a ViT may
+overlap. Its positional embedding is interpolated to the F x T grid of patches, one embedding per patch as in DeiT
+(PaSST has one for frequency and one for time). Patchout drops rows and columns of patches in training (PaSST, Koutini
+et al. 2022).
 """
 
 import difflib
@@ -21,7 +22,7 @@ from ascmodels.checkpoint import CheckpointError, load_tensors
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
 
 WEIGHTS = "model.safetensors"
-# timm is imported inside functions: seconds that a trial without such a teacher need not spend
+# timm is imported inside functions because its import takes seconds, which trials without such a teacher save
 
 
 class _TimmTeacher(Teacher):
@@ -35,12 +36,12 @@ class _TimmTeacher(Teacher):
                 self.embedding_size = self.features(torch.zeros(1, 1, n_mels, frames)).shape[1]
         except (RuntimeError, AssertionError) as error:
             raise CheckpointError(
-                f"teacher.model.name={name!r} cannot take features of {n_mels} mel bins x {frames} frames as family "
-                f"{config.family}: {str(error).splitlines()[0]}"
+                f"teacher.model.name={name!r} (family {config.family}) cannot process features of {n_mels} mel bins x "
+                f"{frames} frames ({str(error).splitlines()[0]}): use another architecture or front-end"
             ) from error
         self.train()
         if config.pretrained:
-            self._check_it_can_be_rebuilt()
+            self._check_rebuildable()
 
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
         raise NotImplementedError
@@ -64,19 +65,22 @@ class _TimmTeacher(Teacher):
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "_TimmTeacher":
         d = description
-        with torch.random.fork_rng(devices=[]):  # the fresh weights that are overwritten here
+        with torch.random.fork_rng(devices=[]):  # the new random weights are overwritten below
             teacher = cls(TeacherModelConfig(**d["config"]), d["n_classes"], d["n_mels"], d["frames"])
         teacher.network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         return teacher
 
-    def _check_it_can_be_rebuilt(self) -> None:
-        """A checkpoint may carry arguments of its own; better told now than after the fine-tuning."""
+    def _check_rebuildable(self) -> None:
+        """Raise CheckpointError if the network cannot be built again from its configuration.
+
+        The pretrained checkpoint may set arguments of its own; the error is raised here, before any fine-tuning.
+        """
         plain = replace(self.config, pretrained=None)
-        twin, _ = self._build(plain, self.n_classes, self.n_mels, self.frames)
-        if _shapes(twin) != _shapes(self.network):
+        rebuilt, _ = self._build(plain, self.n_classes, self.n_mels, self.frames)
+        if _shapes(rebuilt) != _shapes(self.network):
             raise CheckpointError(
-                f"teacher.model.pretrained={self.config.pretrained!r} is no plain {self.config.name}: its config.json "
-                "has arguments that change the architecture, which is not supported"
+                f"teacher.model.pretrained={self.config.pretrained!r} is not a plain {self.config.name}: its "
+                "config.json changes the architecture, which is not supported; use a checkpoint that does not"
             )
 
 
@@ -89,7 +93,7 @@ class SpectrogramViT(_TimmTeacher):
 
         if config.name or config.pretrained:
             rates = {"proj_drop_rate": config.dropout, "attn_drop_rate": config.dropout}
-            dropouts = rates if config.dropout else {}  # what is no transformer does not know them
+            dropouts = rates if config.dropout else {}  # other architectures do not have these arguments
             network, name = _timm_network(config, n_classes, dropouts)
         else:
             network, name = (
@@ -108,21 +112,21 @@ class SpectrogramViT(_TimmTeacher):
             )
         if not isinstance(network, VisionTransformer) or network.pos_embed is None:
             raise CheckpointError(
-                f"teacher.model.name={name!r} is no VisionTransformer of timm with a positional embedding; "
-                "for a convolutional network set teacher.model.family=cnn"
+                f"teacher.model.name={name!r} is not a VisionTransformer of timm with a positional embedding, which "
+                "family vit expects; for a convolutional network set teacher.model.family=cnn"
             )
         vit: Any = network
         embed = vit.patch_embed
         grid = patch_grid(n_mels, frames, int(embed.patch_size[0]), config.stride)
         n_prefix = vit.num_prefix_tokens
-        n_placed = 0 if vit.no_embed_class else n_prefix  # prefix tokens that have a position
+        n_placed = 0 if vit.no_embed_class else n_prefix  # prefix tokens with a positional embedding
         if config.pretrained:
             old = list(embed.grid_size)
             positions = resample_abs_pos_embed(vit.pos_embed.data, list(grid), old, n_placed)  # type: ignore[operator]
         else:
             positions = nn.init.trunc_normal_(torch.empty(1, n_placed + math.prod(grid), vit.embed_dim), std=0.02)
         vit.pos_embed = nn.Parameter(positions)
-        vit.dynamic_img_size, embed.strict_img_size, embed.flatten = False, True, True  # clips have one size
+        vit.dynamic_img_size, embed.strict_img_size, embed.flatten = False, True, True  # all clips have the same size
         embed.proj.stride = (config.stride, config.stride)
         embed.img_size, embed.grid_size, embed.num_patches = (n_mels, frames), grid, math.prod(grid)
         vit.patch_drop = Patchout(grid, config.patchout_freq, config.patchout_time, n_prefix)
@@ -130,22 +134,22 @@ class SpectrogramViT(_TimmTeacher):
 
 
 class Patchout(nn.Module):
-    """Structured patchout: in training, each batch loses `freq` rows and `time` columns of its patches.
+    """Structured patchout: in training, `freq` rows and `time` columns of patches are dropped from each batch.
 
-    Which ones is drawn from torch's generator, as dropout is.
+    They are drawn from torch's random generator, as for dropout.
     """
 
     def __init__(self, grid: tuple[int, int], freq: int, time: int, n_prefix: int):
         super().__init__()
         if freq >= grid[0] or time >= grid[1]:
             raise CheckpointError(
-                f"teacher.model.patchout_freq={freq}, patchout_time={time}: expected less than the "
+                f"teacher.model.patchout_freq={freq}, patchout_time={time}: expected fewer than the "
                 f"{grid[0]} x {grid[1]} patches of a clip (frequency x time)"
             )
         self.grid, self.freq, self.time, self.n_prefix = grid, freq, time, n_prefix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, n_prefix + rows * columns, D]` to `[B, n_prefix + (rows - freq) * (columns - time), D]`."""
+        """Drop tokens: `[B, n_prefix + rows * columns, D]` to `[B, n_prefix + (rows - freq) * (columns - time), D]`."""
         if not self.training or not (self.freq or self.time):
             return x
         (rows, columns) = self.grid
@@ -156,25 +160,28 @@ class Patchout(nn.Module):
 
 
 class CNN(_TimmTeacher):
-    """A convolutional network of timm; its embedding is what it pools before the classifier."""
+    """A convolutional network of timm; its embedding is the pooled feature map before the classifier."""
 
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
         return _timm_network(config, n_classes, {"drop_rate": config.dropout})
 
 
 def patch_grid(n_mels: int, frames: int, patch: int, stride: int) -> tuple[int, int]:
-    """Rows and columns of patches of side `patch`, `stride` bins or frames apart."""
+    """Return the number of rows and columns of square patches of side `patch`, `stride` bins or frames apart."""
     if patch > min(n_mels, frames) or stride > patch:
         raise CheckpointError(
-            f"patches of {patch} bins x {patch} frames, teacher.model.stride={stride} apart, do not cover features of "
+            f"patches of {patch} bins x {patch} frames with teacher.model.stride={stride} do not cover features of "
             f"{n_mels} mel bins x {frames} frames: expected stride <= patch <= bins and frames"
         )
     return (n_mels - patch) // stride + 1, (frames - patch) // stride + 1
 
 
 def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, Any]) -> tuple[Any, str]:
-    """timm's network with `n_classes` outputs, and its name. Pretrained weights load strictly, classifier included:
-    timm itself passes over weights of another architecture when the number of classes differs."""
+    """Return timm's network with `n_classes` outputs, and its name.
+
+    Pretrained weights are loaded strictly, including the classifier, which is then replaced. Otherwise timm silently
+    ignores weights of another architecture if the number of classes differs.
+    """
     import timm
 
     name, source = config.name, config.pretrained
@@ -182,7 +189,7 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
     if name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
-        raise CheckpointError(f"teacher.model.name={name!r} is no model of timm; {hint}")
+        raise CheckpointError(f"teacher.model.name={name!r} is not an architecture of timm; {hint}")
     if not source:
         return timm.create_model(name, in_chans=1, num_classes=n_classes, **extra), name
     try:
@@ -201,17 +208,23 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
         ) from error
     found = network.pretrained_cfg["architecture"]
     if name and name != found:
-        raise CheckpointError(f"teacher.model.pretrained={source!r} is a {found}; teacher.model.name says {name}")
+        raise CheckpointError(
+            f"teacher.model.pretrained={source!r} has the architecture {found}; expected teacher.model.name={name}: "
+            "change one of them"
+        )
     network.reset_classifier(n_classes)
     return network, found
 
 
 def _from_file(path: Path, name: str, extra: dict[str, Any]) -> Any:
-    """timm's `name` with the weights of `path`: safetensors, or tensors that torch saved."""
+    """Return timm's network `name` with the weights in `path` (safetensors, or a `torch.save` file of tensors)."""
     import timm
 
     if not name:
-        raise CheckpointError(f"teacher.model.pretrained={path} is a weights file: set teacher.model.name, too")
+        raise CheckpointError(
+            f"teacher.model.pretrained={path} is a weights file, but teacher.model.name is empty: set it to timm's "
+            "name of the architecture"
+        )
     weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     classifier = timm.get_pretrained_cfg_value(name, "classifier")
     first = classifier if isinstance(classifier, str) else (classifier or [""])[0]

@@ -1,4 +1,4 @@
-"""The searches that tests/bench/search_quality.py compares, as `Arm`s of tests/bench/simulate.py.
+"""The search methods that tests/bench/search_quality.py compares, as `Arm`s of tests/bench/simulate.py.
 
 make = arms(syne=None)["ours"]; arm = make(problem, seed)
 """
@@ -29,7 +29,7 @@ class SessionArm:
 
     def __init__(self, problem: Problem, session: SearchSession):
         self.problem, self.session = problem, session
-        self._names: dict[str, str] = {}  # name in the simulation -> ours
+        self._names: dict[str, str] = {}  # name in the simulation -> name in the study
 
     def ask(self, name: str) -> dict[str, Any] | None:
         trial = self.session.next_trial()
@@ -38,15 +38,15 @@ class SessionArm:
         self._names[name] = trial.name
         return {key: trial.values[key] for key in self.problem.space.parameters}
 
-    def told(self, name: str, result: dict[str, Any]) -> bool:
+    def report(self, name: str, result: dict[str, Any]) -> bool:
         return not self.session.report(self._names[name], result)
 
-    def ended(self, name: str, result: dict[str, Any]) -> None:
-        self.session.report(self._names[name], result)  # of a trial that was stopped its end is known
+    def end(self, name: str, result: dict[str, Any]) -> None:
+        self.session.report(self._names[name], result)  # no effect if the session has stopped the trial itself
 
 
 class RayArm:
-    """A searcher and a scheduler of Ray's kind."""
+    """A searcher and a scheduler with Ray's interface."""
 
     def __init__(self, problem: Problem, searcher: Any, scheduler: TrialScheduler):
         self.problem, self.searcher, self.scheduler = problem, searcher, scheduler
@@ -60,19 +60,19 @@ class RayArm:
         self.scheduler.on_trial_add(None, self._trials[name])  # type: ignore[arg-type]
         return {key: config[key] for key in self.problem.space.parameters}
 
-    def told(self, name: str, result: dict[str, Any]) -> bool:
+    def report(self, name: str, result: dict[str, Any]) -> bool:
         self.searcher.on_trial_result(name, result)
         decision = self.scheduler.on_trial_result(None, self._trials[name], result)  # type: ignore[arg-type]
         return decision == TrialScheduler.CONTINUE
 
-    def ended(self, name: str, result: dict[str, Any]) -> None:
+    def end(self, name: str, result: dict[str, Any]) -> None:
         if result["done"]:
             self.scheduler.on_trial_complete(None, self._trials[name], result)  # type: ignore[arg-type]
         self.searcher.on_trial_complete(name, result)
 
 
 class SyneArm:
-    """MOASHA in another interpreter (tests/bench/syne_moasha.py)."""
+    """Syne Tune's MOASHA in another Python interpreter (tests/bench/syne_moasha.py)."""
 
     def __init__(self, problem: Problem, python: str, seed: int, **options: Any):
         self.problem = problem
@@ -86,17 +86,18 @@ class SyneArm:
             else:
                 kind, arguments = next(iter(spec.items()))
                 space[key] = kind, [json.dumps(v) for v in arguments] if kind == "choice" else arguments
-        self._say({"space": space, "seed": seed, "max_t": problem.max_epochs, **options}, answered=False)
+        self._send({"space": space, "seed": seed, "max_t": problem.max_epochs, **options}, has_answer=False)
 
-    def _say(self, question: dict[str, Any], answered: bool = True) -> Any:
+    def _send(self, request: dict[str, Any], has_answer: bool = True) -> Any:
+        """Send one request to the child process and return its answer."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.write(json.dumps(question) + "\n")
+        self._child.stdin.write(json.dumps(request) + "\n")
         self._child.stdin.flush()
-        return json.loads(self._child.stdout.readline()) if answered else None
+        return json.loads(self._child.stdout.readline()) if has_answer else None
 
     def ask(self, name: str) -> dict[str, Any] | None:
-        drawn, values = self._say({"ask": name}), {}
+        drawn, values = self._send({"ask": name}), {}
         for key, spec in self.problem.space.parameters.items():
             if "each" in spec:
                 values[key] = [drawn[f"{key}[{i}]"] for i in range(drawn[spec["each"]])]
@@ -104,11 +105,11 @@ class SyneArm:
                 values[key] = json.loads(drawn[key]) if "choice" in spec else drawn[key]
         return values
 
-    def told(self, name: str, result: dict[str, Any]) -> bool:
-        return self._say({"told": name, "result": self._figures(result)})
+    def report(self, name: str, result: dict[str, Any]) -> bool:
+        return self._send({"report": name, "result": self._figures(result)})
 
-    def ended(self, name: str, result: dict[str, Any]) -> None:
-        self._say({"ended": name, "result": self._figures(result) if result["done"] else None})
+    def end(self, name: str, result: dict[str, Any]) -> None:
+        self._send({"end": name, "result": self._figures(result) if result["done"] else None})
 
     @staticmethod
     def _figures(result: dict[str, Any]) -> dict[str, float]:
@@ -155,7 +156,7 @@ def arms(syne: str | None) -> dict[str, Callable[[Problem, int], Arm]]:
         "stock": stock,
         "stock_tuned": lambda problem, seed: stock(problem, seed, **tuned(problem)),
         "random": random,
-        # what each part of ours brings
+        # our search with one part replaced, to measure the effect of each part
         "gate_fifo": lambda problem, seed: ours(problem, seed, "fifo"),
         "gate_asha": lambda problem, seed: ours(problem, seed, "asha"),
         "gate_random": lambda problem, seed: ours(problem, seed, "mo_asha", "random"),

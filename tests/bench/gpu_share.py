@@ -1,11 +1,11 @@
-"""How many students should share one GPU? Processes that train the same student at once, and what they get done.
+"""How many students should share one GPU? Throughput of several processes that train the same student at once.
 
     python tests/bench/gpu_share.py                                    profile=full, 1, 2, 4 and 8 processes
     python tests/bench/gpu_share.py --processes 1,2,4 --seconds 60 student=rep_mobile profile=full
 
 Each process is one trial's training on noise (trainables/step_time.py): front-end, augmentation, forward, backward,
-optimiser. Clips a second of all together say whether sharing pays; of the row that is still worth it, 1 / processes is
-`--gpus-per-trial` of tune/run.py. Memory is what the processes held at most, by PyTorch's count.
+optimiser. The total number of clips per second shows whether sharing is useful. For the best row, `--gpus-per-trial` of
+tune/run.py is 1 / processes. Memory is the maximum that PyTorch reserved in one process.
 """
 
 import argparse
@@ -28,15 +28,15 @@ from trainables.step_time import random_training
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--processes", default="1,2,4,8", help="numbers of processes to try")
-    p.add_argument("--seconds", type=float, default=30.0, help="of measurement for each")
+    p.add_argument("--processes", default="1,2,4,8", help="numbers of processes to try (default: %(default)s)")
+    p.add_argument("--seconds", type=float, default=30.0, help="seconds to measure each number (default: %(default)s)")
     options, words = p.parse_known_args(argv)
     if not torch.cuda.is_available():
-        print("gpu_share: PyTorch sees no CUDA device on this machine; this bench measures one GPU shared by processes")
+        print("gpu_share: PyTorch found no CUDA device: expected one; run this benchmark on a machine with a GPU")
         return 2
     config = compose(["student=rep_mobile", "profile=full", *flags_to_overrides(words)])
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, batch {config.train.batch_size}")
-    table = Table("processes", "clips/s of all", "clips/s of each", "against one", "MiB of each", "--gpus-per-trial")
+    table = Table("processes", "clips/s in total", "clips/s of each", "against one", "MiB of each", "--gpus-per-trial")
     alone = 0.0
     for n in map(int, options.processes.split(",")):
         each, memory = measure(config.flat(), n, options.seconds)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(flat: dict[str, Any], n: int, seconds: float) -> tuple[list[float], int]:
-    """Clips a second of each of `n` processes that train at once, and the most memory that one of them held."""
+    """Return clips per second of each of `n` processes that train at once, and the largest memory of one of them."""
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     ready, results = context.Barrier(n), context.Queue()
     processes = [context.Process(target=train, args=(flat, seconds, ready, results)) for _ in range(n)]
@@ -58,13 +58,13 @@ def measure(flat: dict[str, Any], n: int, seconds: float) -> tuple[list[float], 
         process.join()
     failed = [process.exitcode for process in processes if process.exitcode]
     if failed:
-        raise SystemExit(f"gpu_share: {len(failed)} of {n} processes ended with {failed}; is the GPU's memory used up?")
+        raise SystemExit(f"gpu_share: {len(failed)} of {n} processes ended with {failed}; is the GPU's memory full?")
     found = [results.get(timeout=10) for _ in range(n)]
     return [rate for rate, _ in found], max(memory for _, memory in found)
 
 
 def train(flat: dict[str, Any], seconds: float, ready: Barrier, results: "Queue[tuple[float, int]]") -> None:
-    """Warm up, wait for the others, then train until the time is over."""
+    """Warm up, wait for the other processes, then train for `seconds` and put the rate and memory into `results`."""
     with random_training(TrialConfig.from_flat(flat)) as training:
         for _ in range(5):
             training.step()

@@ -1,13 +1,13 @@
-"""What ImageNet weights bring to a teacher, and such a teacher to its student: the study of one fixed recipe.
+"""Effect of ImageNet weights on a teacher, and of such a teacher on its student, with one fixed training recipe.
 
     python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
     python tests/bench/pretrained_teacher.py --data real-wavs --weights efficientnet-lite0 --out study --seeds 0 1 2
     python -m analysis.paired study/results.csv --pairs lite0_pretrained:lite0_scratch
 
-A seed divides the training split anew (by recording location), initialises, shuffles and augments; every arm of a seed
-shares its division, so arms are compared in pairs. Best epoch of a teacher and all figures are of the part held out;
-the test split is opened after the last training, once for each network. A run that was stopped goes on with what
-`results.csv` lacks.
+A seed sets the division of the training split (by recording location), initial weights, order of the clips and
+augmentation. All arms of a seed have the same division, so arms are compared in pairs. The best epoch of a teacher and
+all validation results are measured on the held-out part. The test split is opened after the last training, once per
+network. A run that was stopped continues with the rows that are missing in `results.csv`.
 """
 
 import argparse
@@ -37,16 +37,16 @@ from trainables.trial.data import load_trial_data
 from trainables.trial.stages import run_trial
 from trainables.trial.trial import Trial
 
-# profile=quick otherwise, without its additional epochs for small data sets
+# otherwise profile=quick, without its additional epochs for small data sets
 STUDENT = ("student=rep_mobile", "student.base_channels=16", "train.epochs=8", "train.min_steps=0")
 LITE0 = ("teacher.model.family=cnn", "teacher.model.name=tf_efficientnet_lite0")
-SHORT = (  # 340 steps; else profile=quick's recipe for its small AST: 2,000 steps of 8 clips at 1e-3, without masks
+SHORT = (  # 340 steps; without it, profile=quick's recipe for its small AST: 2,000 steps of 8 clips at 1e-3, no masks
     *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-2"),
     *("teacher.augment.freq_mask=8", "teacher.augment.time_mask=4", "teacher.augment.mixstyle_p=0.2"),
 )
 LOW = ("teacher.train.lr=3e-3",)
 PRETRAINED = ("teacher.model.pretrained='{weights}'",)
-# arm -> what differs from the defaults
+# arm -> overrides of the defaults
 TEACHERS = {
     "ast_scratch": (),
     "lite0_scratch": (*LITE0, *SHORT),
@@ -60,13 +60,14 @@ STUDENTS = {"no_teacher": ""} | {f"of_{arm}": arm for arm in TEACHERS}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; writes <out>/results.csv, a row a network, and last its test figures."""
+    """Run the command; write <out>/results.csv with one row per network; its test results are added last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data set in TAU's layout")
-    parser.add_argument("--weights", type=Path, required=True, help="folder of convert_efficientnet_lite.py")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=[*TEACHERS, *STUDENTS], default=[*TEACHERS, *STUDENTS])
+    parser.add_argument("--weights", type=Path, required=True, help="folder written by convert_efficientnet_lite.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for results.csv, networks and caches")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="random seeds (default: 0 1 2)")
+    choices = [*TEACHERS, *STUDENTS]
+    parser.add_argument("--arms", nargs="+", choices=choices, default=choices, help="arms to train (default: all)")
     args = parser.parse_args(argv)
     set_up_process(1)
     out = args.out.resolve()
@@ -93,7 +94,7 @@ def base_config(data: Path, out: Path, seed: int) -> TrialConfig:
 
 
 def trained(config: TrialConfig, arm: str, weights: Path, out: Path) -> dict[str, Any]:
-    """Train one network; its row of results, the test figure still open."""
+    """Train one network and return its row of results, whose test accuracy is still NaN."""
     started = time.process_time()
     clips = load_clips(config, config.frontend.sample_rate)
     teacher = None
@@ -127,7 +128,7 @@ def trained(config: TrialConfig, arm: str, weights: Path, out: Path) -> dict[str
 
 
 def test_accuracy(config: TrialConfig, folder: Path) -> float:
-    """Macro average accuracy on the test split of the network in `folder`."""
+    """Return the macro average accuracy of the network in `folder` on the test split."""
     if (folder / "step0").is_dir():
         clips = open_test_clips(config, config.frontend.sample_rate)
         return Deployed(folder / "step0", "cpu").measure(clips).macro_avg_acc

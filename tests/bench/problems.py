@@ -1,9 +1,10 @@
-"""What tests/bench/search_quality.py searches: recorded learning curves, and synthetic ones whose front is known.
+"""Search problems for tests/bench/search_quality.py: recorded learning curves, and synthetic ones with a known front.
 
-A problem maps a configuration to its whole curve, one `Epoch` each, dense and pruned; nothing is trained. The recorded
-one is tests/bench/data/curves.csv.gz (tests/bench/record_curves.py). In the synthetic ones accuracy falls short of a
-known bound f(log MACs) by what the other parameters are off their best values; one of these also decides how fast a
-network learns, so that learning curves cross, and what a search sees has the noise of a validation part.
+A problem maps a configuration to its complete learning curve, dense and pruned, with one `Epoch` per epoch; nothing is
+trained. The recorded problem is tests/bench/data/curves.csv.gz (made by tests/bench/record_curves.py). In the synthetic
+problems the accuracy is a known bound f(log MACs), minus a penalty for the distance of the other parameters from their
+best values. One of these parameters also sets how fast a network learns, so that learning curves cross. The accuracy
+that the search receives has the noise of a validation part.
 """
 
 import hashlib
@@ -26,7 +27,7 @@ CHANCE = 0.1  # ten scenes
 
 @dataclass(frozen=True)
 class Epoch:
-    """`acc` is what the search sees, `true` what counts; `ends` a stage, so that the network is a point."""
+    """One epoch: `acc` is reported to the search, `true` is used for the hypervolume; `ends`: last of its stage."""
 
     stage: int
     epoch: int
@@ -44,17 +45,20 @@ class Problem:
     dense_epochs: int
     max_epochs: int
     curve: Callable[[dict[str, Any]], list[Epoch]]
-    best: float  # hypervolume of the best front there is
+    best: float  # hypervolume of the best possible front
 
     def feasible(self, values: dict[str, Any]) -> bool:
         return self.excess(values) <= 0
 
     def excess(self, values: dict[str, Any]) -> float:
-        """Relative, over the limit, of the smallest network: known before training."""
+        """Return by how much the smallest network exceeds the limit, relative to it; known before training."""
         return min(e.macs for e in self.curve(values)) / self.limit - 1
 
     def hypervolume(self, points: list[tuple[float, float]]) -> float:
-        """Of (accuracy, MACs), as a share of the rectangle from chance to 1 and from 0 MACs to the limit."""
+        """Return the share of the rectangle (accuracy CHANCE to 1, MACs 0 to the limit) that `points` dominate.
+
+        `points` are pairs (accuracy, MACs).
+        """
         area = (1 - CHANCE) * self.limit
         return hypervolume_2d(points, ("max", "min"), (CHANCE, self.limit)) / area if points else 0.0
 
@@ -64,7 +68,7 @@ def key_of(values: dict[str, Any]) -> str:
 
 
 def recorded(infeasible_share: float = 1 / 3) -> Problem:
-    """The recorded table under a limit that shuts out about that share of its configurations."""
+    """Return the recorded problem, with a limit that about `infeasible_share` of its configurations exceed."""
     table = pd.read_csv(TABLE, dtype={"prune": str}, keep_default_na=False)
     keys = [name for name in table.columns if "." in name]
     parts: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -74,8 +78,8 @@ def recorded(infeasible_share: float = 1 / 3) -> Problem:
     parameters: dict[str, Any] = {key: {"choice": sorted(table[key].unique().tolist())} for key in keys}
     ratios = sorted({ratio for schedule in schedules for ratio in schedule})
     parameters["prune.ratios"] = {"each": "prune.steps", "item": {"choice": ratios}}
-    steering = {"prune.steps": {"int": [1, max(map(len, schedules))]}}
-    space = space_from_dict({"name": "recorded", "parameters": parameters, "auxiliary": steering})
+    auxiliary = {"prune.steps": {"int": [1, max(map(len, schedules))]}}
+    space = space_from_dict({"name": "recorded", "parameters": parameters, "auxiliary": auxiliary})
 
     @cache
     def curve_of(key: str) -> list[Epoch]:
@@ -102,7 +106,7 @@ def recorded(infeasible_share: float = 1 / 3) -> Problem:
 
 
 def _problem(curve_of: Callable[[str], list[Epoch]], best: list[dict[str, Any]], **described: Any) -> Problem:
-    """`best` configurations hold the front."""
+    """Return a problem; the configurations `best` contain those of the best possible front."""
 
     def curve(values: dict[str, Any]) -> list[Epoch]:
         return curve_of(key_of(values))
@@ -114,18 +118,21 @@ def _problem(curve_of: Callable[[str], list[Epoch]], best: list[dict[str, Any]],
 
 
 BOUNDS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    # best accuracy over u, the position of log MACs in its range; ZDT1's and ZDT3's shapes, turned to accuracy
+    # best accuracy as a function of u, the position of log MACs in its range; shapes of ZDT1 and ZDT3 as accuracies
     "concave": lambda u: 0.35 + 0.5 * np.sqrt(u),
     "convex": lambda u: 0.35 + 0.5 * u**2,
     "gaps": lambda u: 0.35 + 0.5 * np.sqrt(u) + 0.06 * np.sin(6 * np.pi * u) * u,
 }
-LEAST, MOST = 3e5, 3e7  # MACs of dense networks
+LEAST, MOST = 3e5, 3e7  # smallest and largest MACs of dense networks
 DENSE_EPOCHS, RETRAINING = 16, 3
 
 
 def synthetic(shape: str, limit: float = 3e6) -> Problem:
-    """Width, four parameters that are best at 0.3, 0.4, 0.5, 0.6 (the third at another place for large networks), and
-    one or two prune steps."""
+    """Return a synthetic problem with the front `shape`.
+
+    Parameters: a width, four parameters with the best values 0.3, 0.4, 0.5, 0.6 (the third depends on the width), and
+    one or two prune steps.
+    """
     bound = BOUNDS[shape]
     space = space_from_dict(
         {
@@ -147,7 +154,7 @@ def synthetic(shape: str, limit: float = 3e6) -> Problem:
         lost = 0.0
         for stage, ratio in enumerate([0.0, *values["prune.ratios"]]):
             macs *= (1 - ratio) ** 2
-            lost += 0.15 * ratio**2  # beyond what the smaller size costs by the bound
+            lost += 0.15 * ratio**2  # in addition to the lower bound at the smaller size
             place = np.log(max(macs, LEAST * 0.02) / LEAST) / np.log(MOST / LEAST)
             final = float(bound(np.array(max(place, 0.0)))) - 0.5 * off - lost + min(place, 0.0) * 0.3
             final = max(final, CHANCE)
@@ -155,8 +162,8 @@ def synthetic(shape: str, limit: float = 3e6) -> Problem:
             start = 0.7 * final if stage else CHANCE
             for e in range(1, n + 1):
                 true = final - (final - start) * float(np.exp(-e / (slow if not stage else 1.0)))
-                seen = true + 0.01 * float(rng.standard_normal())
-                epochs.append(Epoch(stage, e, seen, true, macs, e == n))
+                observed = true + 0.01 * float(rng.standard_normal())
+                epochs.append(Epoch(stage, e, observed, true, macs, e == n))
         return epochs
 
     best = [

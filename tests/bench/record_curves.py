@@ -1,16 +1,16 @@
-"""Records the learning curves of a whole grid of trials once, for tests/bench/search_quality.py to replay.
+"""Record the learning curves of a complete grid of trials, which tests/bench/search_quality.py replays.
 
     python -m data.synthetic DATA --train 1200 --test 10
     TAU24_PATH=DATA python tests/bench/record_curves.py --storage FOLDER       (about 15 minutes on one idle core)
 
-192 trials: 32 dense networks (width, expansion, learning rate, weight of the hard label), each with six prune
-schedules. A dense network is trained once, and a schedule's first step once for all that begin with it. What is real:
-training, distillation, pruning, retraining and measuring are those of a study (`trainables/trial/`). What is small:
-the clips (synthetic), the front-end and the number of epochs.
+192 trials: 32 dense networks (width, expansion, learning rate, kd_alpha), each with six pruning plans. Each dense
+network is trained once, and the first prune step is shared by all plans that start with it. Training, distillation,
+pruning, retraining and measuring are those of a real study (`trainables/trial/`). The clips are synthetic, and the
+front-end and the number of epochs are small.
 
-FOLDER/curves.csv gets the rows of a dense network when its last schedule is done, so a killed recording goes on;
-tests/bench/data/curves.csv.gz is written at the end. `prune` holds the ratios so far: a trial's curve is made of the
-rows of each beginning of its ratios.
+The rows of a dense network are written to FOLDER/curves.csv when its last plan is done, so a killed recording can be
+continued. tests/bench/data/curves.csv.gz is written at the end. The column `prune` contains the ratios so far: the
+curve of a trial consists of the rows of all prefixes of its ratios.
 """
 
 import argparse
@@ -39,7 +39,7 @@ GRID: dict[str, tuple[Any, ...]] = {
     "train.lr": (0.002, 0.008),
     "distill.kd_alpha": (0.3, 1.0),
 }
-RATIOS = (0.25, 0.5)  # of each of one or two prune steps
+RATIOS = (0.25, 0.5)  # choices for each of one or two prune steps
 SMALL = (
     *("student=cp_mobile", "teacher=cnn_small", "teacher.train.min_steps=400", "train.device=cpu"),
     *("frontend.sample_rate=8000", "frontend.n_fft=512", "frontend.win_length=512", "frontend.hop_length=400"),
@@ -50,20 +50,20 @@ SMALL = (
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--storage", type=Path, required=True, help="caches, and the rows so far")
+    p.add_argument("--storage", type=Path, required=True, help="folder of caches and of curves.csv")
     folder = p.parse_args(argv).storage.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "curves.csv"
     grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
-    seen: dict[bool, tuple[TrialConfig, TrialData]] = {}  # with a teacher and without
+    prepared: dict[bool, tuple[TrialConfig, TrialData]] = {}  # whether a teacher is used -> configuration and data
     for number, values in enumerate(grid):
         if part.is_file() and values in pd.read_csv(part, usecols=list(GRID)).to_dict("records"):
             continue
         config = compose([*SMALL, f"data.cache_dir='{folder / 'cache'}'", *(f"{k}={v}" for k, v in values.items())])
         taught = config.distill.taught
-        if taught not in seen:
-            seen[taught] = prepare(config, Console())
-        teachers, data = seen[taught][0].distill.teacher_ckpts, seen[taught][1]
+        if taught not in prepared:
+            prepared[taught] = prepare(config, Console())
+        teachers, data = prepared[taught][0].distill.teacher_ckpts, prepared[taught][1]
         config = replace(config, distill=replace(config.distill, teacher_ckpts=teachers))
         started = time.process_time()
         rows = record(config, data, folder / "trial")
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def record(config: TrialConfig, data: TrialData, folder: Path) -> list[dict[str, Any]]:
-    """The rows of one dense network and of all that is pruned from it."""
+    """Return the rows of one dense network and of all networks pruned from it."""
     dense = Trial(config, data, folder)
     rows = [_row("", r) for r in run_trial(dense)]
     for first in RATIOS:
@@ -88,7 +88,7 @@ def record(config: TrialConfig, data: TrialData, folder: Path) -> list[dict[str,
 
 
 def _forked(ended: Trial, data: TrialData, ratios: list[float]) -> Trial:
-    """A trial that stands where a shorter one has ended, and prunes once more."""
+    """Return a trial that continues from the end of the trial `ended` with one more prune step."""
     config = TrialConfig.from_flat(ended.config.flat() | {"prune.ratios": ratios})
     trial = Trial(config, data, ended.folder)
     trial.points = list(ended.points)

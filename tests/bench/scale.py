@@ -1,10 +1,11 @@
-"""10,000 simulated trials through the real driver: time per trial, memory and files as a study grows.
+"""10,000 simulated trials with the real driver: time per trial, memory and file sizes as a study grows.
 
     python tests/bench/scale.py                     # 10,000 trials of 3 results
     python tests/bench/scale.py --trials 1000 --sampler random
 
-Searcher, gate, scheduler, journal, tables and Ray are those of `tune/run.py`; only the training is a formula that takes
-no time. The last lines tell what a resume of such a study costs, and that its replay gives the same state.
+Searcher, feasibility check, scheduler, journal, tables and Ray are those of `tune/run.py`; only the training is a
+formula that takes no time. The last lines show the time to resume such a study, and whether its replay gives the
+same state.
 """
 
 import argparse
@@ -37,7 +38,7 @@ MARKS = (100, 500, 1_000, 2_500, 5_000, 7_500, 10_000)
 
 
 class Simulated(rt.Trainable):
-    """Two dense epochs and one prune step of a trial, by formula; checkpoints hold a line."""
+    """Two dense epochs and one prune step of a trial, computed by a formula; a checkpoint is one line of JSON."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
@@ -84,7 +85,7 @@ class Simulated(rt.Trainable):
 
 
 class Marks:
-    """A reducer that prints a line at each mark."""
+    """A reducer that prints a line at each number of ended trials in MARKS."""
 
     def __init__(self, search: Search, folder: Path):
         self._search, self._folder = search, folder
@@ -93,8 +94,8 @@ class Marks:
     def apply(self, event: Event) -> None:
         ended = self._search.log.state.n_ended
         if isinstance(event, TrialEnded) and ended in MARKS:
-            at, before = self._since
-            each = (time.perf_counter() - at) / (ended - before)
+            since, before = self._since
+            each = (time.perf_counter() - since) / (ended - before)
             journal = sum(s.path.stat().st_size for s in segments(self._folder)) / 1e6
             points = self._folder / "points.csv"
             table = points.stat().st_size / 1e6 if points.exists() else 0.0
@@ -121,9 +122,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="scale-") as made:
         folder = Path(made) / "study"
         folder.mkdir()
-        asked = {"num_samples": options.trials, "sampler": options.sampler, "scheduler": options.scheduler}
+        requested = {"num_samples": options.trials, "sampler": options.sampler, "scheduler": options.scheduler}
         manifest = StudyManifest(
-            Asked("study", command="scale", max_concurrent=2, **asked),
+            Asked("study", command="scale", max_concurrent=2, **requested),
             Resolved(str(folder), space=space.as_dict(), config=config.flat(), objectives=dict(OBJECTIVES)),
         )
         ray.init("local", num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
@@ -133,19 +134,19 @@ def main() -> int:
         search.log.attach(Marks(search, folder))
         started = time.perf_counter()
         search.run(Simulated)
-        took = time.perf_counter() - started
+        duration_s = time.perf_counter() - started
         search.journal.close()
         ray.shutdown()
-        each_ms = took / options.trials * 1e3
-        print(f"{options.trials} trials in {took:.0f} s, {search.log.state.counts()}, {each_ms:.1f} ms each")
+        each_ms = duration_s / options.trials * 1e3
+        print(f"{options.trials} trials in {duration_s:.0f} s, {search.log.state.counts()}, {each_ms:.1f} ms each")
         resumed = time.perf_counter()
         n_events = sum(1 for _ in read_events(folder))
-        read = time.perf_counter() - resumed
+        read_s = time.perf_counter() - resumed
         again = Search(Held(folder), manifest, space, patience, quiet)
         again.journal.close()
         print(
-            f"resume: {read:.1f} s to read {n_events} events, "
-            f"{time.perf_counter() - resumed - read:.1f} s to read and to replay them into every reducer"
+            f"resume: {read_s:.1f} s to read {n_events} events, "
+            f"{time.perf_counter() - resumed - read_s:.1f} s to read them and replay them into every reducer"
         )
         same = again.sampler.digest() == search.sampler.digest()
         print(f"the replayed sampler {'equals' if same else 'DIFFERS FROM'} the one that ran")

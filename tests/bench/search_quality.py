@@ -1,25 +1,26 @@
-"""How good the search is: hypervolume against epochs trained, ours against others, over many seeds. Nothing is trained.
+"""Quality of the search: hypervolume over trained epochs, ours and others, for many seeds, in simulated studies.
 
     python tests/bench/search_quality.py --seeds 20 [--problems recorded,concave,convex,gaps] [--out FILE.csv]
     python -m venv SYNE && SYNE/bin/pip install syne-tune       # for the MOASHA arms: --syne SYNE/bin/python
 
-    ours           FeasibleSampler behind the gate, mo_asha: what `python tune/run.py` does by default
-    ours_shared    the same where trials share dense parents: their epochs are counted once
-    stock          Ray's OptunaSearch (two objectives) with Ray's ASHAScheduler on accuracy, as they come
-    stock_tuned    the same with the grace period and factor of ours
+    ours           FeasibleSampler with the feasibility check, mo_asha: the defaults of `python tune/run.py`
+    ours_shared    the same with shared dense parents, whose epochs are counted once
+    stock          Ray's OptunaSearch (two objectives) with Ray's ASHAScheduler on accuracy, default settings
+    stock_tuned    the same with our grace period and reduction factor
     random         random configurations, trained to the end
-    moasha         Syne Tune's MOASHA as it comes;  moasha_tuned: with the grace period and factor of ours
-    gate_...       ours with another scheduler or sampler: what each part brings
+    moasha         Syne Tune's MOASHA with default settings;  moasha_tuned: with our grace period and reduction factor
+    gate_...       ours with another scheduler or sampler, to measure the effect of each part
 
-Every arm gets the points of all stages, also of a trial that it stops later. A configuration that fits the limits at
-no stage costs its epochs and adds nothing. Four workers; an arm ends when it has trained `--epochs`.
+The points of all stages count for every arm, also those of a trial that it stops later. A configuration that exceeds
+the limits at every stage costs its epochs and adds nothing. There are four workers. An arm ends after `--epochs`.
 
-    hv@25%         mean hypervolume after a quarter of the epochs, over that of the best front there is
-    x_stock        epochs that stock needs to its final mean hypervolume over those the arm needs to the same, with a
-                   95 % bootstrap interval over seeds; nan: not within its epochs, which the interval counts as 0
-    w_stock        the same in work: an epoch counts by its MACs
+    hv@25%         mean hypervolume after a quarter of the epochs, divided by that of the best possible front
+    x_stock        speed-up over stock: epochs until stock reaches its final mean hypervolume, divided by the epochs
+                   until the arm reaches it, with a 95 % bootstrap interval over seeds; nan: never reached, which counts
+                   as 0 in the interval
+    w_stock        the same, with each epoch weighted by its MACs
 
-tests/bench/data/search_quality.csv holds the tables of 20 seeds.
+tests/bench/data/search_quality.csv contains the tables of 20 seeds.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from problems import BOUNDS, Problem, recorded, synthetic
 from simulate import Trace, simulate
 
 COUNTS = ("trials", "stopped", "infeasible", "infeasible_epochs")
-POINTS = 2000  # of a curve
+POINTS = 2000  # number of points of a curve
 
 
 @cache
@@ -50,7 +51,7 @@ def problem_of(name: str) -> Problem:
 
 def measure(seed: int, problem: str, arm: str, budget: int, syne: str | None) -> Trace:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", message="Define-by-run")  # Ray's, that a draw took long
+    warnings.filterwarnings("ignore", message="Define-by-run")  # warning of Ray that a suggestion took long
     made = arms(syne)[arm](problem_of(problem), seed)
     trace = simulate(problem_of(problem), made, budget, shared=arm == "ours_shared")
     if isinstance(made, SyneArm):
@@ -59,7 +60,7 @@ def measure(seed: int, problem: str, arm: str, budget: int, syne: str | None) ->
 
 
 def curves_of(traces: Sequence[Trace], cost: str, budget: float) -> np.ndarray:
-    """Hypervolume along POINTS equal steps of a cost up to `budget`: `[seeds, POINTS + 1]`."""
+    """Return the hypervolume at POINTS equal steps of a cost up to `budget`: `[seeds, POINTS + 1]`."""
     curves = np.zeros((len(traces), POINTS + 1))
     for curve, trace in zip(curves, traces, strict=True):
         for spent, value in zip(getattr(trace, cost), trace.hypervolume, strict=True):
@@ -68,7 +69,7 @@ def curves_of(traces: Sequence[Trace], cost: str, budget: float) -> np.ndarray:
 
 
 def speed_up(stock: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Of `other` over `stock` (`[seeds, POINTS + 1]` both), with its interval."""
+    """Return the speed-up of `other` over `stock` (both `[seeds, POINTS + 1]`) and the ends of its interval."""
 
     def ratio(chosen: np.ndarray) -> float:
         reference, mean = stock[chosen].mean(axis=0), other[chosen].mean(axis=0)
@@ -81,7 +82,7 @@ def speed_up(stock: np.ndarray, other: np.ndarray) -> tuple[float, float, float]
 
 
 def table_of(problem: str, traces: dict[str, list[Trace]], budget: int) -> pd.DataFrame:
-    """A row for each arm."""
+    """Return the table of results, with one row per arm."""
     work = max(t.spent_work for ts in traces.values() for t in ts)
     by_epochs = {arm: curves_of(ts, "epochs", budget) for arm, ts in traces.items()}
     by_work = {arm: curves_of(ts, "work", work) for arm, ts in traces.items()}
@@ -103,16 +104,16 @@ def table_of(problem: str, traces: dict[str, list[Trace]], budget: int) -> pd.Da
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--seeds", type=int, default=20)
-    p.add_argument("--epochs", type=int, help="that an arm trains (default 300 of the 192 recorded trials, else 600)")
-    p.add_argument("--problems", default=",".join(["recorded", *BOUNDS]))
-    p.add_argument("--arms", help="default: all that can run")
-    p.add_argument("--syne", help="Python of an environment with syne-tune; without it its arms are left out")
-    p.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes (default: one a core)")
-    p.add_argument("--out", type=Path, help="CSV of all tables")
+    p.add_argument("--seeds", type=int, default=20, help="number of seeds (default: 20)")
+    p.add_argument("--epochs", type=int, help="number of epochs per arm (default: 300 for recorded, else 600)")
+    p.add_argument("--problems", default=",".join(["recorded", *BOUNDS]), help="problems (default: %(default)s)")
+    p.add_argument("--arms", help="arms to run, separated by commas (default: all that can run)")
+    p.add_argument("--syne", help="Python of an environment with syne-tune; without it, its arms are omitted")
+    p.add_argument("--jobs", type=int, default=os.cpu_count(), help="number of processes (default: one per core)")
+    p.add_argument("--out", type=Path, help="csv file for all tables")
     options = p.parse_args(argv)
     if not options.syne:
-        print("without --syne PYTHON the arms of Syne Tune's MOASHA are left out (--help tells how to install it)")
+        print("--syne is not set: the arms of Syne Tune's MOASHA are omitted (--help shows how to install it)")
     chosen = options.arms.split(",") if options.arms else list(arms(options.syne))
     tables = []
     with ProcessPoolExecutor(options.jobs) as pool:

@@ -1,11 +1,14 @@
-"""Syne Tune's MOASHA behind a pipe, for tests/bench/search_quality.py, in an environment of its own:
+"""Syne Tune's MOASHA as a child process of tests/bench/search_quality.py, in its own environment:
 
     python -m venv FOLDER && FOLDER/bin/pip install syne-tune
 
-A JSON line a question on stdin, a JSON line an answer on stdout. The first one sets everything up:
+Each request is a JSON line on stdin, each answer a JSON line on stdout. The first request is the configuration and has
+no answer:
 
     {"space": {name: ["choice", [...]] | ["uniform", [low, high]] | ["int", [low, high]]}, "seed", "max_t", ...}
-    {"ask": name} -> configuration;  {"told": name, "result": {...}} -> true: go on;  {"ended": name, "result": {...}}
+    {"ask": name} -> configuration
+    {"report": name, "result": {...}} -> true: continue the trial, false: stop it
+    {"end": name, "result": {...} or null if the trial was stopped} -> null
 """
 
 import datetime
@@ -22,25 +25,25 @@ KINDS = {"choice": lambda members: choice(members), "uniform": lambda r: uniform
 
 def main() -> None:
     start = json.loads(sys.stdin.readline())
-    np.random.seed(start.pop("seed"))  # what MOASHA draws from
+    np.random.seed(start.pop("seed"))  # MOASHA uses this global generator
     space = {name: KINDS[kind](arguments) for name, (kind, arguments) in start.pop("space").items()}
     scheduler = MOASHA(space, metrics=["error", "macs"], time_attr="epochs", **start)
     trials: dict[str, Trial] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        if name := asked.get("ask"):
+        request = json.loads(line)
+        if name := request.get("ask"):
             config = scheduler.suggest().config
             trials[name] = Trial(trial_id=len(trials), config=config, creation_time=datetime.datetime.now())
             scheduler.on_trial_add(trials[name])
             answer = config
-        elif name := asked.get("told"):
-            answer = scheduler.on_trial_result(trials[name], asked["result"]) == "CONTINUE"
+        elif name := request.get("report"):
+            answer = scheduler.on_trial_result(trials[name], request["result"]) == "CONTINUE"
         else:
-            trial = trials[asked["ended"]]
-            if asked["result"] is None:
+            trial = trials[request["end"]]
+            if request["result"] is None:
                 scheduler.on_trial_remove(trial)
             else:
-                scheduler.on_trial_complete(trial, asked["result"])
+                scheduler.on_trial_complete(trial, request["result"])
             answer = None
         print(json.dumps(answer), flush=True)
 

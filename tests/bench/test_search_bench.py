@@ -1,4 +1,4 @@
-"""The bench of the search: its simulator counts right, its problems are what they say."""
+"""Tests of the search benchmark: the simulator counts correctly, and the problems have the described properties."""
 
 from typing import Any
 
@@ -12,19 +12,19 @@ from simulate import simulate
 
 
 class InTurn:
-    """Asks for given configurations, and stops trials after `patience` epochs."""
+    """An arm that returns the given configurations in order and stops trials after `patience` epochs."""
 
     def __init__(self, configurations: list[dict[str, Any]], patience: int = 99):
-        self.left, self.patience, self.heard = list(configurations), patience, []
+        self.remaining, self.patience, self.ended = list(configurations), patience, []
 
     def ask(self, name: str) -> dict[str, Any] | None:
-        return self.left.pop(0) if self.left else None
+        return self.remaining.pop(0) if self.remaining else None
 
-    def told(self, name: str, result: dict[str, Any]) -> bool:
+    def report(self, name: str, result: dict[str, Any]) -> bool:
         return result["epochs"] < self.patience
 
-    def ended(self, name: str, result: dict[str, Any]) -> None:
-        self.heard.append((name, result["epochs"], len(result["points"])))
+    def end(self, name: str, result: dict[str, Any]) -> None:
+        self.ended.append((name, result["epochs"], len(result["points"])))
 
 
 def two_sizes() -> list[dict[str, Any]]:
@@ -38,8 +38,8 @@ def test_epochs_points_and_infeasible_trials_are_counted() -> None:
     epochs = [len(problem.curve(values)) for values in two_sizes()]
     assert trace.spent == sum(epochs) == 38
     assert (trace.trials, trace.stopped, trace.infeasible, trace.infeasible_epochs) == (2, 0, 1, epochs[1])
-    assert arm.heard == [("t0000", 19, 2), ("t0001", 19, 2)]  # the small one's epochs are short
-    assert len(trace.hypervolume) == 2  # the large one's points add nothing
+    assert arm.ended == [("t0000", 19, 2), ("t0001", 19, 2)]  # the epochs of the small network take less time
+    assert len(trace.hypervolume) == 2  # the points of the large network add nothing
     assert 0 < trace.hypervolume[0] <= trace.hypervolume[1] < 1
     stopped = simulate(problem, InTurn(two_sizes(), patience=3), budget=1000, workers=1)
     assert (stopped.spent, stopped.stopped, stopped.hypervolume) == (6, 2, [])

@@ -1,18 +1,18 @@
-"""Does it help? Distillation, RepConv branches and progressive pruning, each against its control, over several seeds.
+"""Effect of distillation, RepConv branches and progressive pruning, each against a control, over several seeds.
 
     TAU24_PATH=... python tests/bench/training_study.py --out analysis/studies/training --seeds 0,1,2,3,4
     python -m analysis.paired analysis/studies/training/raw.csv --pairs plain_kd:plain_ce,rep_kd:rep_ce,...
 
-A seed decides the division into training and validation, the teacher, every initial weight and the order of the clips;
-all arms of a seed share the division and the teacher.
+A seed sets the division into training and validation, the teacher, all initial weights and the order of the clips; all
+arms of a seed use the same division and teacher.
 
     plain_ce plain_kd rep_ce rep_kd    dense: CP-Mobile or Rep-Mobile, labels alone or with distillation
     progressive                        rep_kd pruned in `--steps` steps to `--share` of its MACs, retrained after each
     one_shot                           rep_kd pruned once to the same size, retrained for as many epochs
-    scratch                            the final widths from new weights, for the epochs of rep_kd and the retraining
+    scratch                            the final widths with new weights, for the epochs of rep_kd and the retraining
 
-Each row of raw.csv is written when its arm is done; a killed study goes on. The test split is measured once an arm,
-after its training, and decides nothing.
+Each row of raw.csv is written when its arm is done, so a killed study can be continued. The test split is measured once
+per arm, after its training, and is not used for any choice.
 """
 
 import argparse
@@ -47,10 +47,10 @@ DENSE = {
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True, help="folder of raw.csv")
-    p.add_argument("--storage", type=Path, default=Path("runs"), help="caches and the arms' folders")
-    p.add_argument("--seeds", default="0,1,2,3,4")
-    p.add_argument("--steps", type=int, default=3)
-    p.add_argument("--share", type=float, default=0.25, help="of the dense MACs that pruning leaves")
+    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of caches and arms (default: runs)")
+    p.add_argument("--seeds", default="0,1,2,3,4", help="random seeds (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=3, help="number of prune steps (default: 3)")
+    p.add_argument("--share", type=float, default=0.25, help="share of the dense MACs after pruning (default: 0.25)")
     options, words = p.parse_known_args(argv)
 
     def work(console: Console) -> int:
@@ -68,7 +68,7 @@ class Study:
     def __init__(self, options: argparse.Namespace, words: list[str], seed: int, console: Console):
         self.options, self.words, self.seed, self.console = options, words, seed, console
         self.folder = options.storage.resolve() / f"training-study-{seed}"
-        self.raw = options.out / f"raw-{seed}.csv"  # one file a seed: seeds may run side by side
+        self.raw = options.out / f"raw-{seed}.csv"  # one file per seed, so that seeds can run in parallel
 
     def run(self) -> None:
         for arm, (student, alpha) in DENSE.items():

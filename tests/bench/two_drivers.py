@@ -1,13 +1,13 @@
-"""Two drivers on one study in an object store, with the real times: one is paused, or loses its storage, for minutes.
+"""Two drivers on one study in an object store, with real timeouts: one is paused, or loses its storage, for minutes.
 
-    python tests/bench/two_drivers.py                 # all cases, some 20 minutes
+    python tests/bench/two_drivers.py                 # all cases, about 20 minutes
     python tests/bench/two_drivers.py --case search --minutes 2
 
-    preparation, search     driver A is stopped by SIGSTOP; B is refused at once, and takes over when A counts as dead
-    storage                 A's line to the store is cut for ten minutes and mended; nobody else takes the study
-    storage_taken           the same, and B takes over meanwhile
+    preparation, search     driver A is paused by SIGSTOP; B is rejected at first, and takes over when A's lease expires
+    storage                 A's connection to the store is cut for ten minutes and restored; no other driver starts
+    storage_taken           the same, but B takes over in the meantime
 
-An S3 server (moto) runs on this machine. Exit status 1 when a study is not as it must be.
+An S3 server (moto) runs on this machine. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -38,7 +38,7 @@ TRIALS = 3
 
 
 def check(store: Store, folder: Path, drivers: int) -> Iterator[str]:
-    """What is wrong with a study that has ended."""
+    """Yield the faults of a study that has ended."""
     shutil.rmtree(folder, ignore_errors=True)
     store.pull("journal", folder / "journal")
     state, points = StudyState(), []
@@ -55,13 +55,13 @@ def check(store: Store, folder: Path, drivers: int) -> Iterator[str]:
 
 
 def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) -> list[str]:
-    """One case; what was not as it must be."""
+    """Run one case and return the faults found."""
     line, store = Line(endpoint), Store(f"s3://studies/{case}/x")
     a, b = Machine(folder / f"{case}-a", line.endpoint, AS_IT_IS), Machine(folder / f"{case}-b", endpoint, AS_IT_IS)
     words = ["--space", str(folder / "s.yaml"), "--name", "x", "--resume", "auto", "--storage", f"s3://studies/{case}"]
     words += ["--num-samples", str(TRIALS), "--max-concurrent", "1", "--scheduler", "fifo", "train.epochs=4"]
     words += ["--address", address, f"--dataset_dir={folder / 'tau'}", f"--cache_dir={folder / case}", *SMALL]
-    driver, wrong, taken = a.start(*words), list[str](), case != "storage"
+    driver, wrong, taken_over = a.start(*words), list[str](), case != "storage"
     try:
         if case == "preparation":
             wait_until(lambda: any(name.endswith(".alive") for name in store.names("lease")), driver)
@@ -72,26 +72,26 @@ def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) ->
             line.cut()
         else:
             os.kill(driver.pid, signal.SIGSTOP)
-        status, said = b.run(*words)
-        if status != 2 or str(driver.pid) not in said:
-            wrong.append(f"B was not refused while A's claim is fresh: {status}, {said[-500:]}")
-        if taken:
+        status, output = b.run(*words)
+        if status != 2 or str(driver.pid) not in output:
+            wrong.append(f"B was not rejected while A's lease is valid: {status}, {output[-500:]}")
+        if taken_over:
             time.sleep(max(0.0, begun + FRESH_S + 5 - time.monotonic()))
-            status, said = b.run(*words)
+            status, output = b.run(*words)
             if status:
-                wrong.append(f"B did not take over: {status}, {said[-500:]}")
+                wrong.append(f"B did not take over: {status}, {output[-500:]}")
         before = content(store)
         time.sleep(max(0.0, begun + 60 * minutes - time.monotonic()))
         line.mend() if case.startswith("storage") else os.kill(driver.pid, signal.SIGCONT)
-        said, _ = driver.communicate(timeout=300)
-        if driver.returncode != (2 if taken else 0):
-            wrong.append(f"A ended with {driver.returncode}: {said[-500:]}")
-        if taken and content(store) != before:
-            wrong.append("A has changed the store after it had lost the study")
+        output, _ = driver.communicate(timeout=300)
+        if driver.returncode != (2 if taken_over else 0):
+            wrong.append(f"A ended with {driver.returncode}: {output[-500:]}")
+        if taken_over and content(store) != before:
+            wrong.append("A changed the store after it had lost the lease")
         wrong += check(store, folder / "read", drivers=1 if case in ("preparation", "storage") else 2)
-        last = said.strip().splitlines()[-1]
+        last = output.strip().splitlines()[-1]
         away_s = time.monotonic() - begun
-        print(f"{case}: away for {away_s:.0f} s; A's last line: {last[:150]}; {wrong or 'as it must be'}", flush=True)
+        print(f"{case}: away for {away_s:.0f} s; A's last line: {last[:150]}; {wrong or 'no faults'}", flush=True)
     finally:
         line.cut()
         end(driver)
@@ -100,8 +100,8 @@ def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES))
-    parser.add_argument("--minutes", type=float, help="how long A is away (default: 2 paused, 10 without its storage)")
+    parser.add_argument("--case", choices=list(CASES), help="the only case to run (default: all)")
+    parser.add_argument("--minutes", type=float, help="minutes without A (default: 2 paused, 10 without storage)")
     options = parser.parse_args()
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()

@@ -11,28 +11,29 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from trainables.config.schema import ConfigError, TrialConfig, _build, _schema, _unknown, key_types
+from trainables.config.schema import ConfigError, TrialConfig, build_config, key_types, schema_tree, unknown_name
 
 CONFIG_DIR = Path(__file__).parent / "groups"
 
 
 def compose(overrides: Sequence[str]) -> TrialConfig:
-    """The configuration that `trainables/config/groups/config.yaml` and Hydra `overrides` describe."""
-    ConfigStore.instance().store(name="trial", node=_schema())
+    """Return the configuration of `groups/config.yaml` with Hydra `overrides`; ConfigError for an invalid one."""
+    ConfigStore.instance().store(name="trial", node=schema_tree())
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             tree = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
-        hint = _unknown(key, list(key_types())) if "." in key and key not in key_types() else ""
+        hint = unknown_name(key, list(key_types())) if "." in key and key not in key_types() else ""
         cause = f": {error.__cause__}" if error.__cause__ else ""
-        told = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra's own is of many lines
-        raise ConfigError(hint or f"{told}{cause}") from error
-    return _build(tree)
+        message = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra writes several lines
+        raise ConfigError(hint or f"{message}{cause}") from error
+    return build_config(tree)
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Key, or group, -> value of Hydra overrides, as Hydra reads them: 0.250 is 0.25. The last of one key counts."""
+    """Return key or group -> value of Hydra overrides, as Hydra reads them (0.250 is 0.25); the last value of a key
+    counts."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

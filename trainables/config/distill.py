@@ -13,13 +13,13 @@ ENSEMBLES = ("logits", "probabilities", "greedy")
 class DistillConfig:
     """Distillation of an ensemble of teachers into the student."""
 
-    kd_alpha: float = 0.5  # weight of the hard label; 1: no teacher takes part
-    kd_temp: float = 4.0  # temperature T
-    teacher_ckpts: tuple[str, ...] = ()  # teacher folders or logits files; none: one is fine-tuned as `teacher` says
-    ensemble: str = "logits"  # mean of the teachers' logits or probabilities, or greedy: weights chosen on validation
-    teacher_weights: tuple[float, ...] = ()  # one a teacher, in that order; none: equal
-    mode: str = "offline"  # cached logits of the plain clips; online: the teachers hear each batch as it is augmented
-    feature_weight: float = 0.0  # of the similarity loss on one teacher's and the student's features; online only
+    kd_alpha: float = 0.5  # weight of the cross-entropy with the label, in [0, 1]; 1: no teacher is used
+    kd_temp: float = 4.0  # temperature of both softmaxes, above 0
+    teacher_ckpts: tuple[str, ...] = ()  # teacher folders or logits files; empty: one is fine-tuned (keys teacher.*)
+    ensemble: str = "logits"  # mean of logits, of probabilities, or greedy (weights chosen on validation clips)
+    teacher_weights: tuple[float, ...] = ()  # a weight for each teacher, in the same order; empty: equal weights
+    mode: str = "offline"  # offline (cached logits of the clips) or online (teachers predict each augmented batch)
+    feature_weight: float = 0.0  # weight of the similarity loss between features; needs mode=online and one teacher
 
     def __post_init__(self):
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
@@ -45,18 +45,18 @@ class DistillConfig:
 
     @property
     def taught(self) -> bool:
-        """Whether a teacher takes part."""
+        """Whether a teacher is used."""
         return self.kd_alpha < 1 or self.feature_weight > 0
 
 
 def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> None:
-    """ValueError for an unknown method, or weights that are none of `n_teachers` (0: not known yet)."""
+    """Raise ValueError for an unknown method, or for weights that do not fit `n_teachers` (0: not known yet)."""
     if method not in ENSEMBLES:
         raise ValueError(f"distill.ensemble={method!r}: expected one of {', '.join(ENSEMBLES)}")
-    told = f"distill.teacher_weights={list(weights)}"
+    found = f"distill.teacher_weights={list(weights)}"
     if weights and method == "greedy":
-        raise ValueError(f"{told}: distill.ensemble=greedy chooses the weights itself")
+        raise ValueError(f"{found}: distill.ensemble=greedy chooses the weights itself")
     if weights and n_teachers and len(weights) != n_teachers:
-        raise ValueError(f"{told}: expected {n_teachers}, one for each teacher")
+        raise ValueError(f"{found}: expected {n_teachers}, one for each teacher")
     if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-        raise ValueError(f"{told}: expected numbers >= 0, not all of them 0")
+        raise ValueError(f"{found}: expected numbers >= 0, not all of them 0")

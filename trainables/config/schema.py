@@ -1,10 +1,10 @@
-"""One trial's configuration: the dataclasses of every part under one roof, and the ways to write it.
+"""`TrialConfig`, the configuration of one trial, which holds the dataclasses of all parts; three ways to make one:
 
-    compose(["student=rep_mobile", "train.lr=1e-3"])        Hydra overrides over `trainables/config/groups/`
-    compose(flags_to_overrides(["--kd_alpha=0.6", "--subset", "5"]))     the DCASE baseline's flags
-    TrialConfig.from_flat({"distill.kd_alpha": 0.6})         dotted names, as a search samples them
+    compose(["student=rep_mobile", "train.lr=1e-3"])                     Hydra overrides (compose.py)
+    compose(flags_to_overrides(["--kd_alpha=0.6", "--subset", "5"]))     flags of the DCASE baseline (flags.py)
+    TrialConfig.from_flat({"distill.kd_alpha": 0.6})                     dotted names, as a search samples them
 
-An unknown key is an error that names the nearest known ones.
+An unknown key raises ConfigError, which names the most similar known keys.
 """
 
 import copy
@@ -30,7 +30,7 @@ from data.tau import DataConfig
 from trainables.config.distill import DistillConfig
 from trainables.config.train import TrainConfig
 
-# what population based training changes while a trial runs: rates, which fit whatever weights there are
+# keys that population based training changes while a trial runs: rates, which are valid with any weights
 MUTABLE_KEYS = (
     *("train.lr", "distill.kd_alpha", "distill.kd_temp"),
     *("augment.mixstyle_p", "augment.mixstyle_alpha", "augment.mixup_alpha"),
@@ -38,12 +38,12 @@ MUTABLE_KEYS = (
 
 
 class ConfigError(ValueError):
-    """A configuration key or value that cannot be."""
+    """An unknown configuration key, or an invalid value."""
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher that is fine-tuned when `distill.teacher_ckpts` names none."""
+    """The teacher that is fine-tuned if `distill.teacher_ckpts` names none."""
 
     model: TeacherModelConfig = field(default_factory=TeacherModelConfig)
     frontend: FrontEndConfig = field(
@@ -51,7 +51,7 @@ class TeacherConfig:
     )
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=8, time_mask=4, mixstyle_p=0.2))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=25, batch_size=64, lr=1e-4))
-    lr_decay: float = 1.0  # a layer's learning rate over that of the layer above it; 1: all the same
+    lr_decay: float = 1.0  # learning rate of a layer divided by that of the layer above it, in (0, 1]; 1: all equal
 
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
@@ -60,10 +60,10 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """Everything that shapes one trial."""
+    """All settings of one trial."""
 
-    seed: int = 0
-    replicate: int = 0  # which repetition of a configuration: draws all of its training anew, on the same clips
+    seed: int = 0  # random seed: held-out locations, initial weights, every draw of training
+    replicate: int = 0  # number of the repetition: draws initial weights and training anew, on the same clips
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -82,34 +82,34 @@ class TrialConfig:
 
     @property
     def training_seed(self) -> int:
-        """Of every random draw in training; the hold-out, teachers and caches follow `seed` itself."""
+        """Return the seed of all random draws of training; the hold-out, teachers and caches use `seed` itself."""
         if not self.replicate:
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.replicate]).generate_state(1)[0])
 
     def flat(self) -> dict[str, Any]:
-        """Dotted name -> value, with tuples as lists: what travels through Ray and JSON."""
+        """Return dotted name -> value, with tuples as lists, as Ray and JSON need it."""
         return _flatten(self)
 
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> "TrialConfig":
-        """Defaults overridden by dotted names; ConfigError for an unknown name or an unfit value."""
+        """Return the defaults overridden by dotted names; ConfigError for an unknown name or an invalid value."""
         known, default = key_types(), _default_flat()
-        tree = copy.deepcopy(_template())  # made once: a search asks for thousands
+        tree = copy.deepcopy(_template())  # the template is built once: a search builds thousands of configurations
         for key, value in values.items():
             if key not in known:
-                raise ConfigError(_unknown(key, list(known)))
+                raise ConfigError(unknown_name(key, list(known)))
             if type(value) is type(default[key]) and value == default[key]:
                 continue
             try:
                 OmegaConf.update(tree, key, value, merge=False)
             except OmegaConfBaseException as error:
                 raise ConfigError(f"{key}={value!r}: {str(error).splitlines()[0]}") from error
-        return _build(tree)
+        return build_config(tree)
 
 
 def key_types() -> dict[str, Any]:
-    """Every dotted key of TrialConfig and its type."""
+    """Return dotted key -> type of every key of TrialConfig."""
 
     def walk(cls: type, prefix: str) -> dict[str, Any]:
         hints = typing.get_type_hints(cls)
@@ -123,8 +123,8 @@ def key_types() -> dict[str, Any]:
     return walk(TrialConfig, "")
 
 
-def _schema() -> DictConfig:
-    """TrialConfig as a tree to fill in: OmegaConf takes frozen dataclasses for read-only ones."""
+def schema_tree() -> DictConfig:
+    """Return TrialConfig as an OmegaConf tree that can be changed; OmegaConf makes frozen dataclasses read-only."""
 
     def unlock(node: DictConfig) -> None:
         OmegaConf.set_readonly(node, None)
@@ -140,7 +140,7 @@ def _schema() -> DictConfig:
 
 @cache
 def _template() -> DictConfig:
-    return _schema()
+    return schema_tree()
 
 
 @cache
@@ -148,7 +148,8 @@ def _default_flat() -> dict[str, Any]:
     return TrialConfig().flat()
 
 
-def _build(tree: Any) -> TrialConfig:
+def build_config(tree: Any) -> TrialConfig:
+    """Return the configuration in an OmegaConf tree; ConfigError for an invalid value."""
     try:
         config = OmegaConf.to_object(tree)
     except (ValueError, AttributeError, OmegaConfBaseException) as error:  # AttributeError: a key forced in by ++
@@ -168,7 +169,8 @@ def _flatten(part: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def _unknown(name: str, known: list[str], kind: str = "configuration key ") -> str:
+def unknown_name(name: str, known: list[str], kind: str = "configuration key ") -> str:
+    """Return the message for an unknown name, with the most similar known ones."""
     near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(
         name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], 3
     )

@@ -1,4 +1,4 @@
-"""`TrainConfig`: how a network is trained, whoever it is; the learning rate that follows, and the machine's part."""
+"""`TrainConfig`: how a student or a teacher is trained, and for how many epochs."""
 
 import math
 from dataclasses import dataclass
@@ -14,23 +14,23 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class TrainConfig:
     """Dense training: AdamW with linear warm-up and cosine decay, as the DCASE 2024 baseline."""
 
-    epochs: int = 150
-    min_steps: int = 0  # a study raises the epochs until there are as many steps: small data sets need more epochs
-    batch_size: int = 256
+    epochs: int = 150  # epochs of dense training
+    min_steps: int = 0  # least number of optimiser steps; a study raises `epochs` to reach it on small data sets
+    batch_size: int = 256  # clips per batch
     lr: float = 5e-3  # peak learning rate
-    weight_decay: float = 1e-4
-    warmup: float = 0.1  # share of the steps with rising learning rate
-    warmup_steps: int | None = None  # the same in steps, of dense training; none: `warmup` holds
-    schedule: str = "cosine"  # cosine, or jku: exponential rise, constant, linear fall, constant
-    rampdown_start: float = 1 / 3  # jku: share of the steps before the fall
-    rampdown: float = 0.56  # jku: share of the steps that the fall takes
-    last_lr: float = 0.005  # jku: final rate over peak rate
-    accumulate: int = 1  # batches whose gradients make one step
-    amp: str = "off"  # autocast of the network: off, bf16, fp16 (CUDA only)
-    label_smoothing: float = 0.0  # of the cross-entropy
-    ema_decay: float = 0.0  # moving average of the weights, which is then what counts; 0: off
-    device: str = "auto"  # auto: CUDA where there is one
-    threads: int = 1  # CPU threads of a trial
+    weight_decay: float = 1e-4  # weight decay of AdamW
+    warmup: float = 0.1  # share of the steps in which the learning rate rises, in [0, 1)
+    warmup_steps: int | None = None  # length of the rise in steps, of dense training; None: `warmup` decides
+    schedule: str = "cosine"  # learning-rate schedule: cosine, or jku (rise, constant, linear fall, constant)
+    rampdown_start: float = 1 / 3  # schedule jku: share of the steps before the learning rate falls
+    rampdown: float = 0.56  # schedule jku: share of the steps in which the learning rate falls
+    last_lr: float = 0.005  # schedule jku: final learning rate divided by the peak
+    accumulate: int = 1  # number of batches whose gradients make one optimiser step
+    amp: str = "off"  # mixed precision (autocast) of the network: off, bf16, or fp16 (CUDA only)
+    label_smoothing: float = 0.0  # label smoothing of the cross-entropy, in [0, 1)
+    ema_decay: float = 0.0  # decay of the moving average of the weights, which is then validated and deployed; 0: off
+    device: str = "auto"  # auto (CUDA if there is a GPU), cpu or cuda
+    threads: int = 1  # number of CPU threads of a trial
 
     def __post_init__(self):
         for name, known in (("device", DEVICES), ("schedule", SCHEDULES), ("amp", tuple(AMP))):
@@ -60,10 +60,10 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)}: expected a number in [0, 1)")
 
     def epoch_steps(self, n_clips: int) -> int:
-        """Steps of the optimiser in one epoch of `n_clips` clips."""
+        """Return the number of optimiser steps in one epoch of `n_clips` clips."""
         return math.ceil(math.ceil(n_clips / self.batch_size) / self.accumulate)
 
 
 def enough_epochs(config: TrainConfig, n_clips: int) -> int:
-    """`config.epochs`, or as many as `config.min_steps` asks for on `n_clips` clips."""
+    """Return `config.epochs`, or the larger number that gives `config.min_steps` steps on `n_clips` clips."""
     return max(config.epochs, math.ceil(config.min_steps / config.epoch_steps(n_clips)))

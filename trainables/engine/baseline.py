@@ -1,4 +1,4 @@
-"""The bar every front has to clear: a logistic regression on each clip's log-mel means and deviations over time.
+"""The baseline that every network has to beat: logistic regression on the mean and deviation of each log-mel bin.
 
 accuracy = cached_baseline(train, validation, config.frontend, cache_dir)      # fitted once for these clips
 """
@@ -21,18 +21,18 @@ FORMAT = 1  # raise it when the regression or its features change
 
 
 def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> float:
-    """Return `baseline_accuracy`, computed only where `cache_dir` does not hold it yet."""
+    """Return `baseline_accuracy`; it is computed only if it is not cached in `cache_dir` yet."""
     path = baseline_file(train, evaluated, front_end, cache_dir)
-    known = read_baseline(path)
-    if known is not None:
-        return known
+    cached = read_baseline(path)
+    if cached is not None:
+        return cached
     accuracy = baseline_accuracy(train, evaluated, front_end)
     replace_text(path, json.dumps({"format": FORMAT, "name": NAME, "macro_avg_acc": accuracy}))
     return accuracy
 
 
 def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> Path:
-    """Return where the baseline of these clips and this front-end is cached; its name is a hash of both."""
+    """Return the cache file of the baseline of these clips and this front-end; its name is a hash of both."""
     key = {
         "format": FORMAT,
         "front_end": asdict(front_end),
@@ -43,7 +43,7 @@ def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cac
 
 
 def read_baseline(path: Path) -> float | None:
-    """Return a cached accuracy; None where there is none, or the file is damaged."""
+    """Return a cached accuracy; None if the file does not exist or is damaged."""
     try:
         accuracy = json.loads(path.read_text())["macro_avg_acc"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -52,8 +52,8 @@ def read_baseline(path: Path) -> float | None:
 
 
 def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig) -> float:
-    """Macro average accuracy on `evaluated` of a regression fitted to `train`."""
-    from sklearn.linear_model import LogisticRegression  # here: a second that a command without it need not spend
+    """Return the macro average accuracy on `evaluated` of a regression fitted to `train`."""
+    from sklearn.linear_model import LogisticRegression  # imported here because the import takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -65,7 +65,7 @@ def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig)
 
 @torch.no_grad()
 def statistics(clips: Clips, config: FrontEndConfig, batch_size: int = 64) -> np.ndarray:
-    """Mean and standard deviation over time of each mel bin, `[N, 2 * n_mels]`."""
+    """Return the mean and the standard deviation over time of each mel bin, `[N, 2 * n_mels]`."""
     front_end, parts = LogMel(config), []
     for start in range(0, len(clips.rows), batch_size):
         x = front_end(clips.cache.batch(clips.rows[start : start + batch_size])).squeeze(1)  # [B, F, T]

@@ -1,4 +1,4 @@
-"""The network as shipped: fused, rounded, and described for its user."""
+"""The deployed form of a network: fused, rounded, and with a description of how to use it."""
 
 from dataclasses import asdict
 from typing import Any
@@ -11,14 +11,15 @@ from trainables.config.schema import TrialConfig
 
 
 def placed(model: Student, device: torch.device) -> Student:
-    """On `device`, in the memory layout that its convolutions are fastest with."""
+    """Move the model to `device`, in the memory layout in which its convolutions are fastest."""
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def deploy(model: Student, precision: str) -> Student:
-    """The network as shipped: branches fused, parameters rounded to half precision unless fp32 is asked for.
+    """Return the deployed form of a network: branches fused, parameters rounded to fp16 unless `precision` is fp32.
 
-    Arithmetic stays float32 and BN statistics stay as they are; int8 bytes are counted, its rounding is not simulated.
+    Arithmetic stays float32, and BN statistics are not rounded. For int8 the bytes are counted, but the rounding to
+    int8 is not simulated.
     """
     deployed = model.fuse()
     if precision != "fp32":
@@ -29,5 +30,5 @@ def deploy(model: Student, precision: str) -> Student:
 
 
 def describe_use(config: TrialConfig) -> dict[str, Any]:
-    """What a checkpoint needs beside its weights to be used: class names and front-end."""
+    """Return the metadata that a user of a checkpoint needs: class names and front-end."""
     return {"classes": list(tau.SCENES), "frontend": asdict(config.frontend)}

@@ -1,4 +1,4 @@
-"""The device and the process that a network is trained in."""
+"""The device on which a network is trained, and settings of its process."""
 
 import ctypes
 
@@ -8,14 +8,14 @@ from trainables.config.train import TrainConfig
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; ValueError when `cuda` is asked for in vain."""
+    """Return the device called `cpu`, `cuda` or `auto` (CUDA if available); ValueError if `cuda` is not available."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("train.device='cuda', but PyTorch sees no CUDA device on this machine; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Where `config` is trained; ValueError when it cannot be there."""
+    """Return the device on which `config` is trained; ValueError if it is not available or does not support `amp`."""
     device = pick_device(config.device)
     if config.amp == "fp16" and device.type != "cuda":
         raise ValueError("train.amp='fp16' needs a CUDA device: its scaled gradients have no CPU form; use bf16 or off")
@@ -23,11 +23,14 @@ def training_device(config: TrainConfig) -> torch.device:
 
 
 def set_up_process(threads: int) -> None:
-    """Threads, and glibc told to keep large blocks: mapping each activation anew costs half of a CPU epoch."""
+    """Set the number of threads, and make glibc keep large memory blocks.
+
+    By default it maps each activation anew, which takes half of the time of a CPU epoch.
+    """
     torch.set_num_threads(threads)
     try:
         libc = ctypes.CDLL("libc.so.6")
-    except OSError:  # another C library: nothing to tell it
+    except OSError:  # another C library, which has no such options
         return
     m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
     for option, value in (

@@ -1,6 +1,6 @@
-"""The one door to the test split, and the unlabelled evaluation set beside it.
+"""The only access to the test split, and predictions for the unlabelled evaluation set.
 
-`tune/evaluate.py` opens it for a study's front, `run_training.py` for the network that it has trained.
+`tune/evaluate.py` uses it for the networks of a study's front, `run_training.py` for the network that it trained.
 """
 
 from pathlib import Path
@@ -25,22 +25,24 @@ from trainables.inputs.clips import Clips, clips_of
 
 
 class Deployed:
-    """A deployed network from its checkpoint folder, with the front-end and the classes that it was trained for.
+    """A deployed network from its checkpoint folder, with the front-end with which it was trained.
 
-    CheckpointError when the folder is damaged, for other classes, or holds a network of another size than `expected`
-    (MACs, parameters); ConfigError for a `device` that is not there.
+    Raise CheckpointError if the folder is damaged, the network has other classes, or its size is not `expected`
+    (MACs, parameters). Raise ConfigError if `device` is not available.
     """
 
     def __init__(self, folder: Path, device: str, expected: tuple[int, int] | None = None):
         student, extra = load_student(folder)
         if tuple(extra["classes"]) != tau.SCENES:
-            raise CheckpointError(f"{folder} knows the classes {extra['classes']}; expected {tau.SCENES}")
+            raise CheckpointError(
+                f"{folder} has the classes {extra['classes']}; expected {tau.SCENES}: evaluate a network of this task"
+            )
         self.front_end_config = FrontEndConfig(**extra["frontend"])
         self.size = get_torch_size(student, (1, 1, self.front_end_config.n_mels, self.front_end_config.frames))
         if expected is not None and self.size != expected:
             raise CheckpointError(
-                f"{folder} holds another network ({self.size[0]:,} MACs, {self.size[1]:,} parameters) than the one "
-                f"that was measured there ({expected[0]:,} MACs, {expected[1]:,} parameters)"
+                f"{folder} holds a network of {self.size[0]:,} MACs and {self.size[1]:,} parameters; expected the one "
+                f"that was measured there, of {expected[0]:,} MACs and {expected[1]:,} parameters: restore the folder"
             )
         try:
             where = pick_device(device)
@@ -50,15 +52,16 @@ class Deployed:
         self.front_end = LogMel(self.front_end_config).to(where)
 
     def logits(self, clips: Clips) -> torch.Tensor:
-        """`[N, C]` on the CPU."""
+        """Return the logits `[N, C]` on the CPU."""
         return predict(self.student, clips, self.front_end)
 
     def measure(self, clips: Clips) -> Metrics:
+        """Return the metrics of the network on `clips`."""
         return measure(self.logits(clips).numpy(), clips.labels, clips.devices)
 
 
 def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> Clips:
-    """The test split's clips."""
+    """Return the clips of the test split."""
     d = config.data
     root, cache_dir = tau.dataset_root(d.dataset_dir), Path(d.cache_dir)
     table = tau.read_split(root, "test", d.split_dir, cache_dir / "split_setup")
@@ -67,8 +70,11 @@ def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = Fals
 
 
 def predict_evaluation_set(deployed: Deployed, config: TrialConfig, path: Path, progress: bool = False) -> int:
-    """Write the evaluation set's predictions in the challenge's format (tab-separated: filename without its folder,
-    scene_label, one probability a scene) and return the number of clips. DatasetError where there is no such set."""
+    """Write the predictions for the evaluation set in the challenge's format and return the number of clips.
+
+    The file is tab-separated: filename without its folder, scene_label, one probability per scene. Raise DatasetError
+    if there is no evaluation set.
+    """
     d = config.data
     root, names = tau.read_evaluation(tau.dataset_root(d.dataset_dir))
     rate = deployed.front_end_config.sample_rate

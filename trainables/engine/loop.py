@@ -1,7 +1,7 @@
-"""The training loop's parts: one epoch, the average of the weights, prediction. Plain functions of their arguments.
+"""The parts of the training loop: one epoch, the average of the weights, prediction. They keep no state of their own.
 
-Every random draw of an epoch comes from (seed, stage, epoch), so an epoch is the same whether the run was restored
-just before it or not.
+The random draws of an epoch come from a generator seeded by (seed, stage, epoch), so an epoch gives the same result
+whether or not the run was restored just before it.
 """
 
 import copy
@@ -25,15 +25,15 @@ class TrainingDiverged(RuntimeError):
 
 
 def batches(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """A shuffled division of range(n) into nearly equal batches of at most `batch_size`: no tiny last one."""
+    """Shuffle range(n) and divide it into batches of at most `batch_size` and nearly equal size (no tiny last one)."""
     return np.array_split(rng.permutation(n), max(1, math.ceil(n / batch_size)))
 
 
 class WeightAverage:
     """Exponential moving average of a network's weights: `network <- d * network + (1 - d) * model` after each step.
 
-    d = min(decay, (1 + t) / (10 + t)) with t the steps before, so that a short training is not held at its start.
-    BN statistics are averaged like the weights (they belong to them); counters are copied.
+    d = min(decay, (1 + t) / (10 + t)), where t is the number of steps before; so the average of a short training is
+    not dominated by the initial weights. BN statistics are averaged like the weights; counters are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -41,49 +41,49 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """After the `step`-th step (from 0)."""
+        """Update the average after step number `step` (from 0)."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.network.state_dict().values(), model.state_dict().values(), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
         means, news = [mean for mean, _ in moving], [new for _, new in moving]
-        torch._foreach_lerp_(means, news, share)  # type: ignore[attr-defined]  # all tensors at once
+        torch._foreach_lerp_(means, news, share)  # type: ignore[attr-defined]  # one call for all tensors
         for mean, new in pairs:
             if not mean.is_floating_point():
                 mean.copy_(new)
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What the teachers say of one batch."""
+class TeacherOutput:
+    """The output of the teachers for one batch."""
 
-    logits: torch.Tensor  # [B, C]
-    features: torch.Tensor | None = None  # [B, D], of the one teacher whose features are distilled
+    logits: torch.Tensor  # [B, C], of the ensemble
+    features: torch.Tensor | None = None  # [B, D], of the single teacher whose features are distilled; None: not used
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # of logits, labels, teacher logits
-Listener = Callable[[np.ndarray, Draws, Mix | None], Heard]  # of the clips picked and what was drawn for them
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # (logits, labels, teacher logits)
+BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]  # (indices of the clips, their random draws)
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """How one epoch is trained, whoever trains: student, teacher, quantised network."""
+    """How to train one epoch of a student, a teacher or a quantised network."""
 
     front_end: LogMel
     augment: AugmentConfig
     train: TrainConfig
     loss_of: Loss
-    lr_of: Callable[[int], float]  # of the epoch's i-th step
+    lr_of: Callable[[int], float]  # learning rate of the epoch's i-th step
     rng: np.random.Generator
-    impulses: torch.Tensor | None = None  # [K, L] device impulse responses, where augment.dir_p asks for them
-    teachers: Listener | None = None  # who hear the batch as it is augmented, in the place of `Clips.teacher`
-    feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # of student's, teacher's features
-    after_step: Callable[[int], None] | None = None  # told the number of each step, from 0
-    where: str = "the epoch"  # its name in messages
+    impulses: torch.Tensor | None = None  # [K, L] device impulse responses; None: augment.dir_p is 0
+    teachers: BatchTeacher | None = None  # computes teacher logits of the augmented batch; None: use `Clips.teacher`
+    feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # (student's, teacher's features)
+    after_step: Callable[[int], None] | None = None  # called with the number of each step, from 0
+    where: str = "the epoch"  # name of the epoch in messages
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over the epoch, of the network as it was at each step and of clips as they were augmented."""
+    """Means over the epoch's training batches: augmented clips, each predicted with the weights of its step."""
 
     loss: float
     acc: float  # share of the clips
@@ -91,20 +91,20 @@ class EpochResult:
 
 
 def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips, epoch: Epoch) -> EpochResult:
-    """One pass over `clips`. A group's rate is `lr_of(i)`, times its `lr_scale` where it has one.
+    """Train one pass over `clips`. The learning rate of a parameter group is `lr_of(i)`, times its `lr_scale` if set.
 
-    `accumulate` batches make one step; each counts by its clips, so that a step is that of one large batch (batch
-    normalisation aside). TrainingDiverged when a loss or gradient is not finite: at once on a CPU, at the end of the
-    epoch on a GPU, which would have to wait at each step.
+    One step accumulates the gradients of `accumulate` batches, weighted by their numbers of clips, so that it equals a
+    step on one large batch (except for batch normalisation). Raise TrainingDiverged if a loss or gradient is not
+    finite: at once on a CPU, at the end of the epoch on a GPU, where a check at each step would wait for the device.
     """
     device = next(model.parameters()).device
-    # made anew each epoch, so that there is no state to restore; 2^12 seldom overflows, and halves itself if it does
+    # a new scaler each epoch, so no state has to be restored; a scale of 2^12 seldom overflows and is then halved
     scaler = GradScaler(device.type, init_scale=2.0**12, enabled=epoch.train.amp == "fp16")
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = torch.zeros((), device=device)
-    told: list[tuple[torch.Tensor, torch.Tensor]] = []  # predicted and true classes of each batch
-    seen: list[torch.Tensor] = []  # loss and gradient norm of the steps not looked at yet
+    classes: list[tuple[torch.Tensor, torch.Tensor]] = []  # predicted and true classes of each batch
+    unchecked: list[torch.Tensor] = []  # loss and gradient norm of the steps that are not checked yet
     parts = batches(len(clips.rows), epoch.train.batch_size, epoch.rng)
     steps = [parts[i : i + epoch.train.accumulate] for i in range(0, len(parts), epoch.train.accumulate)]
     for i, step in enumerate(steps):
@@ -112,7 +112,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
         loss = torch.zeros((), device=device)
         for picked in step:
             part, logits, labels = _batch_loss(model, clips, picked, epoch, device)
-            told.append((logits.detach().argmax(dim=1), labels))
+            classes.append((logits.detach().argmax(dim=1), labels))
             share = len(picked) / sum(len(p) for p in step)
             loss += part.detach() * share
             total += part.detach() * len(picked)
@@ -121,15 +121,15 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
             group["lr"] = epoch.lr_of(i) * group.get("lr_scale", 1.0)
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        seen.append(torch.stack([loss, norm]))
+        unchecked.append(torch.stack([loss, norm]))
         if (device.type == "cpu" and not scaler.is_enabled()) or i + 1 == len(steps):
-            _check_finite(torch.stack(seen).cpu().numpy(), i + 1 - len(seen), len(steps), epoch)
-            seen.clear()
+            _check_finite(torch.stack(unchecked).cpu().numpy(), i + 1 - len(unchecked), len(steps), epoch)
+            unchecked.clear()
         scaler.step(optimizer)
         scaler.update()
         if epoch.after_step:
             epoch.after_step(i)
-    predicted, true = (torch.cat(t).cpu().numpy() for t in zip(*told, strict=True))
+    predicted, true = (torch.cat(t).cpu().numpy() for t in zip(*classes, strict=True))
     right, present = np.bincount(true[predicted == true], minlength=true.max() + 1), np.bincount(true)
     accuracies = right[present > 0] / present[present > 0]
     return EpochResult((total / len(clips.rows)).item(), float((predicted == true).mean()), float(accuracies.mean()))
@@ -138,7 +138,7 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
 def _batch_loss(
     model: nn.Module, clips: Clips, picked: np.ndarray, epoch: Epoch, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, logits `[B, C]` and labels `[B]` of the clips `picked`; with mixup, each clip's heavier label."""
+    """Return loss, logits `[B, C]` and labels `[B]` of the clips `picked`; with mixup, the label of larger weight."""
     rate, n_impulses = epoch.front_end.config.sample_rate, 0 if epoch.impulses is None else len(epoch.impulses)
     draws = draw_waveforms(epoch.augment, rate, clips.devices[picked], n_impulses, epoch.rng)
     mix = draw_mixup(epoch.augment, len(picked), epoch.rng, device)
@@ -147,7 +147,7 @@ def _batch_loss(
     x = augment_features(mix(x) if mix else x, epoch.augment, epoch.rng)  # [B, 1, F, T]
     labels = torch.from_numpy(clips.labels[picked]).to(device)
     teacher = None if clips.teacher is None else clips.teacher[picked].to(device)
-    heard = epoch.teachers(picked, draws, mix) if epoch.teachers else None
+    output = epoch.teachers(picked, draws, mix) if epoch.teachers else None
     with torch.autocast(device.type, AMP[epoch.train.amp], enabled=epoch.train.amp != "off"):
         features = None
         if epoch.feature_loss:
@@ -156,35 +156,36 @@ def _batch_loss(
         else:
             logits = model(x.to(memory_format=torch.channels_last))
     logits = logits.float()
-    loss = epoch.loss_of(logits, labels, heard.logits if heard else teacher)
-    if mix:  # why losses are mixed: trainables/engine/losses.py
-        other = heard.logits if heard else None if teacher is None else teacher[mix.partner]
+    loss = epoch.loss_of(logits, labels, output.logits if output else teacher)
+    if mix:  # trainables/engine/losses.py explains why losses are mixed
+        other = output.logits if output else None if teacher is None else teacher[mix.partner]
         loss = mix.lam * loss + (1 - mix.lam) * epoch.loss_of(logits, labels[mix.partner], other)
         labels = labels if mix.lam >= 0.5 else labels[mix.partner]
     if features is not None and epoch.feature_loss:
-        assert heard is not None
-        assert heard.features is not None
-        loss = loss + epoch.feature_loss(features.float().mean(dim=(2, 3)), heard.features)
+        assert output is not None
+        assert output.features is not None
+        loss = loss + epoch.feature_loss(features.float().mean(dim=(2, 3)), output.features)
     return loss, logits, labels
 
 
-def _check_finite(seen: np.ndarray, first: int, n_steps: int, epoch: Epoch) -> None:
-    """TrainingDiverged names the first step whose loss or gradient norm (`seen [steps, 2]`) is not finite.
+def _check_finite(values: np.ndarray, first: int, n_steps: int, epoch: Epoch) -> None:
+    """Raise TrainingDiverged for the first step whose loss or gradient norm (`values [steps, 2]`) is not finite.
 
-    With fp16 a step whose gradients overflow is left out and its scale halved; an epoch of such steps has diverged.
+    With fp16, a step whose gradients overflow is skipped and the scale is halved; an epoch of only such steps has
+    diverged.
     """
-    bad = ~np.isfinite(seen)
+    bad = ~np.isfinite(values)
     if epoch.train.amp == "fp16" and not bad[:, 1].all():
         bad[:, 1] = False
     if bad.any():
         step = int(bad.any(axis=1).argmax())
-        what, value = ("loss", seen[step, 0]) if bad[step, 0] else ("gradient's norm", seen[step, 1])
+        what, value = ("loss", values[step, 0]) if bad[step, 0] else ("gradient's norm", values[step, 1])
         raise TrainingDiverged(f"{epoch.where}: the {what} is {value} at step {first + step + 1} of {n_steps}")
 
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, front_end: LogMel, batch_size: int = 64) -> torch.Tensor:
-    """Logits `[N, C]` on the CPU, in evaluation mode, without augmentation."""
+    """Return the logits `[N, C]` on the CPU, predicted in evaluation mode without augmentation."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()

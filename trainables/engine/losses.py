@@ -1,13 +1,15 @@
-"""Knowledge distillation: the losses, and teachers' logits cached by filename.
+"""The losses of knowledge distillation.
 
     loss = alpha * CE(student, label) + (1 - alpha) * T^2 * KL(teacher_T || student_T) + feature_weight * SP
 
-Hinton et al. 2015; both softmaxes at temperature T, KL averaged over the batch (`batchmean`: summed over classes, so
-ten times a mean over batch and classes). `kd_alpha` is the weight of the hard label. SP: `similarity_loss`.
+Hinton et al. 2015. Both softmaxes are at temperature T. KL is averaged over the batch (`batchmean`: summed over
+classes, so ten times a mean over batch and classes). `kd_alpha` is the weight of the hard label. SP is
+`similarity_loss`.
 
-Mixup mixes losses, lam * loss(clip) + (1 - lam) * loss(partner). That differs from a loss against mixed targets,
-the labels and the teacher's probabilities at T, by a number that the student does not change: the gradients are equal.
-Mixed logits would be a geometric mean, which no mixture of the two clips has. An online teacher hears the mixed clip.
+Mixup mixes losses: lam * loss(clip) + (1 - lam) * loss(partner). A loss against mixed targets (the labels, and the
+teacher's probabilities at T) differs from it by a term that does not depend on the student, so the gradients are equal.
+Mixed logits would give a geometric mean of probabilities, which is not the prediction for a mixture of two clips. An
+online teacher predicts the mixed clip.
 """
 
 import torch
@@ -22,7 +24,7 @@ def kd_loss(
     temp: float,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Scalar loss of `logits [B, C]` against `labels [B]` and teacher logits `[B, C]` (None: cross-entropy alone)."""
+    """Return the scalar loss of `logits [B, C]` for `labels [B]` and teacher logits `[B, C]` (None: only CE)."""
     hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if teacher is None:
         return hard
@@ -36,10 +38,10 @@ def kd_loss(
 
 
 def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """||G_T - G_S||_F^2 / B^2 of features `[B, D]` and `[B, E]`, G being F F^T with each row of length 1.
+    """Return ||G_T - G_S||_F^2 / B^2 of features `[B, D]` and `[B, E]`, where G is F F^T with rows scaled to length 1.
 
-    Similarity-preserving distillation, Tung and Mori 2019: which clips of a batch resemble each other is compared, so
-    D and E may differ and nothing has to be projected.
+    Similarity-preserving distillation, Tung and Mori 2019. It compares which clips of a batch are similar, so D and E
+    may differ and no projection is needed.
     """
     ours, theirs = (F.normalize(f @ f.T, dim=1) for f in (student, teacher))
     return (theirs - ours).square().sum() / len(student) ** 2

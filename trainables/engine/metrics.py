@@ -1,4 +1,4 @@
-"""Classification metrics of the DCASE task, from logits in one pass."""
+"""Classification metrics of the DCASE task, computed from logits."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Metrics:
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metrics:
-    """Metrics of `logits [N, C]` for `labels [N]` recorded by `devices [N]`."""
+    """Return the metrics of `logits [N, C]` for clips with `labels [N]`, recorded by `devices [N]`."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     predicted = logits.argmax(axis=1)
@@ -31,7 +31,7 @@ def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metr
     confusion = np.bincount(labels * n_classes + predicted, minlength=n_classes**2).reshape(n_classes, n_classes)
     class_acc = {SCENES[c]: float(confusion[c, c] / confusion[c].sum()) for c in np.flatnonzero(confusion.sum(axis=1))}
     recorders, number = np.unique(devices, return_inverse=True)
-    right, clips = np.bincount(number, weights=correct), np.bincount(number)  # of each recorder
+    right, clips = np.bincount(number, weights=correct), np.bincount(number)  # per device
     group_of = {device: group for group, members in DEVICE_GROUPS.items() for device in members}
     groups = np.array([group_of.get(d, "other") for d in recorders])
     return Metrics(
@@ -51,9 +51,10 @@ def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metr
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """sum over equal bins of (clips / all clips) * |share correct - mean confidence|; Guo et al. 2017.
+    """Return the expected calibration error (Guo et al. 2017).
 
-    A bin is open below and closed above; nan where a confidence is.
+    It is the sum over bins of equal width of (clips / all clips) * |share correct - mean confidence|. A bin is open
+    below and closed above. The result is nan if a confidence is not finite.
     """
     if not np.isfinite(confidence).all():
         return float("nan")

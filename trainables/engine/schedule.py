@@ -1,4 +1,4 @@
-"""Learning-rate schedules: cosine with linear warm-up, and that of the JKU recipes."""
+"""Learning-rate schedules: cosine with linear warm-up, and the schedule of the JKU recipes."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from trainables.config.train import TrainConfig
 
 
 def learning_rate(step: int, n_steps: int, peak: float, warmup: float) -> float:
-    """Linear rise over `warmup * n_steps`, then cosine to 0."""
+    """Return the learning rate of a step: a linear rise over `warmup * n_steps` steps, then a cosine to 0."""
     rise = warmup * n_steps
     if step < rise:
         return peak * (step + 1) / (rise + 1)
@@ -15,13 +15,13 @@ def learning_rate(step: int, n_steps: int, peak: float, warmup: float) -> float:
 
 
 def jku_factor(step: int, rise: float, start: float, length: float, last: float) -> float:
-    """The share of the peak rate that the JKU recipes give a step:
+    """Return the learning rate of a step in the JKU recipes, as a share of the peak rate:
 
         exp(-5 (1 - step / rise)^2) while rising;  1 - (1 - last) * (step - start) / length while falling
 
-    and their product where both hold: `exp_warmup_linear_down` of PaSST (Koutini et al. 2022) and CPJKU's DCASE 2022
-    and 2023 code, the rise being that of Laine and Aila 2017. That code counts epochs, here everything is in steps; as
-    there, the rise begins at half a unit.
+    If both apply, the share is their product. This is `exp_warmup_linear_down` of PaSST (Koutini et al. 2022) and of
+    CPJKU's DCASE 2022 and 2023 code; the rise is from Laine and Aila 2017. Their unit is the epoch, ours is the step;
+    as in their code, the rise begins at half a unit.
     """
     up = math.exp(-5 * (1 - max(step, 0.5) / rise) ** 2) if step < rise else 1.0
     fallen = min(max(step - start, 0) / length, 1.0) if length else float(step > start)
@@ -29,8 +29,11 @@ def jku_factor(step: int, rise: float, start: float, length: float, last: float)
 
 
 def schedule(config: TrainConfig, n_steps: int, peak: float | None = None) -> Callable[[int], float]:
-    """The learning rate of each of `n_steps` steps: of dense training, or with another `peak` of retraining, whose
-    warm-up is always the share `warmup`. ValueError when the warm-up would not end."""
+    """Return the learning rate as a function of the step, for a training of `n_steps` steps.
+
+    Without `peak` it is for dense training. With `peak` it is for retraining, whose warm-up is always the share
+    `warmup` of the steps. Raise ValueError if the warm-up would not end.
+    """
     warmup = config.warmup
     if peak is None and config.warmup_steps is not None:
         if config.warmup_steps >= n_steps:

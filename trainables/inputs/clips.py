@@ -1,4 +1,4 @@
-"""The clips of one trial: the training split's two parts from the waveform cache, and how long to train on so many."""
+"""The clips of one trial: both parts of the training split from the waveform cache, and the epochs for this many."""
 
 import math
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class SplitClips:
 
 
 def read_parts(config: TrialConfig):
-    """The training split divided into training and validation clips (`holdout.HoldOut`), and the data set's root."""
+    """Return the data set's root, and the training split divided into training and validation (`holdout.HoldOut`)."""
     root = tau.dataset_root(config.data.dataset_dir)
     split = tau.read_split(
         root, f"split{config.data.subset}", config.data.split_dir, Path(config.data.cache_dir) / "split_setup"
@@ -57,7 +57,10 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, co
 
 
 def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
-    """The clips of `table` (of `tau.read_split`) without those that `cache` had to leave out; see check_all_scenes."""
+    """Return the clips of `table` (from `tau.read_split`), except those that `cache` has skipped.
+
+    Raise DatasetError if no clip of a scene is left (`check_all_scenes`).
+    """
     table = table.loc[~table.filename.isin(list(cache.skipped))]
     rows = cache.rows(list(table.filename))
     clips = Clips(cache, rows, table.label.to_numpy(), table.device.to_numpy(dtype=str))
@@ -71,14 +74,20 @@ def filenames(clips: Clips) -> list[str]:
 
 
 def check_all_scenes(clips: Clips, part: str) -> None:
-    """DatasetError when leaving out broken clips has emptied a scene: a mean over nine classes is another metric."""
+    """Raise DatasetError if a scene has no clip: a mean over nine classes would be another metric."""
     absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
     if absent:
-        raise tau.DatasetError(f"the {part} part has no readable clip of scene {', '.join(absent)}")
+        raise tau.DatasetError(
+            f"the {part} part has no readable clip of scene {', '.join(absent)}; expected at least one: restore the "
+            "skipped files, or choose a larger subset"
+        )
 
 
 def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
-    """`min_steps` of student and teacher turned into epochs; retraining after pruning grows in proportion."""
+    """Return the configuration with `min_steps` of student and teacher converted to epochs.
+
+    The epochs of retraining after pruning grow in proportion to those of the student.
+    """
     train, teacher = config.train, config.teacher.train
     epochs = enough_epochs(train, n_train)
     retraining = math.ceil(config.prune.epochs * epochs / train.epochs)

@@ -1,8 +1,6 @@
-"""What decides whether two trainings are the same: their configurations, their clips, the code.
+"""Hash of the code that a training's figures depend on.
 
-differences(old.flat(), new.flat())      "" where a training begun with `old` can go on with `new`
-clips_hash(data)                         of the clips of both parts, whatever folder they lie in
-code_hash()                              of the files that a training's figures depend on
+code_hash()                              hash of this process's code
 check_code(hash of the driver's code)    ConfigError in a worker that runs other code
 """
 
@@ -15,17 +13,17 @@ from pathlib import Path
 
 from trainables.config.schema import ConfigError
 
-SHAPING = ("ascmodels", "data", "trainables")  # packages whose code shapes a training
+SHAPING = ("ascmodels", "data", "trainables")  # packages whose code can change the result of a training
 
 
 @cache
 def code_hash() -> str:
-    """Of every Python file of the packages that shape a training, as it was when this process first asked."""
+    """Return a hash of every Python file of the packages in `SHAPING`, computed at the first call in this process."""
     return hashlib.sha256(json.dumps(code_files(SHAPING)).encode()).hexdigest()[:16]
 
 
 def check_code(expected: str | None) -> None:
-    """ConfigError in a process whose `code_hash` is not `expected`, its driver's; None is not checked."""
+    """Raise ConfigError if `code_hash` of this process is not `expected`, the driver's. None is not checked."""
     if expected is not None and expected != code_hash():
         raise ConfigError(
             f"code={expected!r} is the driver's, but this worker on {socket.gethostname()} runs other code "
@@ -35,7 +33,7 @@ def check_code(expected: str | None) -> None:
 
 
 def code_files(packages: Iterable[str]) -> dict[str, str]:
-    """Path -> hash of every Python file of `packages` (folders, or single files)."""
+    """Return path -> hash of every Python file of `packages` (folders, or single files)."""
     root = Path(__file__).parents[2]
     paths = [p for name in packages for p in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths)}

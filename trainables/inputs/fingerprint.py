@@ -1,10 +1,10 @@
-"""Fingerprint of a study's data: what a resume compares before it continues.
+"""Fingerprint of a study's data: a resume compares it with the stored one before it continues.
 
     now = fingerprint(config, load_clips(config, rate))
     check_unchanged(DataFingerprint.from_dict(manifest.prepared.dataset.fingerprint), now)
 
-Sound, clips, labels and devices count; the folders they lie in do not, so a data set or a cache may move. It is
-computed from what `load_clips` has loaded: no file is read or hashed a second time.
+Sound, clips, labels and devices are part of it. Folders are not, so a data set or a cache may move. It is computed
+from the result of `load_clips`: no file is read or hashed a second time.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ SKIPPED_SHOWN = 5  # names of skipped files that a fingerprint lists
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """Named parts of a data set's identity: short hashes, and values that can be shown."""
+    """The parts that identify a data set: short hashes, and values to show in messages."""
 
     sound: str  # content digest of all clips of the split (`WaveformCache.content`)
-    clips: str  # hash of the filenames of both parts, whatever their order
+    clips: str  # hash of the filenames of both parts, sorted
     train: str  # hash of the training clips' filenames in order: batches are drawn by position
     validation: str  # the same for the validation clips
     n_train: int
@@ -40,16 +40,16 @@ class DataFingerprint:
     validation_share: float  # data.validation_share
     seed: int  # seed of the hold-out
     n_skipped: int  # broken files left out (data.skip_broken)
-    skipped: tuple[str, ...]  # the first names of these
+    skipped: tuple[str, ...]  # the first names of the broken files
     format: int = FORMAT
 
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON values; `from_dict` reads them."""
+        """Return the fingerprint as JSON values, which `from_dict` reads."""
         return asdict(self) | {"skipped": list(self.skipped)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "DataFingerprint":
-        """Read what `as_dict` returned; DatasetError for another format or other fields."""
+        """Return the fingerprint of the JSON values of `as_dict`; DatasetError for another format or other fields."""
         known = {field.name for field in dataclasses.fields(DataFingerprint)}
         if not isinstance(values, Mapping) or values.get("format") != FORMAT or set(values) != known:
             raise tau.DatasetError(
@@ -59,13 +59,13 @@ class DataFingerprint:
         return DataFingerprint(**{**values, "skipped": tuple(values["skipped"])})
 
     def describes(self, config: TrialConfig) -> bool:
-        """Return whether `config` asks for the clips and the division that this fingerprint was made of."""
-        asked = (config.data.subset, config.data.validation_share, config.seed)
-        return asked == (self.subset, self.validation_share, self.seed)
+        """Return whether `config` has the same subset and division of clips as this fingerprint."""
+        configured = (config.data.subset, config.data.validation_share, config.seed)
+        return configured == (self.subset, self.validation_share, self.seed)
 
 
 def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
-    """Return the fingerprint of loaded clips; `config` is the one they were loaded with."""
+    """Return the fingerprint of loaded clips; `config` is the configuration with which they were loaded."""
     cache = data.train.cache
     train, validation = filenames(data.train), filenames(data.validation)
     labels = [tau.SCENES[label] for part in (data.train, data.validation) for label in part.labels]
@@ -91,9 +91,9 @@ def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
 
 
 def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
-    """Return one sentence for each part that differs, with both values; none for equal data.
+    """Return one sentence for each part that differs, with both values; an empty list for equal data.
 
-    Where the clips themselves differ, sound, labels and devices cannot be compared and are not mentioned.
+    If the sets of clips differ, then sound, labels and devices cannot be compared and are not mentioned.
     """
     found = []
     for name, key in (("subset", "data.subset"), ("validation_share", "data.validation_share"), ("seed", "seed")):
@@ -127,7 +127,7 @@ def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
 
 
 def check_unchanged(old: DataFingerprint, new: DataFingerprint) -> None:
-    """DatasetError with all differences, if there are any."""
+    """Raise DatasetError with all differences, if there are any."""
     if changed := differences(old, new):
         raise tau.DatasetError(
             f"the data changed since the study was started: {' '.join(changed)} Restore the data, start a new study, "
@@ -143,7 +143,7 @@ def _skipped(data: DataFingerprint) -> str:
 def _changed(
     before: Mapping[str, int], now: Mapping[str, int], old: DataFingerprint, new: DataFingerprint, part: str
 ) -> str:
-    """Name the groups whose number of clips changed, or the hashes where all numbers are equal."""
+    """Return the groups whose number of clips changed; if all numbers are equal, both hashes."""
     changed = [
         f"{name} {before.get(name, 0)} clips before, {now.get(name, 0)} now"
         for name in sorted({*before, *now})
@@ -159,7 +159,7 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def clips_hash(data: SplitClips) -> str:
-    """Of the content, division, labels and devices of the clips that a trial learns from and is validated on."""
+    """Return a hash of content, division, labels and devices of a trial's training and validation clips."""
     digest = hashlib.sha256(data.train.cache.key.encode())
     for clips in (data.train, data.validation):
         digest.update(f"{clips.rows.tolist()} {clips.labels.tolist()} {clips.devices.tolist()}".encode())

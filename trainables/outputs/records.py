@@ -1,4 +1,4 @@
-"""What a trial reports, and how it is written down: one `Record` an epoch, one `Point` a measured network.
+"""The results of a trial and their files: one `Record` per epoch, one `Point` per measured network.
 
 A point is a candidate of the Pareto front: the dense network (step 0) and the one after each prune step.
 """
@@ -14,15 +14,15 @@ from typing import Any
 
 from data.files import make_folder, replace_text
 
-EXPERIMENTS = "experiments"  # folder of a study, or of the single runs, that holds one folder a trial
+EXPERIMENTS = "experiments"  # folder of a study, or of the single runs, with one folder per trial
 
 
 @dataclass(frozen=True)
 class Point:
-    """A deployed network and its validation figures; accuracies in [0, 1], `sparsity` the share of parameters gone."""
+    """A deployed network and its validation figures; accuracies are in [0, 1]."""
 
     step: int  # 0 is the dense network
-    epochs: int  # trained so far, over all steps
+    epochs: int  # epochs trained so far, over all stages
     val_macro_avg_acc: float
     val_loss: float
     macs: int
@@ -30,22 +30,22 @@ class Point:
     bytes_fp32: int
     bytes_fp16: int
     bytes_int8: int
-    sparsity: float
+    sparsity: float  # share of the parameters removed, in [0, 1)
     feasible: bool  # within the limits
     class_acc: dict[str, float]
     device_acc: dict[str, float]
     group_acc: dict[str, float]
     widths: dict[str, list[int]]
     checkpoint: str  # folder of the deployed network, relative to the trial's
-    val_ece: float | None = None  # expected calibration error; none in points of older versions, as the next two
-    train_macro_avg_acc: float | None = None  # of the last epoch, on augmented clips
-    confusion: list[list[int]] | None = None  # [C, C] validation clips, rows true
-    val_acc_pruned: float | None = None  # right after pruning, before retraining, where it was asked for
+    val_ece: float | None = None  # expected calibration error; None (like the next two) in points of older versions
+    train_macro_avg_acc: float | None = None  # accuracy on the augmented clips of the last epoch
+    confusion: list[list[int]] | None = None  # [C, C] numbers of validation clips, rows are the true scenes
+    val_acc_pruned: float | None = None  # accuracy after pruning, before retraining; None: not measured
 
 
 @dataclass(frozen=True)
 class Record:
-    """One epoch. `macs` and `params` are the deployed network's as it is now; `point` ends a stage."""
+    """The result of one epoch. `macs` and `params` are those of the deployed network at this epoch."""
 
     stage: int
     epoch: int  # 1, 2, ... within the stage
@@ -58,9 +58,9 @@ class Record:
     macs: int
     params: int
     sparsity: float
-    seconds: float
-    point: Point | None
-    finished: bool  # the last epoch of the last stage
+    seconds: float  # time for training and validation
+    point: Point | None  # the measured network, at the last epoch of a stage; None: another epoch
+    finished: bool  # True at the last epoch of the last stage
 
 
 FIGURES = (
@@ -82,7 +82,7 @@ FIGURES = (
 def point_row(
     trial_id: str, status: str, folder: str, point: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """One row of points.csv: the point's figures, where its network is, and the sampled configuration."""
+    """Return a row of points.csv: the point's figures, the path of its network, the sampled configuration."""
     row: dict[str, Any] = {"trial_id": trial_id, **{k: point.get(k) for k in FIGURES}, "status": status}
     row["checkpoint"] = f"{folder}/{point['checkpoint']}"
     row |= {f"val_acc/{scene}": value for scene, value in point["class_acc"].items()}
@@ -92,17 +92,17 @@ def point_row(
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Replace the csv file at `path` by `rows`, with the union of their columns, `columns` first."""
+    """Write `rows` to the csv file at `path`, replacing it. It has the union of their columns, `columns` first."""
     replace_text(path, rows_text(rows, columns))
 
 
 def points_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The content of points.csv: `rows` of `point_row`, with the names of trial and configuration."""
+    """Return the content of points.csv: `rows` of `point_row`, first the names of trial and configuration."""
     return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """A csv of `rows` with the union of their columns, `columns` first."""
+    """Return `rows` as csv text with the union of their columns, `columns` first."""
     names = list(dict.fromkeys([*columns, *(k for row in rows for k in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -112,16 +112,16 @@ def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) ->
 
 
 def write_info(folder: Path, info: Mapping[str, Any], durable: bool = True) -> None:
-    """Replace the `info.json` of one trial: configuration, status, points."""
+    """Write the `info.json` of one trial (configuration, status, points), replacing it."""
     make_folder(folder)
     replace_text(folder / "info.json", json.dumps(info, indent=1), durable)
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the current time in UTC, to the second (ISO 8601)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def point_dict(point: Point) -> dict[str, Any]:
-    """A point as plain JSON values."""
+    """Return a point as plain JSON values."""
     return json.loads(json.dumps(asdict(point)))

@@ -1,8 +1,8 @@
-"""A study's folder wherever it lies: on a local or shared disk, or in an object store (`s3://bucket/path`).
+"""Storage of a study's folder: on a local or shared disk, or in an object store (`s3://bucket/path`).
 
-pyarrow reads and writes both, as Ray does. Credentials and an own endpoint come from the environment alone
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...): written into a path they would
-end up in Ray's files.
+pyarrow reads and writes both, as in Ray. Credentials and the endpoint come from the environment only
+(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...): as a part of a path they would
+be written to Ray's files.
 """
 
 import json
@@ -17,12 +17,12 @@ from pyarrow import fs
 from data.files import SEAL, SealError, check_seal, make_folder, replace_folder, replacing
 
 LEASE = "lease"  # folder of the drivers' claims, see tune/study/lease.py
-KEPT = 4  # newest checkpoints of a trial: a damaged one falls back to the one before
+KEPT = 4  # number of newest checkpoints kept of a trial: if one is damaged, the one before it is used
 _T = TypeVar("_T")
 
 
 class Store:
-    """Files below `uri`, by names relative to it."""
+    """The files in the folder `uri`; their names are relative to it."""
 
     def __init__(self, uri: str):
         self.uri = uri.rstrip("/")
@@ -30,7 +30,7 @@ class Store:
 
     @property
     def local(self) -> Path | None:
-        """The folder, where it is one."""
+        """The folder as a local path; None for an object store."""
         return Path(self.path) if isinstance(self.files, fs.LocalFileSystem) else None
 
     def push(self, local: Path, name: str) -> None:
@@ -40,10 +40,10 @@ class Store:
         fs.copy_files(str(local), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
 
     def pull(self, name: str, local: Path) -> None:
-        """Copy the file or folder `name` to `local`; an interrupted pull leaves no partial file there.
+        """Copy the file or folder `name` to `local`. An interrupted pull leaves no partial file there.
 
-        A folder that does not exist locally appears when all its files have arrived. In one that exists, the files of
-        the store replace those of the same name, one by one, and other files stay.
+        A folder that does not exist locally is created when all its files are copied. In an existing folder, files of
+        the same name are replaced one by one, and other files are kept.
         """
         if self.files.get_file_info(f"{self.path}/{name}").type != fs.FileType.Directory:
             self._pull_file(name, local)
@@ -63,62 +63,65 @@ class Store:
             fs.copy_files(source, str(temporary), source_filesystem=self.files, destination_filesystem=target)
 
     def read(self, name: str) -> bytes:
-        """The content of a file; FileNotFoundError where there is none."""
+        """Return the content of a file; FileNotFoundError if it does not exist."""
         with self.files.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole."""
+        """Write the complete content of a file."""
         target = f"{self.path}/{name}"
         self.files.create_dir(target.rpartition("/")[0])
         with self.files.open_output_stream(target) as stream:
             stream.write(content)
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Bytes and time of change (ns) of a file; FileNotFoundError where there is none."""
+        """Return the bytes and the modification time (ns) of a file; FileNotFoundError if it does not exist."""
         info = self.files.get_file_info(f"{self.path}/{name}")
         if info.type != fs.FileType.File:
             raise FileNotFoundError(f"{self.uri}/{name}")
         return info.size, info.mtime_ns
 
     def stamps(self, name: str, recursive: bool = False) -> dict[str, tuple[int, int]]:
-        """Name -> bytes and time of change (ns) of the files directly in the folder `name`; with `recursive`, those
-        below, too."""
+        """Return name -> (bytes, modification time in ns) of the files in the folder `name`.
+
+        With `recursive`, files in its sub-folders are included.
+        """
         top = f"{self.path}/{name}".rstrip("/")
         found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
         return {i.path[len(top) + 1 :]: (i.size, i.mtime_ns) for i in found if i.type == fs.FileType.File}
 
     def generation(self) -> int:
-        """The highest number of a driver's claim on the study here (<number>-<owner>.json in LEASE); 0 without any."""
+        """Return the highest number of a driver's claim on this study (<number>-<owner>.json in LEASE); 0 if none."""
         numbers = (name.partition("-")[0] for name in self.names(LEASE))
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def names(self, name: str) -> list[str]:
-        """What lies directly in the folder `name`, sorted; nothing where there is no such folder."""
+        """Return the sorted names of files and folders in the folder `name`; empty if it does not exist."""
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
-        """Name -> bytes of the files directly in the folder `name`; with `recursive`, those below, too."""
+        """Return name -> bytes of the files in the folder `name`; with `recursive`, also in its sub-folders."""
         return {name: size for name, (size, _) in self.stamps(name, recursive).items()}
 
     def delete(self, name: str) -> None:
-        """Remove the folder `name` and all in it."""
+        """Remove the folder `name` and its content."""
         self.files.delete_dir(f"{self.path}/{name}")
 
 
 def _newest_first(names: list[str]) -> list[str]:
-    """Numbered names (run009, run1000), the highest number first."""
+    """Sort numbered names (run009, run1000), highest number first."""
     return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
 class TrialCheckpoints:
-    """A trial's checkpoints, of every driver that has run it: `<store>/<run>/<trial>/checkpoint_*`."""
+    """The checkpoints of a trial, written by all drivers that ran it: `<store>/<run>/<trial>/checkpoint_*`."""
 
     def __init__(self, uri: str, trial: str):
         self.store, self.trial = Store(uri), trial
 
     def newest_first(self) -> list[str]:
+        """Return the names of the checkpoints, newest first."""
         found = []
         for run in _newest_first(self.store.names("")):
             folder = f"{run}/{self.trial}"
@@ -126,28 +129,33 @@ class TrialCheckpoints:
             found += [f"{folder}/{name}" for name in names if name.startswith("checkpoint_")]
         return found
 
-    def load_newest(self, load: Callable[[Path], _T], tell: Callable[[str], None]) -> _T | None:
-        """What `load` makes of the newest checkpoint that is whole; None when there is none. `tell` hears of each one
-        that is passed over."""
+    def load_newest(self, load: Callable[[Path], _T], warn: Callable[[str], None]) -> _T | None:
+        """Return the result of `load` for the newest valid checkpoint; None if there is none.
+
+        `warn` is called with a message for each invalid checkpoint that is skipped.
+        """
         for name in self.newest_first():
             try:
                 with self._opened(name) as folder:
                     check_seal(folder)
                     return load(folder)
             except SealError as error:
-                tell(f"{self.trial}: {name} is passed over: {error}")
+                warn(f"{self.trial}: checkpoint {name} is invalid and skipped: {error}")
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove what is older than the `keep` newest whole ones: a full disk or a kill may have left halves since."""
+        """Remove checkpoints that are older than the `keep` newest complete ones.
+
+        Incomplete ones do not count as kept: a full disk or a kill may have left them.
+        """
         for name in self.newest_first():
             if keep <= 0:
                 self.store.delete(name)
-            elif self._is_whole(name):
+            elif self._is_complete(name):
                 keep -= 1
 
-    def _is_whole(self, name: str) -> bool:
-        """Whether all that the seal names is there in its size; hashes are for who loads it."""
+    def _is_complete(self, name: str) -> bool:
+        """Return whether all files that the seal lists exist with their sizes. Hashes are checked when it is loaded."""
         sizes = self.store.sizes(name, recursive=True)
         try:
             with self.store.files.open_input_stream(f"{self.store.path}/{name}/{SEAL}") as stream:
@@ -158,7 +166,7 @@ class TrialCheckpoints:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Path]:
-        """The checkpoint's folder, here: as it lies, or a copy for as long as it is needed."""
+        """Yield the checkpoint's local folder; for an object store, a copy that is removed afterwards."""
         if self.store.local:
             yield self.store.local / name
             return

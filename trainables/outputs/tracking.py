@@ -1,6 +1,7 @@
-"""Weights & Biases: the one file that knows it. Offline without a key, and never in a trial's way.
+"""Logging to Weights & Biases; no other file imports `wandb`. Without an API key, runs are logged offline.
 
-A run's config, epoch metrics and prune metadata are logged; `wandb sync <study>/wandb/offline-run-*` uploads later.
+A run's config, epoch metrics and prune metadata are logged. `wandb sync <study>/wandb/offline-run-*` uploads offline
+runs later.
 """
 
 import logging
@@ -22,9 +23,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def mode() -> str:
-    """`online` with an API key (WANDB_API_KEY or ~/.netrc) and a server that answers, else `offline`.
+    """Return `online` if there is an API key (WANDB_API_KEY or ~/.netrc) and the server answers, else `offline`.
 
-    WANDB_MODE overrides. Asking the server first, for 5 s at most, keeps W&B's own retries out of a trial's way.
+    WANDB_MODE overrides this. The server is tried for at most 5 s, so that W&B's own retries do not delay a trial.
     """
     chosen = os.environ.get("WANDB_MODE")
     if chosen:
@@ -37,7 +38,7 @@ def mode() -> str:
         with socket.create_connection((host, server.port or 443), timeout=5):
             return "online"
     except OSError as error:
-        _LOG.warning("W&B's server %s cannot be reached (%s): this run is kept offline", host, error)
+        _LOG.warning("W&B's server %s cannot be reached (%s): this run is logged offline", host, error)
         return "offline"
 
 
@@ -49,10 +50,10 @@ def _in_netrc(host: str) -> bool:
 
 
 class Tracker:
-    """One W&B run, which never stands in a trial's way.
+    """One W&B run. An error of W&B never stops a trial.
 
-    A run that W&B refuses - its server is away, or the service of a killed process still holds its id - is kept
-    offline under an id of its own; if that fails too, the trial goes on without, with a warning each time.
+    If W&B refuses the run (the server does not answer, or the service of a killed process still holds the id), it is
+    logged offline under a new id. If that fails too, the trial continues without W&B. Each case logs a warning.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class Tracker:
             try:
                 self._run = wandb.init(mode=where, id=own_id, **arguments)  # type: ignore[arg-type]
                 return
-            except Exception as error:  # W&B raises kinds without a common ancestor; none is worth a trial
-                _LOG.warning("W&B refused run %s, %s: %s", own_id, where, error)
+            except Exception as error:  # W&B's exceptions have no common base class, and none may stop a trial
+                _LOG.warning("W&B refused run %s (mode %s): %s", own_id, where, error)
                 wandb.teardown()
         _LOG.warning("trial %s is not tracked by W&B; its local files are complete", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Metrics of one epoch; values of other kinds than numbers and short texts are left to info.json."""
+        """Log the metrics of one epoch; only numbers and texts (info.json has the other values)."""
         if self._run:
             self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Figures that stay: those of each measured point."""
+        """Set summary figures of the run: those of each measured point."""
         if self._run:
             self._run.summary.update(dict(values))
 
@@ -96,5 +97,5 @@ class Tracker:
             self._run.finish()
 
     def files(self) -> list[Path]:
-        """The run's folders on disk, after `finish`; `wandb sync` takes the offline ones."""
+        """Return the run's folders on disk, after `finish`; `wandb sync` uploads the offline ones."""
         return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run.id}")) if self._run else []

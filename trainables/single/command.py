@@ -1,4 +1,4 @@
-"""What the single-run commands share: configuration from words, data, progress, errors in one line."""
+"""Shared parts of the single-run commands: configuration from the command line, data, progress, one-line errors."""
 
 import argparse
 import csv
@@ -41,16 +41,16 @@ USER_ERRORS = (
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A command's parser; what it does not know is left for `configure`."""
+    """Return the parser of a command. Arguments that it does not know are passed to `configure`."""
     p = command_parser(description)
-    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default runs)")
+    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default: runs)")
     return p
 
 
 def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) -> TrialConfig:
-    """The configuration that `default` and then the typed `words` (flags and Hydra overrides) describe.
+    """Return the configuration of `default`, overridden by the typed `words` (flags and Hydra overrides).
 
-    Its paths are absolute; teachers, data set and device are looked up, so that what is missing is told at once.
+    Paths become absolute. Raise an error at once if a teacher, the data set or the device is missing.
     """
     cache = flags_to_overrides([f"--cache_dir={storage.expanduser().resolve() / 'cache'}"])
     typed = flags_to_overrides(words)
@@ -59,19 +59,22 @@ def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) 
         training_device(config.train)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    impulses_for(config.augment, config.frontend.sample_rate)  # read for the first time: they may be missing
+    impulses_for(config.augment, config.frontend.sample_rate)  # raises if the impulse responses are missing
     teachers = tuple(str(Path(t).expanduser().resolve()) for t in config.distill.teacher_ckpts)
     absent = [t for t in teachers if not Path(t).exists()]
     if absent:
         raise ConfigError(
-            f"distill.teacher_ckpts: {absent[0]} does not exist; make a teacher with "
-            f"python trainables/finetune_teacher.py --out {Path(absent[0]).name}"
+            f"distill.teacher_ckpts: {absent[0]} does not exist; expected a teacher's folder or a logits file: make a "
+            f"teacher with python trainables/finetune_teacher.py --out {Path(absent[0]).name}"
         )
     return replace(config, data=resolved(config.data), distill=replace(config.distill, teacher_ckpts=teachers))
 
 
 def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialData]:
-    """The clips, enough epochs for them, and the teachers' logits; a teacher is fine-tuned where none is named."""
+    """Load the clips and the teachers' logits; set the number of epochs for this many clips.
+
+    If the configuration needs a teacher and names none, one is fine-tuned. The returned configuration names it.
+    """
     clips = load_clips(config, config.frontend.sample_rate, progress=True)
     train, validation = len(clips.train.rows), len(clips.validation.rows)
     console.print(
@@ -87,15 +90,17 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
         config = replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
     for source in map(Path, config.distill.teacher_ckpts if config.distill.taught else ()):
         console.print(f"teacher: {shown(source)}", highlight=False, soft_wrap=True)
-        told = read_manifest(source) if source.is_file() else read_extra(source)
-        if told.get("validation") not in (validation_hash(clips.validation), None):
-            console.print("  note: fine-tuned on another division, so it may know this run's validation clips")
+        metadata = read_manifest(source) if source.is_file() else read_extra(source)
+        if metadata.get("validation") not in (validation_hash(clips.validation), None):
+            console.print("  note: fine-tuned on another division; it may have been trained on the validation clips")
     return config, load_trial_data(config, progress=True)
 
 
 def guarded(work: Callable[[Console], int]) -> int:
-    """The exit status of a command: `work`'s own, 2 after an error of the user's (told in one line), 130 after Ctrl-C
-    or SIGTERM."""
+    """Run a command's `work` and return its exit status.
+
+    It is 2 after a user error, which is printed in one line, and 130 after Ctrl-C or SIGTERM.
+    """
     console = Console()
 
     def interrupt(*_: Any) -> None:
@@ -108,24 +113,27 @@ def guarded(work: Callable[[Console], int]) -> int:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; what was finished is kept", highlight=False)
+        console.print("interrupted; finished epochs are saved", highlight=False)
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None) -> None:
-    """Run `trial` to its end: a progress bar with the time left, results.csv, points.csv, W&B, and the state after
-    each epoch in `trial.folder`, from where a run that was killed goes on. `on_point` is called after each point."""
+    """Run `trial` to its end, with a progress bar that shows the remaining time.
+
+    After each epoch, results.csv, W&B and the state in `trial.folder` are updated; a run that was killed continues
+    from this state. points.csv is written at the end. `on_point` is called after each point.
+    """
     folder = trial.folder
     make_folder(folder)
     mend_folder(folder / "state")
     curves, rows = folder / "results.csv", list[dict[str, Any]]()
     if (folder / "state").is_dir():
         trial.load(folder / "state")
-        # its rows stay as they were written; the file comes before the state, so it may be an epoch ahead
-        told = csv.DictReader(curves.read_text().splitlines() if curves.is_file() else [])
-        rows = [row for row in told if int(row["epochs"]) <= trial.epochs]
+        # results.csv is written before the state, so it may be one epoch ahead; its other rows are kept unchanged
+        saved = csv.DictReader(curves.read_text().splitlines() if curves.is_file() else [])
+        rows = [row for row in saved if int(row["epochs"]) <= trial.epochs]
     with tqdm(total=trial.total_epochs, initial=trial.epochs, desc=label, unit="epoch") as bar:
         for record in run_trial(trial):
             values = {k: v for k, v in asdict(record).items() if k not in ("point", "finished")}
@@ -144,5 +152,5 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
     name = folder.name
     points = [point_row(name, "complete", ".", point_dict(p), {}) for p in trial.points]
     write_rows(folder / "points.csv", points)
-    told = {"point": point_dict(trial.points[-1]), "config": trial.config.flat()}
-    save_student(folder / LAST, trial.model, describe_use(trial.config) | told)
+    metadata = {"point": point_dict(trial.points[-1]), "config": trial.config.flat()}
+    save_student(folder / LAST, trial.model, describe_use(trial.config) | metadata)

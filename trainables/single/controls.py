@@ -1,9 +1,9 @@
-"""The arms of a pruning run: the progressive one, and the controls made to its size and its epochs.
+"""The arms of a pruning run: the progressive one, and controls of the same final size and number of epochs.
 
     trial = trial_of("dense", run, config, data, base, progressive)     # driven by trainables/progressive_prune.py
 
-A dense network of equal size trained from scratch is what pruning has to beat (Liu et al. 2019, "Rethinking the Value
-of Network Pruning"); random channels and one large step tell what criterion and schedule are worth.
+Pruning has to beat a dense network of equal size that is trained from scratch (Liu et al. 2019, "Rethinking the Value
+of Network Pruning"). Random channels show what the criterion is worth; one large step shows what the plan is worth.
 """
 
 import json
@@ -29,7 +29,7 @@ PROGRESSIVE = "progressive"
 def trial_of(
     arm: str, run: Run, config: TrialConfig, data: TrialData, base: Student, progressive: Trial | None
 ) -> Trial:
-    """One arm's trial; the controls are made to the size and the epochs of the `progressive` one."""
+    """Return the trial of one arm; controls get the final size and the epochs of the `progressive` trial."""
     p, folder = config.prune, run.folder / arm
     if progressive is None:
         return Trial(config, data, run.folder, Start(base), validate_pruned=True)
@@ -45,7 +45,7 @@ def trial_of(
     once = replace(p, epochs=epochs)
     if p.exact:
         return Trial(replace(config, prune=once), data, folder, Start(base, widths), validate_pruned=True)
-    # the weights decide the widths: the largest network along the ranking that is not above the last one's MACs
+    # the weights determine the widths: aim at the largest network in the ranking with at most the last point's MACs
     once = replace(
         once,
         **{"ratios": (), "total_ratio": None, "target_bytes": None, "target_macs": float(last.macs), "n_steps": 1},
@@ -55,13 +55,13 @@ def trial_of(
 
 
 def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
-    """A row for each measured network of one arm; the base stands with the progressive one alone."""
+    """Return a row for each measured network of one arm; the base has a row in the progressive arm only."""
     c, rows = trial.config, []
     targets: Sequence[float] = ()
     if c.prune.goal and not trial.start.widths:
         dense = {"macs": trial.points[0].macs, "bytes": size_bytes(trial.points[0].params, c.limits.precision)}
         targets = c.prune.targets(dense[c.prune.goal[0]])
-    params = run.info.get("base_params", trial.points[0].params)  # the progressive arm, which tells it, comes first
+    params = run.info.get("base_params", trial.points[0].params)  # recorded by the progressive arm
     channels = [sum(sum(widths) for widths in point.widths.values()) for point in trial.points]
     for i, point in enumerate(trial.points):
         if not i and arm in ("one_shot", "random"):
@@ -71,7 +71,7 @@ def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
             {
                 "arm": arm,
                 "step": point.step,
-                "ratio": 1 - channels[i] / channels[i - 1] if retrained else None,  # share of the channels that left
+                "ratio": 1 - channels[i] / channels[i - 1] if retrained else None,  # share of the channels removed
                 "target": targets[i - 1] if retrained and targets else None,
                 "macs": point.macs,
                 "params": point.params,
@@ -90,5 +90,6 @@ def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
 
 
 def write_steps(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Write the rows of all arms to prune_steps.csv and prune_steps.json."""
     write_rows(run.folder / "prune_steps.csv", rows)
     replace_text(run.folder / "prune_steps.json", json.dumps(rows, indent=1))

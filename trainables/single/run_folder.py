@@ -1,11 +1,11 @@
-"""What the single-run commands share: words to a configuration, a run's folder, progress, errors in one line.
+"""The folder of a single run: its files, how to find it, its lock.
 
-<storage>/experiments/<id>/     one folder a run; <id> is the W&B run's id, too
+<storage>/experiments/<id>/     one folder per run; <id> is also the id of the W&B run
   info.json                       kind, status, command, configuration, versions, figures
-  results.csv                     one row an epoch: the learning curves of training and validation
-  points.csv                      one row a measured network
-  step0/ step1/ ...               deployed networks;  last.ckpt/ the training form, to go on with
-  state/                          what a killed run goes on from
+  results.csv                     one row per epoch: the learning curves of training and validation
+  points.csv                      one row per measured network
+  step0/ step1/ ...               deployed networks;  last.ckpt/ the training form, for pruning or more training
+  state/                          the state from which a killed run continues
 """
 
 import importlib.metadata
@@ -23,7 +23,7 @@ from trainables.config.schema import TrialConfig
 from trainables.outputs.records import EXPERIMENTS, now, write_info
 
 LAST = "last.ckpt"
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 class RunError(RuntimeError):
@@ -31,7 +31,7 @@ class RunError(RuntimeError):
 
 
 class Run:
-    """One run's folder and its `info.json`, which is written again at each change."""
+    """The folder of one run and its `info.json`, which is rewritten at each change."""
 
     def __init__(self, folder: Path, info: dict[str, Any]):
         self.folder, self.info = folder, info
@@ -46,7 +46,7 @@ class Run:
 
     @staticmethod
     def new(storage: Path, kind: str, config: TrialConfig, command: Sequence[str], run_id: str = "") -> "Run":
-        """A fresh folder; nothing is written before the first `update`."""
+        """Return a new run. Nothing is written before the first `update`."""
         folder = storage.expanduser().resolve() / EXPERIMENTS / (run_id or secrets.token_hex(4))
         return Run(
             folder,
@@ -63,7 +63,7 @@ class Run:
 
     @staticmethod
     def find(storage: Path, run_id: str) -> "Run":
-        """The run called `run_id`, or at that path; RunError lists those that are there."""
+        """Return the run with the id or the path `run_id`; RunError lists the existing runs if there is none."""
         runs = storage.expanduser().resolve() / EXPERIMENTS
         folder = runs / run_id
         if not (folder / "info.json").is_file():
@@ -72,40 +72,48 @@ class Run:
             run = Run(folder, json.loads((folder / "info.json").read_text()))
         except FileNotFoundError as error:
             there = ", ".join(r.id for r in newest_runs(storage)[:8]) or "none yet"
-            raise RunError(f"no run {run_id!r} in {runs} (newest: {there})") from error
+            raise RunError(f"no run {run_id!r} in {runs}; expected one of these ids (newest first): {there}") from error
         except json.JSONDecodeError as error:
-            raise RunError(f"{folder / 'info.json'} is damaged: {error}") from error
+            raise RunError(
+                f"{folder / 'info.json'} is damaged: {error}; expected JSON: restore the file, or start a new run"
+            ) from error
         if "kind" not in run.info:
-            raise RunError(f"{folder} is a study's trial and no single run: tune/evaluate.py measures a study's front")
+            raise RunError(
+                f"{folder} is a trial of a study; expected a single run: measure the study with tune/evaluate.py"
+            )
         return run
 
     def update(self, **figures: Any) -> None:
+        """Add `figures` to the info and write info.json."""
         self.info |= figures
         write_info(self.folder, self.info)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """RunError when another process works on this run."""
+        """Hold the lock of this run; RunError if another process holds it."""
         make_folder(self.folder)
         try:
             with locked(self.folder / ".lock", wait=False):
                 yield
         except BlockingIOError as error:
-            raise RunError(f"another process works on run {self.id} ({self.folder})") from error
+            raise RunError(f"run {self.id} ({self.folder}) is locked by another process: wait for its end") from error
 
 
 def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
-    """Runs of `storage`, the newest first; of one `kind`, where it is given."""
+    """Return the runs of `storage`, newest first; if `kind` is given, only those of this kind."""
     found = [
         Run(path.parent, json.loads(path.read_text()))
         for path in (storage.expanduser().resolve() / EXPERIMENTS).glob("*/info.json")
     ]
-    found = [r for r in found if "kind" in r.info and kind in (None, r.info["kind"])]  # a study's trials have none
+    found = [r for r in found if "kind" in r.info and kind in (None, r.info["kind"])]  # a study's trials have no kind
     return sorted(found, key=lambda r: r.info["created"], reverse=True)
 
 
 def find_checkpoint(storage: Path, name: str) -> Path:
-    """The student checkpoint `name`: a folder, a run's id, or `last.ckpt` for the newest training run's."""
+    """Return the folder of a student checkpoint. `name` is a folder, a run's id, or `last.ckpt`.
+
+    `last.ckpt` is the checkpoint of the newest finished training run.
+    """
     path = Path(name).expanduser()
     if (path / "student.json").is_file():
         return path.resolve()
@@ -113,7 +121,7 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         runs = [r for r in newest_runs(storage, "train") if (r.folder / LAST).is_dir()]
         if not runs:
             raise RunError(
-                f"no {LAST} here and no finished training run in {storage / EXPERIMENTS}: "
+                f"{LAST}: expected it here, or a finished training run in {storage / EXPERIMENTS}; found neither: "
                 "train one with python trainables/run_training.py"
             )
         return runs[0].folder / LAST
@@ -121,9 +129,9 @@ def find_checkpoint(storage: Path, name: str) -> Path:
     for candidate in (folder / LAST, folder):
         if (candidate / "student.json").is_file():
             return candidate.resolve()
-    raise RunError(f"{folder} holds no student checkpoint ({LAST}/student.json)")
+    raise RunError(f"{folder} has no student checkpoint; expected {LAST}/student.json: give a finished run")
 
 
 def shown(path: Path) -> str:
-    """A path as a person would type it from here."""
+    """Return a path as a user would type it: relative to the working directory if it is inside, else absolute."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

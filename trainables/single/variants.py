@@ -1,9 +1,9 @@
-"""The forms of one network side by side: accuracy, agreement, bytes and single-clip latency of each.
+"""Compare the deployed forms of one network: accuracy, agreement, bytes and single-clip latency.
 
     forms, front_end_ms = compare([Variant("fp32", eager(network), 242_608), ...], validation, front_end, n_runs=200)
 
-The first variant is the reference. All of them see the same clips, and are timed in turn so that a busy moment falls on
-all. Latency is of the network alone (features in, logits out), one clip, on one thread.
+The first variant is the reference. All variants predict the same clips. They are timed in turn, so that other load on
+the machine affects all of them. Latency is that of the network alone (features in, logits out): one clip, one thread.
 """
 
 import time
@@ -24,7 +24,7 @@ from trainables.engine.metrics import measure
 from trainables.inputs.clips import Clips
 
 BATCH = 32  # clips
-WARM_UP = 20  # runs before those that count
+WARM_UP = 20  # runs that are not counted, before the timed ones
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,33 @@ class Variant:
     name: str
     run: Network
     parameter_bytes: int
-    path: Path | None = None  # an ONNX file; none: it runs in PyTorch
+    path: Path | None = None  # an ONNX file; None: the network runs in PyTorch
 
 
 @dataclass(frozen=True)
 class Form:
-    """One deployed form of the network and its figures; differences and ratios are to the first form."""
+    """One deployed form of the network and its figures; differences and ratios are relative to the first form."""
 
     form: str
-    runtime: str  # what computes it
-    file: str  # empty: not written
-    parameter_bytes: int  # what its parameters take; of int8 with int32 biases and the scales
+    runtime: str  # onnxruntime or PyTorch
+    file: str  # empty: this form has no file
+    parameter_bytes: int  # size of the parameters; for int8 with the int32 biases and the scales
     file_bytes: int
     val_macro_avg_acc: float
-    max_difference: float  # of logits, over all clips
-    agreement: float  # share of the clips for which both name the same scene
-    latency_ms: float  # median over single clips, by the clock
-    latency_iqr_ms: float
-    cpu_ms: float  # the same in CPU time of the thread: other processes do not disturb it
-    cpu_ratio: float
+    max_difference: float  # largest absolute difference of a logit, over all clips
+    agreement: float  # share of the clips for which both forms predict the same scene
+    latency_ms: float  # wall-clock time, median over single clips
+    latency_iqr_ms: float  # interquartile range of the same
+    cpu_ms: float  # median CPU time of the thread, which other processes do not affect
+    cpu_ratio: float  # `cpu_ms` relative to the first form
 
 
 def compare(
     variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int
 ) -> tuple[list[Form], dict[str, float]]:
-    """Every variant's figures, and the front-end's latency (`latency_ms`, `cpu_ms`).
+    """Return the figures of every variant, and the latency of the front-end (`latency_ms`, `cpu_ms`).
 
-    ExportError when one gives logits that are not finite.
+    Raise ExportError if the logits of a variant are not finite.
     """
     logits = predict_all({v.name: v.run for v in variants}, clips, front_end)
     waveform = clips.cache.batch(clips.rows[:1])
@@ -94,13 +94,13 @@ def compare(
 
 
 def features(clips: Clips, front_end: LogMel, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Features `[B, 1, F, T]` of the clips in `rows` of the cache, batch by batch."""
+    """Yield the features `[B, 1, F, T]` of the clips in `rows` of the cache, one batch at a time."""
     for start in range(0, len(rows), BATCH):
         yield front_end(clips.cache.batch(rows[start : start + BATCH])).numpy()
 
 
 def eager(network: nn.Module) -> Network:
-    """A PyTorch network on NumPy arrays."""
+    """Return a function that runs a PyTorch network on NumPy arrays."""
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -110,7 +110,7 @@ def eager(network: nn.Module) -> Network:
 
 
 def predict_all(networks: Mapping[str, Network], clips: Clips, front_end: LogMel) -> dict[str, np.ndarray]:
-    """Logits `[N, C]` of every network, with one pass over the clips."""
+    """Return the logits `[N, C]` of every network; the features of each clip are computed once."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     for x in tqdm(features(clips, front_end, clips.rows), "measuring", -(-len(clips.rows) // BATCH), unit="batch"):
         for name, network in networks.items():
@@ -119,7 +119,7 @@ def predict_all(networks: Mapping[str, Network], clips: Clips, front_end: LogMel
 
 
 def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.ndarray]:
-    """Milliseconds `[n, 2]` of `n` runs of each: by the clock, and of the thread's CPU time."""
+    """Time `n` runs of each function; return milliseconds `[n, 2]`: wall-clock time, CPU time of the thread."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
     for i in range(WARM_UP + n):
         for name, run in timed.items():
@@ -131,7 +131,7 @@ def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.nd
 
 
 def as_table(forms: Sequence[Form], title: str) -> Table:
-    """For people."""
+    """Return the forms as a table for the terminal."""
     table = Table("", "bytes", "acc", "max diff", "same", "ms (IQR)", "CPU ms", "ratio", title=title)
     for f in forms:
         table.add_row(

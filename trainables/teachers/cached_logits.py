@@ -1,4 +1,4 @@
-"""Teacher logits computed once and cached, and those of the ensemble."""
+"""The logits of teachers, computed once and cached, and the logits of their ensemble."""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from trainables.teachers.ensemble import combine, greedy
 from trainables.teachers.fine_tuning import FORMAT
 from trainables.teachers.logits import folder_hash, load_logits, save_logits
 
-_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # of teacher.json, needed to use a teacher
+_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # keys of teacher.json that every use needs
 _CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of the batch of `predict`
 
 
@@ -35,17 +35,21 @@ def teacher_logits(
     progress: bool = False,
     content: str | None = None,
 ) -> torch.Tensor:
-    """Return the logits `[len(filenames), C]` of a teacher: of its folder (computed once) or of a logits file.
+    """Return the logits `[len(filenames), C]` of a teacher, in the order of `filenames`.
 
-    For `content` see `open_cache`. CheckpointError for a teacher of other classes, or when a file has no logits.
+    `source` is a teacher's folder, whose logits are computed once, or a logits file. For `content` see `open_cache`.
+    Raise CheckpointError for a teacher of other classes, or if a clip has no logits.
     """
     path = source if source.is_file() else logits_file(config, source, progress, content)
     return load_logits(path, filenames, tau.SCENES)
 
 
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
-    """Return the file of the logits of the teacher in `folder` for both parts of the training split, computed where
-    they are not cached yet; key: checkpoint, waveforms, front-end. For `content` see `open_cache`."""
+    """Return the file with the logits of the teacher in `folder` for both parts of the training split.
+
+    Logits that are not cached yet are computed. The cache key is checkpoint, waveforms, front-end. For `content` see
+    `open_cache`.
+    """
     if content is not None and (path := logits_path(config, folder, content)).is_file():
         return path
     extra = _teacher_facts(folder)
@@ -78,8 +82,10 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
 
 
 def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
-    """Return where the logits of the teacher in `folder` for clips of this content digest are cached, whether they are
-    there yet or not."""
+    """Return the cache file for the logits of the teacher in `folder` and clips of this content digest.
+
+    The file need not exist yet.
+    """
     extra = _teacher_facts(folder)
     waveforms = cache_key(content, FrontEndConfig(**extra["frontend"]).sample_rate, config.data.skip_broken)
     text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
@@ -90,24 +96,30 @@ def _teacher_facts(folder: Path) -> dict[str, Any]:
     extra = read_extra(folder)
     if not set(_FACTS) <= set(extra):
         raise CheckpointError(
-            f"{folder / 'teacher.json'} lacks some of {', '.join(_FACTS)}: fine-tune the teacher again"
+            f"{folder / 'teacher.json'} lacks {', '.join(f for f in _FACTS if f not in extra)}; expected "
+            f"{', '.join(_FACTS)}: fine-tune the teacher again"
         )
     return extra
 
 
 def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = False) -> torch.Tensor:
-    """Logits `[N, C]` for the training clips: what `distill.ensemble` makes of `distill.teacher_ckpts`."""
+    """Return the logits `[N, C]` of the teacher ensemble (`distill.ensemble`) for the training clips."""
     weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
     names, content = filenames(data.train), data.train.cache.content
-    heard = [teacher_logits(config, source, names, progress, content) for source in sources]
-    return combine(heard, config.distill.ensemble, weights)
+    logits = [teacher_logits(config, source, names, progress, content) for source in sources]
+    return combine(logits, config.distill.ensemble, weights)
 
 
 def ensemble_weights(config: TrialConfig, data: SplitClips, progress: bool = False) -> tuple[float, ...]:
-    """One a teacher of `distill.teacher_ckpts`, none for equal ones; chosen on validation where that is asked for."""
+    """Return one weight for each teacher of `distill.teacher_ckpts`, or an empty tuple for equal weights.
+
+    With distill.ensemble=greedy the weights are chosen on the validation clips.
+    """
     d = config.distill
     if not d.teacher_ckpts:
-        raise ValueError("distill.teacher_ckpts names no teacher; fine-tune one, or set distill.kd_alpha=1")
+        raise ValueError(
+            "distill.teacher_ckpts names no teacher; expected at least one: fine-tune one, or set distill.kd_alpha=1"
+        )
     if d.ensemble != "greedy":
         return d.teacher_weights
     sources = map(Path, d.teacher_ckpts)

@@ -1,11 +1,11 @@
 """Ensembles of teachers: means of logits or probabilities, and weights chosen greedily on validation.
 
-    combine([first, second], "probabilities")                 logits [N, C] each; [N, C]
+    combine([first, second], "probabilities")                 from logits [N, C] of each teacher to one [N, C]
     greedy([first, second], labels).weights                   forward selection with replacement, Caruana et al. 2004
 
-A mean of probabilities is returned as log-probabilities: their softmax is that mean, so the distillation loss takes
-them as logits; its temperature then applies to the mean. The figures of `greedy` are of the clips that it chose on, so
-they are optimistic.
+A mean of probabilities is returned as log-probabilities. Their softmax is this mean, so the distillation loss can use
+them as logits; its temperature then applies to the mean. The figures of `greedy` are measured on the clips on which it
+chose the weights, so they are optimistic.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,15 @@ import torch.nn.functional as F
 from trainables.config.distill import check_ensemble
 from trainables.engine.metrics import measure
 
-PICKS = 20  # of the greedy selection: the weights are multiples of 1/20 or coarser
+PICKS = 20  # picks of the greedy selection: the weights are multiples of 1/20 or coarser
 
 
 def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float] = ()) -> torch.Tensor:
-    """One teacher's worth of logits `[N, C]` from several's. `greedy` means the probabilities' mean with `weights`
-    that a `Selection` has chosen. ValueError for weights that do not fit."""
+    """Combine the logits `[N, C]` of several teachers into the logits `[N, C]` of their ensemble.
+
+    The method `greedy` is the mean of probabilities with the `weights` of a `Selection`. Raise ValueError for weights
+    that do not fit the number of teachers.
+    """
     method = "probabilities" if method == "greedy" else method
     check_ensemble(method, weights, len(logits))
     share = torch.tensor(weights or [1.0] * len(logits), dtype=torch.float64, device=logits[0].device)
@@ -39,23 +42,26 @@ def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float
 class Selection:
     """The picks of a greedy selection in order, and the accuracy after each."""
 
-    picks: tuple[int, ...]
-    accuracies: tuple[float, ...]  # macro average on the clips that it was chosen on
-    kept: int  # picks that make the best of these ensembles
-    weights: tuple[float, ...]  # its weights, one a teacher, sum 1
+    picks: tuple[int, ...]  # indices of teachers
+    accuracies: tuple[float, ...]  # macro average accuracy after each pick, on the clips used for the selection
+    kept: int  # number of first picks that form the best ensemble
+    weights: tuple[float, ...]  # weights of that ensemble, one for each teacher, sum 1
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Macro average accuracies of teachers and of what they make together."""
+    """Macro average accuracies of teachers and of their ensembles."""
 
-    members: tuple[float, ...]
-    ensembles: dict[str, float]
+    members: tuple[float, ...]  # one for each teacher
+    ensembles: dict[str, float]  # one for each method of `combine`
     selection: Selection
 
 
 def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequence[float] = ()) -> Accuracies:
-    """Of teachers' logits `[M, C]` and their ensembles, for `labels [M]`; greedy weights are chosen on these clips."""
+    """Return the accuracies of teachers' logits `[M, C]` and of their ensembles for `labels [M]`.
+
+    `weights` apply to the two means; the greedy weights are chosen on these clips.
+    """
     selection = greedy(logits, labels)
     together = {method: combine(logits, method, weights) for method in ("logits", "probabilities")}
     together["greedy"] = combine(logits, "greedy", selection.weights)
@@ -67,23 +73,27 @@ def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequ
 
 
 def macro_accuracy(logits: torch.Tensor, labels: np.ndarray) -> float:
-    """Mean of the class-wise accuracies of `logits [..., M, C]`."""
+    """Return the mean of the class-wise accuracies of `logits [M, C]`."""
     return measure(logits.numpy(), labels, np.full(len(labels), "")).macro_avg_acc
 
 
 def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PICKS) -> Selection:
-    """Add, `n_picks` times, the teacher (again, maybe) that makes the macro accuracy of the mean probabilities highest,
-    of equals the one with the lower cross-entropy; keep the smallest of the most accurate ensembles passed through."""
+    """Choose the weights of an ensemble by greedy forward selection with replacement.
+
+    Each of the `n_picks` picks adds the teacher that gives the highest macro accuracy of the mean probabilities; of
+    equal ones, that with the lower cross-entropy. A teacher may be picked more than once. The selection keeps the most
+    accurate of the ensembles after each pick; of equal ones, the smallest.
+    """
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
     true = torch.tensor(labels, dtype=torch.int64)
     counts = torch.bincount(true)
-    share = 1 / (counts[true] * (counts > 0).sum()).double()  # [M]: each class weighs the same
+    share = 1 / (counts[true] * (counts > 0).sum()).double()  # [M], weight of each clip: equal for all classes in total
     total, picks, scores = torch.zeros_like(p[0]), list[int](), list[tuple[float, float]]()
     for n in range(1, n_picks + 1):
         mean = (total + p) / n
         accuracy = ((mean.argmax(dim=2) == true) * share).sum(dim=1)
         loss = -mean[:, torch.arange(len(true)), true].clamp_min(1e-300).log().mean(dim=1)
-        # rounded: the order of a sum must not decide between equals
+        # rounded, so that the rounding errors of a sum do not decide between equal candidates
         candidates = [(round(a, 12), -round(c, 12)) for a, c in zip(accuracy.tolist(), loss.tolist(), strict=True)]
         picks.append(max(range(len(p)), key=lambda k: candidates[k]))
         scores.append(candidates[picks[-1]])

@@ -1,8 +1,7 @@
-"""Teachers: fine-tune one on the training part, keep its best epoch on validation, cache its logits by filename.
+"""Fine-tune a teacher on the training part and keep its best epoch on validation.
 
 folder = fine_tuned_teacher(config)                       # content-addressed: trained once
-logits = teacher_logits(config, folder, filenames)        # [N, C], computed once
-logits = ensemble_logits(config, data)                    # [N, C] of all of `distill.teacher_ckpts`
+logits = teacher_logits(config, folder, filenames)        # [N, C], computed once (cached_logits.py)
 """
 
 import hashlib
@@ -31,12 +30,14 @@ from trainables.engine.schedule import schedule
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips, with_enough_epochs
 from trainables.teachers.logits import folder_hash, read_manifest
 
-FORMAT = 2  # of cached teachers and cached logits
+FORMAT = 2  # version of cached teachers and cached logits, part of their keys
 
 
 def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str | None = None) -> Path:
-    """Return the folder of the teacher that `config.teacher` describes, trained first where it is not cached yet; for
-    `content` see `open_cache`."""
+    """Return the folder of the teacher that `config.teacher` describes; if it is not cached yet, train it first.
+
+    For `content` see `open_cache`.
+    """
     clips = load_clips(config, config.teacher.frontend.sample_rate, progress, content)
     folder = teacher_folder(config, clips)
     with locked(folder.with_name(f"{folder.name}.lock")):
@@ -47,19 +48,21 @@ def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str
 
 
 def teacher_folder(config: TrialConfig, clips: SplitClips) -> Path:
-    """Return where the fine-tuned teacher of `config` and `clips` is cached, whether it is there yet or not."""
+    """Return the cache folder of the fine-tuned teacher of `config` and `clips`. It need not exist yet."""
     return Path(config.data.cache_dir) / f"teacher-{teacher_key(config, clips)}"
 
 
 def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
-    """Return a key that is equal for configurations and clips that give the same teacher. `clips` may be at any sample
-    rate: the teacher's own is part of the key."""
+    """Return a key that is equal for configurations and clips that give the same teacher.
+
+    `clips` may have any sample rate: the teacher's own rate is part of the key.
+    """
     config = with_enough_epochs(config, len(clips.train.rows))
     described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
     waveforms = cache_key(clips.train.cache.content, config.teacher.frontend.sample_rate, config.data.skip_broken)
     described |= {"waveforms": waveforms, "train": clips.train.rows.tolist(), "format": FORMAT}
     impulses = impulses_for(config.teacher.augment, config.teacher.frontend.sample_rate)
-    if impulses is not None:  # the folder's content may change
+    if impulses is not None:  # the content of augment.dir_dir may change
         described["impulses"] = hashlib.sha256(impulses.numpy().tobytes()).hexdigest()
     source = Path(config.teacher.model.pretrained or "")
     if config.teacher.model.pretrained and source.exists():
@@ -69,6 +72,10 @@ def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
 
 
 def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Path, key: str, progress: bool) -> None:
+    """Train the teacher and save its best epoch on validation to `folder`.
+
+    If the training diverges after an epoch was measured, the best epoch is saved to <folder>-diverged instead.
+    """
     c = config.teacher
     steps = c.train.epoch_steps(len(train.rows))
     try:
@@ -88,7 +95,7 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
         groups = parameter_groups(teacher, c.lr_decay)
         optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=c.train.weight_decay)
         average = WeightAverage(teacher, c.train.ema_decay) if c.train.ema_decay else None
-        kept = average.network if average else teacher  # what is measured and saved
+        kept = average.network if average else teacher  # the network that is measured and saved
         assert isinstance(kept, Teacher)
         best_state: dict[str, torch.Tensor] = {}
         with tqdm(range(c.train.epochs), desc="teacher", unit="epoch", disable=not progress) as bar:
@@ -126,24 +133,27 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
 def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, epoch: int) -> float:
     logits = predict(teacher, validation, front_end)
     if not logits.isfinite().all():
-        raise TrainingDiverged(f"teacher, epoch {epoch + 1}: its logits on validation are not finite")
+        raise TrainingDiverged(f"teacher, epoch {epoch + 1}: the logits on validation are not finite")
     return measure(logits.numpy(), validation.labels, validation.devices).macro_avg_acc
 
 
 def quiet_transformers() -> None:
-    """No progress bars of `transformers`: ours tell more."""
+    """Turn off the progress bars of `transformers`, because ours show more."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 def validation_hash(validation: Clips) -> str:
-    """Of the clips held out: a teacher that was fine-tuned on another division may have learnt from them."""
+    """Return a hash of the names of the held-out clips.
+
+    A teacher with another hash was fine-tuned on another division and may have been trained on these clips.
+    """
     return hashlib.sha256("\n".join(sorted(filenames(validation))).encode()).hexdigest()[:16]
 
 
 def teacher_summary(source: Path) -> dict[str, object]:
-    """Name and validation accuracy of a teacher, for manifests and reports."""
+    """Return the name and the validation figures of a teacher, for manifests and reports."""
     extra = read_manifest(source) if source.is_file() else read_extra(source) | {"teacher": source.name}
     try:
         return {
@@ -152,4 +162,7 @@ def teacher_summary(source: Path) -> dict[str, object]:
             "validation": extra["validation"],
         }
     except KeyError as error:
-        raise CheckpointError(f"{source} does not tell the teacher's {error}: make it with cache_logits.py") from error
+        raise CheckpointError(
+            f"{source} lacks the key {error}; expected teacher, val_macro_avg_acc, validation: make the file again "
+            "with trainables/cache_logits.py"
+        ) from error

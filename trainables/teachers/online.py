@@ -1,13 +1,14 @@
-"""Online distillation (distill.mode=online): the teachers hear each batch as it was augmented for the student.
+"""Online distillation (distill.mode=online): the teachers predict each batch with the student's augmentation.
 
-    online = load_online(config, data.train)                   # the teachers of distill.teacher_ckpts, once
-    hear = online.listener(augment, device, amp="off", with_features=False)
-    heard = hear(picked, draws, mix)                           # Heard: logits [B, C], features [B, D]
+    online = load_online(config, data)                         # load the teachers of distill.teacher_ckpts once
+    predict = online.batch_teacher(augment, device, amp="off", with_features=False)
+    output = predict(picked, draws, mix)                       # TeacherOutput: logits [B, C], features [B, D]
 
-Every teacher takes its clips from the waveform cache at its own sample rate (nothing is resampled twice), and goes
-through what was drawn for the student's: the same impulse response, the same roll, the same mixup of its log-mels. So
-without augmentation its logits are those that offline distillation has cached, to the rounding of float16. Freq-
-MixStyle and masks stay the student's own: they work on its mel bins, and a teacher is asked about the whole clip.
+Every teacher reads its clips from the waveform cache at its own sample rate, so that nothing is resampled twice. The
+random draws of the student's clips are applied to them: the same impulse response, the same roll, the same mixup of
+log-mels. So without augmentation the logits equal the cached ones of offline distillation, up to float16 rounding.
+Freq-MixStyle and masks are applied to the student only: they change its mel bins, and a teacher predicts the complete
+clip.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from data.features import FrontEndConfig, LogMel
 from data.impulse import impulses_for
 from trainables.config.schema import TrialConfig
 from trainables.config.train import AMP
-from trainables.engine.loop import Heard, Listener
+from trainables.engine.loop import BatchTeacher, TeacherOutput
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips
 from trainables.teachers.cached_logits import ensemble_weights
 from trainables.teachers.ensemble import combine
@@ -41,23 +42,23 @@ class Member:
 
 @dataclass(frozen=True)
 class OnlineTeachers:
-    """The ensemble, on the CPU until a trial listens to it."""
+    """The ensemble of teachers, on the CPU until a trial uses it."""
 
     members: tuple[Member, ...]
     method: str  # distill.ensemble
     weights: tuple[float, ...]
 
-    def listener(
+    def batch_teacher(
         self, augment: AugmentConfig, device: torch.device, amp: str = "off", with_features: bool = False
-    ) -> Listener:
-        """What `Epoch.teachers` wants: from the clips picked and what was drawn for them to what is said of them."""
+    ) -> BatchTeacher:
+        """Return the function for `Epoch.teachers`: it computes the teachers' output for one batch."""
         front_ends = [LogMel(m.front_end).to(device) for m in self.members]
         impulses = [impulses_for(augment, m.front_end.sample_rate, device) for m in self.members]
         for member in self.members:
             member.teacher.to(device).eval().requires_grad_(False)
 
         @torch.no_grad()
-        def hear(picked: np.ndarray, draws: Draws, mix: Mix | None) -> Heard:
+        def predict(picked: np.ndarray, draws: Draws, mix: Mix | None) -> TeacherOutput:
             logits, features = [], None
             for member, front_end, responses in zip(self.members, front_ends, impulses, strict=True):
                 waveforms = member.clips.cache.batch(member.clips.rows[picked], device)  # [B, S]
@@ -66,20 +67,23 @@ class OnlineTeachers:
                 with torch.autocast(device.type, AMP[amp], enabled=amp != "off"):
                     logits.append(member.teacher(x).float())
                     features = member.teacher.features(x).float() if with_features else None
-            return Heard(combine(logits, self.method, self.weights), features)
+            return TeacherOutput(combine(logits, self.method, self.weights), features)
 
-        return hear
+        return predict
 
 
 def load_online(config: TrialConfig, data: SplitClips, progress: bool = False) -> OnlineTeachers:
-    """The teachers of `distill.teacher_ckpts` for the training clips of `data`.
+    """Load the teachers of `distill.teacher_ckpts` for the training clips of `data`.
 
-    CheckpointError for logits in a teacher's place, a damaged teacher, one of other classes.
+    Raise CheckpointError for a logits file in place of a teacher, a damaged teacher, or a teacher of other classes.
     """
     members = []
     for source in map(Path, config.distill.teacher_ckpts):
         if source.is_file():
-            raise CheckpointError(f"{source} is a file; distill.mode=online needs the folder of a teacher")
+            raise CheckpointError(
+                f"{source} is a file; distill.mode=online needs the folder of a teacher: give one, or set "
+                "distill.mode=offline"
+            )
         teacher, extra = load_teacher(source, tau.SCENES)
         front_end = FrontEndConfig(**extra["frontend"])
         cache = load_clips(config, front_end.sample_rate, progress, data.train.cache.content).train.cache

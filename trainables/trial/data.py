@@ -1,4 +1,4 @@
-"""What a trial trains on and is validated on: both parts of the training split with the teachers' logits.
+"""The data of a trial: the training and validation clips of the training split, with the teachers' logits.
 
 data = load_trial_data(config)
 trial = Trial(config, data, folder)
@@ -23,13 +23,13 @@ class TrialData(SplitClips):
 
 
 def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFingerprint | None = None) -> TrialData:
-    """Return the clips with the logits of the teacher ensemble, which are computed where they are not cached yet.
+    """Return the clips with the logits of the teacher ensemble; logits that are not cached yet are computed.
 
-    `known` is the fingerprint that the driver found for the study's data. If it describes the clips of this
-    configuration, their files are not read again; DatasetError when the loaded clips differ from it.
+    `known` is the fingerprint that the driver computed for the study's data. If it describes the clips of this
+    configuration, their files are not read again. Raise DatasetError if the loaded clips differ from it.
     """
     if known and not known.describes(config):
-        known = None  # the space searches the division of the data
+        known = None  # the search space varies the division of the data, so the driver's fingerprint does not apply
     split = load_clips(config, config.frontend.sample_rate, progress, known.sound if known else None)
     if known:
         check_unchanged(known, fingerprint(config, split))
@@ -42,8 +42,10 @@ def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFing
 
 
 def data_key(config: TrialConfig) -> str:
-    """Return a key that is equal for configurations with equal `load_trial_data`, so that a reused actor keeps its
-    data."""
+    """Return a key that is equal for configurations for which `load_trial_data` returns the same data.
+
+    A reused actor keeps its data if the key has not changed.
+    """
     flat = config.flat()
     parts = {k: v for k, v in flat.items() if k.startswith("data.") or k in ("frontend.sample_rate", "seed")}
     ensemble = [flat[f"distill.{name}"] for name in ("teacher_ckpts", "ensemble", "teacher_weights", "mode")]

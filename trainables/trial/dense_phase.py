@@ -1,19 +1,19 @@
-"""Dense parents: trials that differ only in pruning share one dense training, which is done once.
+"""Shared dense phases: trials that differ only in pruning train their common dense phase once.
 
-    for record in run_shared(trial, study / "parents"): ...      # as run_trial(trial), record for record, bit for bit
+    for record in run_shared(trial, study / "parents"): ...      # the same records as run_trial(trial), bit for bit
 
-A parent is a folder named by the hash of all that shapes the dense stage. After each of its epochs one of the trials
-that want it leaves there, in one atomic write,
+The shared dense phase is called the parent. It is a folder, named by the hash of everything that determines its
+result. After each epoch, the trial that trained it writes its state there, atomically:
 
     <parents>/<key>/state-0003/      that trial's state after epoch 3 (`Trial.save`), sealed with the records so far
 
-and the others take the record from it. A trial trains an epoch under the parent's lock, for no longer than that epoch:
-the operating system releases it when the process dies, and whoever comes next goes on from the newest whole state. So
-no trial ever waits for one that is paused or has ended. The weights are taken over at the end of the stage only;
-until then a trial that has taken records stands `in_parent`.
+The other trials read the record of the epoch from this state. A trial holds the parent's lock while it trains one
+epoch, and no longer. The operating system releases the lock when the process dies; the next trial continues from the
+newest valid state. So no trial waits for one that is paused or has ended. A trial loads the weights only at the end of
+the stage; while it has only read records, its `weights` are `Weights.SHARED`.
 
-A trial that has its own weights and finds a parent that is behind (deleted, or of other code) trains on alone. The
-folder may be deleted when no study runs: all that is lost is work that is then done again.
+A trial that has its own weights continues alone if the parent is behind it (deleted, or written by other code). The
+folder may be deleted when no study is running; the only loss is that the epochs are trained again.
 """
 
 import hashlib
@@ -37,8 +37,8 @@ from trainables.trial.start import Weights
 from trainables.trial.trial import Trial
 
 POLL_S = 0.1
-KEPT = 2  # newest states: a damaged one falls back to the one before
-# keys of a configuration that do not shape dense training, or whose content the key holds in their place
+KEPT = 2  # number of newest states kept: if one is damaged, the one before it is used
+# configuration keys that do not affect dense training, or whose content is hashed in their place
 _FREE_PARTS = ("prune.", "data.", "teacher.")
 _FREE = (
     *("limits.macs", "limits.bytes", "augment.dir_dir"),
@@ -47,10 +47,11 @@ _FREE = (
 
 
 def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator[Record]:
-    """Like `run_trial(trial)`, with the dense stage of the parent below `parents`, trained where nobody has yet.
+    """Yield the records of `run_trial(trial)`, with the dense phase shared through a folder in `parents`.
 
-    `code` tells the version of what is run (none: `code_hash()`). `seconds` of a record taken over are those of the
-    trial that trained. A trial on a base has no dense stage, and one that adopted a state has a history of its own.
+    Epochs that no trial has trained yet are trained here. `code` is the version of the running code (None:
+    `code_hash()`). `seconds` of a shared record is the time of the trial that trained the epoch. The dense phase is
+    not shared by a trial on a base, which has none, and by a trial that adopted another one's state.
     """
     if trial.stage == 0 and not trial.start.from_base and trial.weights is not Weights.ADOPTED:
         yield from _dense_stage(trial, Parent(parents / parent_key(trial, code or code_hash())))
@@ -58,7 +59,7 @@ def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator
 
 
 def parent_key(trial: Trial, code: str) -> str:
-    """Equal for trials whose dense stage is equal, bit for bit on one kind of device."""
+    """Return a key that is equal for trials with equal dense phases (bit for bit on one kind of device)."""
     data = trial.data
     shaping: dict[str, Any] = {k: v for k, v in trial.config.flat().items() if k not in _free_keys(trial)}
     shaping |= {"code": code, "torch": torch.__version__, "device": trial.device.type, "clips": trial.clips_hash}
@@ -83,38 +84,41 @@ def _tensor_hash(x: torch.Tensor | None) -> str | None:
 
 
 class Parent:
-    """One trial's view of a parent's folder."""
+    """The folder of a shared dense phase, as one trial reads and writes it."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.lock = folder / "lock"
-        self.records: list[dict[str, Any]] = []  # of the newest whole state, when last looked at
-        self.state: Path | None = None  # that state
-        self._looked_at = ""  # name of the newest state then
+        self.records: list[dict[str, Any]] = []  # records of the newest valid state when the folder was last read
+        self.state: Path | None = None  # folder of that state; None: there was none
+        self._newest_read = ""  # name of the newest state, valid or not, when the folder was last read
         make_folder(folder)
 
-    def look(self) -> int:
-        """Epochs that can be taken over. Cheap: only a new state is read."""
+    def refresh(self) -> int:
+        """Return the number of published epochs. This is cheap: files are read only if there is a new state."""
         newest = self._states()[:1]
-        if newest and newest[0].name != self._looked_at:
+        if newest and newest[0].name != self._newest_read:
             self.read()
         return len(self.records)
 
     def read(self) -> int:
-        """As `look`, of what is whole on disk at this moment."""
+        """Read the newest valid state from disk and return the number of published epochs."""
         states = self._states()
-        self._looked_at = states[0].name if states else ""
+        self._newest_read = states[0].name if states else ""
         self.state, self.records = None, []
         for state in states:
             try:
                 self.state, self.records = state, check_seal(state)["records"]
                 break
-            except SealError:  # damaged, or just being removed: an older one may be whole
+            except SealError:  # damaged, or just being removed: an older state may be valid
                 continue
         return len(self.records)
 
     def publish(self, trial: Trial, record: Record) -> None:
-        """Leave the state after `record` here; for who holds the lock, and whose state follows `self.records`."""
+        """Write the trial's state after `record`.
+
+        The caller holds the lock, and its state is the one that follows `self.records`.
+        """
         records = [*self.records, asdict(record)]
         state = self.folder / f"state-{record.epochs:04d}"
 
@@ -122,16 +126,16 @@ class Parent:
             trial.save(temporary)
             seal(temporary, records=records)
 
-        remove_temporary(self.folder, "state-")  # of killed processes: we hold the lock
+        remove_temporary(self.folder, "state-")  # left by killed processes; no other is writing: we hold the lock
         replace_folder(state, write)
-        self.state, self.records, self._looked_at = state, records, state.name
+        self.state, self.records, self._newest_read = state, records, state.name
         for old in self._states()[KEPT:]:
             shutil.rmtree(old)
 
     def take_over(self, trial: Trial) -> None:
-        """Bring `trial` to where the newest whole state stands; for who holds the lock and has just read it."""
+        """Load the newest valid state into `trial`. The caller holds the lock and has just called `read`."""
         assert self.state is not None
-        sizes = trial.sizes  # of its own prune steps
+        sizes = trial.sizes  # sizes of this trial's own prune steps
         trial.load(self.state, adopt=_free_keys(trial))
         trial.sizes, trial.weights = sizes, Weights.OWN
 
@@ -140,50 +144,54 @@ class Parent:
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
-    """The records of stage 0 that are left; ends early where the trial has to go on alone."""
+    """Yield the remaining records of stage 0; stop early if the trial has to continue alone."""
     n_epochs = trial.stage_epochs(0)
-    holds = 0 if not trial.epochs else None  # the parent's epoch whose state `trial` has in memory
+    loaded = 0 if not trial.epochs else None  # epoch of the parent whose state `trial` has in memory; None: no such
     while trial.stage == 0:
-        wanted = trial.epoch + 1
-        if parent.look() < wanted or wanted == n_epochs:
+        epoch = trial.epoch + 1
+        if parent.refresh() < epoch or epoch == n_epochs:
             try:
                 with locked(parent.lock, wait=False):
-                    known = parent.read()  # while nobody else writes
-                    if known < trial.epoch and trial.weights is not Weights.SHARED:
+                    published = parent.read()  # no other trial writes now
+                    if published < trial.epoch and trial.weights is not Weights.SHARED:
                         return
-                    if known < wanted:
-                        record = _train(trial, parent, wanted, has_state=holds == known)
-                        holds = wanted
+                    if published < epoch:
+                        record = _train(trial, parent, epoch, has_state=loaded == published)
+                        loaded = epoch
                     else:
-                        record, holds = _take(trial, parent, wanted, n_epochs), None
-            except BlockingIOError:  # another trains this epoch
+                        record, loaded = _take_record(trial, parent, epoch, n_epochs), None
+            except BlockingIOError:  # another trial trains this epoch
                 time.sleep(POLL_S)
                 continue
         else:
-            record, holds = _take(trial, parent, wanted, n_epochs), None
+            record, loaded = _take_record(trial, parent, epoch, n_epochs), None
         yield record
 
 
-def _train(trial: Trial, parent: Parent, wanted: int, has_state: bool) -> Record:
-    """Train and publish the epochs up to `wanted`; more than one where the newest state has got lost."""
+def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
+    """Train and publish the epochs up to `epoch`: more than one if the newest state has been lost."""
     if not has_state and parent.state:
         parent.take_over(trial)
     elif not has_state:
-        trial.begin_again()
+        trial.reset()
     while True:
         record = next(run_trial(trial))
         parent.publish(trial, record)
-        if record.epochs == wanted:
+        if record.epochs == epoch:
             return record
 
 
-def _take(trial: Trial, parent: Parent, wanted: int, n_epochs: int) -> Record:
-    """Stand where `wanted` was trained: after the last epoch with weights and point, before it by number alone."""
+def _take_record(trial: Trial, parent: Parent, epoch: int, n_epochs: int) -> Record:
+    """Advance the trial to `epoch` and return its record.
+
+    After the last epoch of the stage the trial has the parent's weights and a point; before it, only the position
+    changes.
+    """
     if trial.epochs == 0:
         start_stage(trial)
-    values = parent.records[wanted - 1]
-    if wanted < n_epochs:
-        trial.epoch = trial.epochs = wanted
+    values = parent.records[epoch - 1]
+    if epoch < n_epochs:
+        trial.epoch = trial.epochs = epoch
         trial.weights, trial.optimizer, trial.average = Weights.SHARED, None, None
         return Record(**values)
     parent.take_over(trial)

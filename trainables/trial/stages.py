@@ -1,4 +1,4 @@
-"""One trial in order: train, measure, prune, retrain, measure."""
+"""The stages of a trial in order: train, measure, prune, retrain, measure."""
 
 import math
 import time
@@ -33,22 +33,22 @@ from trainables.trial.trial import Trial
 
 
 def run_trial(trial: Trial) -> Iterator[Record]:
-    """Train, measure, prune, retrain, measure ...: one record after each epoch, a point at the end of each stage."""
+    """Train, measure, prune, retrain, measure ...: yield a record after each epoch, with a point at a stage's end."""
     c = trial.config
     if trial.weights is Weights.SHARED:  # no shared phase here: train its epochs again, without their records
         reported = trial.epochs
-        trial.begin_again()
+        trial.reset()
         next(record for record in run_trial(trial) if record.epochs == reported)
     while trial.stage < trial.n_stages:
         if trial.epoch == 0:
             start_stage(trial)
         started = time.perf_counter()
         n_epochs = trial.stage_epochs(trial.stage)
-        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # a base is measured as it is
+        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # 0 epochs: a base is only measured
         trial.epoch += 1 if trained else 0
         trial.epochs += 1 if trained else 0
 
-        deployed = deploy(trial.network, c.limits.precision)  # what is measured is what would be shipped
+        deployed = deploy(trial.network, c.limits.precision)  # the measured network is the deployed one
         metrics = _validate(trial, deployed)
         if not math.isfinite(metrics.loss):
             raise TrainingDiverged(f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}")
@@ -104,8 +104,11 @@ def start_stage(trial: Trial) -> None:
             trial.val_acc_pruned = _validate(trial, deploy(trial.model, c.limits.precision)).macro_avg_acc
     measured = get_deployed_size(trial.model, c.frontend.n_mels, c.frontend.frames)
     if measured != trial.sizes[trial.stage] and c.prune.exact:
-        raise RuntimeError(f"measured {measured} MACs and parameters, the plan says {trial.sizes[trial.stage]}")
-    trial.sizes[trial.stage] = measured  # an estimate until now, where the weights decide
+        raise RuntimeError(
+            f"stage {trial.stage}: measured (MACs, parameters) = {measured}, but the pruning plan expected "
+            f"{trial.sizes[trial.stage]}; this is a bug in the plan, please report the configuration"
+        )
+    trial.sizes[trial.stage] = measured  # replaces an estimate if the weights determine the size
     trial.optimizer = trial.new_optimizer()
 
 
@@ -115,7 +118,7 @@ def _validate(trial: Trial, deployed: Student) -> Metrics:
 
 
 def _pruned(trial: Trial) -> Student:
-    """The network after this stage's prune step. Its draws come from (seed, stage), as those of an epoch do."""
+    """Return the network after this stage's prune step. Its random draws depend on (seed, stage) only."""
     c, p, stage = trial.config, trial.config.prune, trial.stage
     seed = int(np.random.SeedSequence([c.training_seed, stage]).generate_state(1)[0])
     gradients = None
@@ -129,9 +132,9 @@ def _pruned(trial: Trial) -> Student:
 
 
 def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
-    """The trial's loss on `prune.importance_clips` training clips, one after another, as they are: not augmented."""
+    """Yield the trial's loss on each of `prune.importance_clips` training clips, which are not augmented."""
     clips, loss_of = trial.data.train, _loss_of(trial)
-    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # three numbers are an epoch's
+    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # an epoch's seed has 3 numbers
     for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
         x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
         labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
@@ -142,12 +145,12 @@ def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
 
 
 def _distils(trial: Trial) -> bool:
-    """In retraining, distillation is a choice."""
+    """Return whether this stage trains with distillation; for retraining, `prune.retrain_kd` decides."""
     return trial.config.distill.taught and (trial.stage == 0 or trial.config.prune.retrain_kd)
 
 
 def _loss_of(trial: Trial) -> Loss:
-    """Of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`."""
+    """Return the loss function of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`."""
     d, smoothing, distils = trial.config.distill, trial.config.train.label_smoothing, _distils(trial)
     return lambda logits, labels, teacher: kd_loss(
         logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp, smoothing
@@ -159,11 +162,11 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
     n_steps = c.train.epoch_steps(len(trial.data.train.rows))
     first = trial.epoch * n_steps
     if trial.stage and c.prune.lr_mode == "rewind":
-        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": the end of the dense schedule, at the dense rate;
-        # all of it, drawn out, where retraining is longer
-        whole = max(c.train.epochs, n_epochs)
-        first += (whole - n_epochs) * n_steps
-        rate = schedule(c.train, whole * n_steps)
+        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": the last `n_epochs` of the dense schedule, at the
+        # dense rate; if retraining is longer than dense training, the entire schedule stretched to its length
+        length = max(c.train.epochs, n_epochs)
+        first += (length - n_epochs) * n_steps
+        rate = schedule(c.train, length * n_steps)
     else:
         rate = schedule(c.train, n_epochs * n_steps, c.prune.lr if trial.stage else None)
     if c.train.ema_decay and trial.average is None:

@@ -1,4 +1,4 @@
-"""How a trial starts: where its first network comes from, and whose weights its present state has."""
+"""How a trial starts: where its first network comes from, and who trained its current weights."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -34,8 +34,8 @@ class Start:
 
 
 class Weights(StrEnum):
-    """Where the weights of a trial's present epoch are, and who trained them."""
+    """Where the weights of a trial's current epoch are, and who trained them."""
 
     OWN = "own"  # here, trained by this trial
-    SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial took the records only
+    SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial read only the records
     ADOPTED = "adopted"  # here, trained by a trial with another configuration (population based training)

@@ -3,7 +3,7 @@
     trial = Trial(config, load_trial_data(config), folder)
     for record in run_trial(trial): ...
 
-`run_trial` goes on from wherever `trial` stands, so restoring is `Trial.load` and driving the generator again.
+`run_trial` continues from the current stage and epoch of `trial`. To restore, call `Trial.load` and iterate again.
 """
 
 import json
@@ -28,10 +28,7 @@ from trainables.config.differences import differences
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import describe_use, placed
 from trainables.engine.device import set_up_process, training_device
-from trainables.engine.loop import (
-    Listener,
-    WeightAverage,
-)
+from trainables.engine.loop import BatchTeacher, WeightAverage
 from trainables.engine.schedule import schedule
 from trainables.inputs.fingerprint import clips_hash
 from trainables.outputs.records import Point, point_dict
@@ -40,13 +37,13 @@ from trainables.trial.start import Start, Weights
 
 
 class Trial:
-    """The state of one trial: where it stands (stage, epoch), its network, its optimiser, its points so far.
+    """The state of one trial: its position (stage, epoch), its network, its optimiser, its points so far.
 
-    `folder` receives the deployed network of each point. Everything that can be refused is refused here, before any
+    The deployed network of each point is written to `folder`. Invalid configurations raise an error here, before any
     training: sizes that cannot be measured, ratios that empty a layer, a missing device.
 
-    `start` says where the first network comes from. With `validate_pruned`, each pruned network is validated before
-    it is retrained, too (`Point.val_acc_pruned`).
+    `start` describes where the first network comes from (default: initial weights). With `validate_pruned`, each
+    pruned network is also validated before it is retrained (`Point.val_acc_pruned`).
     """
 
     def __init__(
@@ -62,31 +59,31 @@ class Trial:
         self.start, self.validate_pruned = start or Start(), validate_pruned
         if config.distill.taught and data.train.teacher is None and data.online is None:
             raise ValueError(
-                f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits and none were given; "
-                "set kd_alpha to 1 to train without a teacher"
+                f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits, but the data has none; expected "
+                "data from `load_trial_data`: pass it, or set distill.kd_alpha=1 to train without a teacher"
             )
         self.sizes = self._plan_sizes()
         set_up_process(config.train.threads)
         try:
             self.device = training_device(config.train)
-            if not self.start.from_base or config.prune.lr_mode == "rewind":  # a warm-up that would not end
+            if not self.start.from_base or config.prune.lr_mode == "rewind":  # raises if the warm-up would not end
                 schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.front_end = LogMel(config.frontend).to(self.device)
         self.impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
-        self.teachers: Listener | None = None
+        self.teachers: BatchTeacher | None = None
         if data.online:
             with_features = config.distill.feature_weight > 0
-            self.teachers = data.online.listener(config.augment, self.device, config.train.amp, with_features)
-        self.begin_again()
+            self.teachers = data.online.batch_teacher(config.augment, self.device, config.train.amp, with_features)
+        self.reset()
         if base := self.start.base:
             checkpoint.check_same_architecture(base.config, config.student, "the base")
             self.place(base.rebuilt())
 
     @property
     def network(self) -> Student:
-        """What is validated, deployed and pruned next: the average of the weights where there is one."""
+        """The network to validate, deploy and prune: the average of the weights if there is one, else the model."""
         return self.average.network if self.average else self.model  # type: ignore[return-value]
 
     @property
@@ -95,21 +92,22 @@ class Trial:
 
     @property
     def total_epochs(self) -> int:
-        """Of all stages."""
+        """The number of epochs of all stages together."""
         return self.stage_epochs(0) + self.stage_epochs(1) * (self.n_stages - 1)
 
     def stage_epochs(self, stage: int) -> int:
+        """Return the number of epochs of a stage; 0 if a base is only measured."""
         if stage:
             return self.config.prune.epochs
         return 0 if self.start.from_base else self.config.train.epochs
 
-    def begin_again(self) -> None:
-        """As a new trial: nothing trained, the initial weights."""
+    def reset(self) -> None:
+        """Reset to the state of a new trial: initial weights, no epoch trained."""
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
-        self.val_acc_pruned: float | None = None  # of this stage's network before retraining
+        self.val_acc_pruned: float | None = None  # accuracy of this stage's network before retraining
         self.optimizer: torch.optim.Optimizer | None = None
-        self.average: WeightAverage | None = None  # of this stage, with train.ema_decay
+        self.average: WeightAverage | None = None  # average of this stage's weights, with train.ema_decay
         self.weights = Weights.OWN
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training_seed)
@@ -117,20 +115,20 @@ class Trial:
         self.place(model)
 
     def end_stage(self, point: Point, deployed: Student) -> None:
-        """Keep the stage's point with its network as shipped, and advance to the next stage.
+        """Store the stage's point, save its network as deployed, and advance to the next stage.
 
-        The network is on disk when this returns, before the point is reported. It replaces one that the trial left
-        there before it started again: a network that was reported exists until its successor does.
+        The network is on disk when this returns, so before the point is reported. It replaces the network that an
+        earlier run of this trial saved for the same stage: a reported network exists until its replacement does.
         """
         extra = describe_use(self.config) | {"point": point_dict(point)}
-        mend_folder(self.folder / point.checkpoint)  # this process alone writes here
+        mend_folder(self.folder / point.checkpoint)  # no other process writes here
         checkpoint.save_student(self.folder / point.checkpoint, deployed, extra)
         self.points.append(point)
         self.model, self.average = self.network, None
         self.stage, self.epoch, self.optimizer, self.val_acc_pruned = point.step + 1, 0, None, None
 
     def save(self, folder: Path) -> None:
-        """The whole state: the network with its architecture, the optimiser, the position, the points."""
+        """Save the complete state: the network with its architecture, the optimiser, the position, the points."""
         checkpoint.save_student(folder / "student", self.model, describe_use(self.config))
         state = {
             "config": json.dumps(self.config.flat()),
@@ -150,22 +148,31 @@ class Trial:
         torch.save(state, folder / "trial.pt")
 
     def load(self, folder: Path, adopt: Collection[str] = ()) -> None:
-        """Go on where `save` was called; CheckpointError for another architecture or a damaged file, for other clips,
-        and for another configuration: directories may differ (a study may have moved), and the keys of `adopt`, by
-        which a trial takes over the state of another and goes on with its own values."""
+        """Restore the state that `save` wrote.
+
+        Raise CheckpointError for a damaged file, another architecture, other clips or another configuration.
+        Directories may differ, because a study may have moved, and so may the keys in `adopt`: with these, a trial
+        adopts the state of another trial and continues with its own values.
+        """
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
         differing = differences(json.loads(state["config"]), self.config.flat())
         refused = "; ".join(f"{k}: {values}" for k, values in differing.items() if k not in adopt)
         if refused:
-            raise CheckpointError(f"{folder} belongs to another configuration: {refused}")
+            raise CheckpointError(
+                f"{folder} belongs to another configuration: {refused}; continue with its values, or start a new run"
+            )
         weights = _weights_of(state)
         if differing and weights is Weights.SHARED:
             raise CheckpointError(
-                f"{folder} has no weights for another configuration: they are in the shared dense phase of its trial"
+                f"{folder} holds no weights for another configuration, because they are in its trial's shared dense "
+                f"phase; expected a checkpoint of a later stage, or equal values of {', '.join(differing)}"
             )
         if state.get("clips", self.clips_hash) != self.clips_hash:
-            raise CheckpointError(f"{folder} was trained or validated on other clips than those given here")
+            raise CheckpointError(
+                f"{folder} was trained or validated on other clips (hash {state['clips']}, expected "
+                f"{self.clips_hash}): restore the data set and its split, or start a new run"
+            )
         self.place(student)
         self.stage, self.epoch, self.epochs = state["position"]
         self.weights = Weights.ADOPTED if differing else weights
@@ -183,14 +190,14 @@ class Trial:
             self.optimizer = self.new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
-                group["weight_decay"] = self.config.train.weight_decay  # the state's own is another's after `adopt`
+                group["weight_decay"] = self.config.train.weight_decay  # the saved one may be an adopted trial's
         self.average = None
         if state.get("averaged"):
             network, _ = checkpoint.load_student(folder / "average", expected=self.config.student)
             self.average = WeightAverage(placed(network, self.device), self.config.train.ema_decay)
 
     def _plan_sizes(self) -> list[tuple[int, int]]:
-        """Return (MACs, params) of every stage as far as they are known; PruningError where a step is impossible."""
+        """Return (MACs, params) of every stage, as far as they are known; PruningError if a step is impossible."""
         c, start = self.config, self.start
         first = start.base.widths if start.base else start.widths
         measure = partial(
@@ -201,8 +208,10 @@ class Trial:
         return measure(c.prune, widths=first)
 
     def _plan_later_stages(self) -> None:
-        """Renew the sizes of the stages to come from the network's own widths: the version that saved this trial may
-        have rounded a number of channels otherwise."""
+        """Compute the sizes of the later stages again, from the network's own widths.
+
+        The version that saved this trial may have rounded a number of channels differently.
+        """
         prune = self.config.prune
         if not prune.exact or prune.goal is not None or self.start.prunes_to_widths:
             return
@@ -216,7 +225,7 @@ class Trial:
             return
 
     def place(self, model: Student) -> None:
-        """Continue with `model`, on the trial's device."""
+        """Make `model` the trial's network and move it to the trial's device."""
         self.model = placed(model, self.device)
 
     def new_optimizer(self) -> torch.optim.Optimizer:
@@ -224,7 +233,7 @@ class Trial:
 
 
 def _weights_of(state: Mapping[str, Any]) -> Weights:
-    """Return where the weights of a saved trial are; older versions wrote two flags."""
+    """Return where the weights of a saved trial are. Older versions saved two flags instead."""
     if "weights" in state:
         return Weights(state["weights"])
     if state.get("in_parent"):

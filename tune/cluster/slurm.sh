@@ -1,14 +1,14 @@
 #!/bin/bash
-# asc-tune on SLURM: one study over several machines, put back into the queue before its time is up, and going on there.
+# asc-tune on SLURM: one study on several machines; it is requeued before its time limit and then continues.
 #
 #     sbatch tune/cluster/slurm.sh --space kd_prune --name X --storage /shared/runs --dataset_dir=/shared/tau profile=full
 #
-# Run it from the checkout, which all machines see at the same path, with its virtual environment in .venv (or name
-# another with ASC_TUNE_VENV). Everything after the script's name goes to tune/run.py. Change the #SBATCH lines, or let
-# sbatch's own flags win over them: sbatch --nodes=4 --time=8:00:00 tune/cluster/slurm.sh ...
+# Run it from the checkout, which must have the same path on all machines, with its virtual environment in .venv (or set
+# ASC_TUNE_VENV to another). All arguments after the script's name are passed to tune/run.py. Edit the #SBATCH lines, or
+# override them with sbatch's flags: sbatch --nodes=4 --time=8:00:00 tune/cluster/slurm.sh ...
 #
-# Two minutes before the time limit SLURM sends USR1 to this script, which stops the driver (it writes everything down)
-# and puts the job back into the queue. TERM (scancel) stops the driver the same way, but the job stays stopped.
+# Two minutes before the time limit SLURM sends USR1 to this script, which stops the driver in order and requeues the
+# job. TERM (scancel) stops the driver in the same way, but the job is not requeued.
 #SBATCH --job-name=asc-tune
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,13 +25,13 @@ cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
 PATH="${ASC_TUNE_VENV:-$PWD/.venv}/bin:$PATH"
 export PATH
 
-# every process of this job knows the token, nobody else connects; the home directory is shared, so all find the file
+# only processes with this token can connect; all machines find its file in the shared home directory
 export RAY_AUTH_MODE=token
-ray get-auth-token --generate > /dev/null 2>&1 || { echo "no Ray token could be made in $HOME/.ray"; exit 2; }
-chmod 600 "$HOME/.ray/auth_token" # Ray leaves it readable for everybody
+ray get-auth-token --generate > /dev/null 2>&1 || { echo "no Ray token could be created in $HOME/.ray"; exit 2; }
+chmod 600 "$HOME/.ray/auth_token" # Ray leaves it readable for all users
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
-# this script runs on the job's first machine; the port is the job's own, should others run Ray there
+# this script runs on the job's first machine; each job has its own port, because other jobs may run Ray there
 address="${ASC_TUNE_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$((20000 + ${SLURM_JOB_ID:?run this with sbatch} % 10000))"
 pid_file="${TMPDIR:-/tmp}/asc-tune-$SLURM_JOB_ID.pid"
 rm -f "$pid_file"
@@ -39,13 +39,13 @@ rm -f "$pid_file"
 requeue=no
 stop_driver() {
   echo "signal received: stopping the driver (requeue: $requeue)"
-  # the driver's own process; SLURM's signals to a step would hit Ray's processes as well
+  # signal only the driver's process: SLURM's signals to a step would also reach Ray's processes
   kill -TERM "$(cat "$pid_file" 2> /dev/null)" 2> /dev/null || kill -TERM "$step"
 }
 trap 'requeue=yes; stop_driver' USR1
 trap stop_driver TERM
 
-# shellcheck disable=SC2016  # the inner shell expands these: it becomes the driver and says its process id
+# shellcheck disable=SC2016  # the inner shell expands these: it writes its process id, then becomes the driver
 srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "${SLURM_JOB_NUM_NODES:-1}" \
   --num-cpus "${SLURM_CPUS_PER_TASK:-1}" -- \
   bash -c 'echo $$ > "$0"; exec python tune/run.py --address "$1" --resume auto "${@:2}"' "$pid_file" "$address" "$@" &

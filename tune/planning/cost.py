@@ -1,8 +1,8 @@
-"""Arithmetic of a study's cost: intervals of shares, hours of a trial, of many trials on several workers.
+"""Cost model of a study: confidence intervals of shares, hours of a trial, hours of many trials on several workers.
 
-trial_hours(config, sizes, clips, steps)      of each stage, from measured steps
-until_stopped(hours, rungs, 0.5, rng)         of a trial that each rung lets pass with the chance 0.5
-makespan(hours, 4)                            until four workers are through
+trial_hours(config, macs, clips, steps)       hours of each stage, from measured step times
+until_stopped(hours, rungs, rng)              hours of a trial that each rung promotes with probability 1/factor
+makespan(hours, 4)                            hours until four workers have trained all trials
 """
 
 import heapq
@@ -15,11 +15,14 @@ from trainables.config.schema import TrialConfig
 from trainables.step_time import StepTime
 from tune.search.halving import build_rungs
 
-_Z = 1.96  # of a 95 % interval
+_Z = 1.96  # standard normal quantile of a 95 % interval
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share, Wilson 1927: (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n)."""
+    """Return the 95 % score interval of the share hits / n.
+
+    Wilson 1927: (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    """
     p, z2 = hits / n, _Z**2
     middle, half = p + z2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     return max(0.0, (middle - half) / (1 + z2 / n)), min(1.0, (middle + half) / (1 + z2 / n))
@@ -28,42 +31,42 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def trial_hours(
     config: TrialConfig, macs: Sequence[int], clips: tuple[int, int], steps: Sequence[tuple[int, StepTime]]
 ) -> list[float]:
-    """Hours of each stage of a trial whose networks have `macs`, on `clips` for training and validation.
+    """Return the hours of each stage of a trial whose networks have `macs`, on `clips` (training, validation).
 
-    Between the measured networks (MACs, times) time is taken to be linear in MACs, outside of them constant.
+    The time is interpolated linearly in MACs between the measured networks `steps`, and constant outside of them.
     """
-    known = sorted(steps, key=lambda step: step[0])
-    measured = [m for m, _ in known]
+    by_macs = sorted(steps, key=lambda step: step[0])
+    measured = [m for m, _ in by_macs]
     hours = []
     for stage, size in enumerate(macs):
-        step_s = float(np.interp(size, measured, [t.step_s for _, t in known]))
-        validation_s = float(np.interp(size, measured, [t.validation_s for _, t in known]))
+        step_s = float(np.interp(size, measured, [t.step_s for _, t in by_macs]))
+        validation_s = float(np.interp(size, measured, [t.validation_s for _, t in by_macs]))
         epochs = config.prune.epochs if stage else config.train.epochs
         hours.append(epochs * (config.train.epoch_steps(clips[0]) * step_s + clips[1] * validation_s) / 3600)
     return hours
 
 
 class Rungs:
-    """Where a study's scheduler stops trials early."""
+    """The rungs at which a study's scheduler may stop a trial."""
 
     def __init__(self, scheduler: str, epochs: int):
         halving = build_rungs(scheduler, epochs)
         self.epochs = sorted(halving.epochs) if halving else []
         self.after_steps = halving is not None and halving.after_steps
-        self.kept = 1 / halving.factor if halving else 1.0  # share of the trials that a rung lets pass
+        self.kept = 1 / halving.factor if halving else 1.0  # share of the trials that a rung promotes
         self.dense_epochs = epochs
 
     def __bool__(self) -> bool:
         return bool(self.epochs) or self.after_steps
 
     def hours(self, stages: Sequence[float]) -> list[float]:
-        """After how many hours a trial with such stages comes to each rung but its own end."""
+        """Return the hours after which a trial with these stages reaches each rung, except the end of the trial."""
         dense = [stages[0] * epoch / self.dense_epochs for epoch in self.epochs]
         return dense + (np.cumsum(stages)[1:-1].tolist() if self.after_steps else [])
 
 
 def until_stopped(stages: Sequence[float], rungs: Rungs, rng: np.random.Generator) -> float:
-    """Hours that a trial takes when each rung lets it pass by lot."""
+    """Return the hours of a trial when each rung promotes it at random with probability `rungs.kept`."""
     for spent in rungs.hours(stages):
         if rng.random() >= rungs.kept:
             return spent
@@ -71,7 +74,7 @@ def until_stopped(stages: Sequence[float], rungs: Rungs, rng: np.random.Generato
 
 
 def makespan(hours: Sequence[float], workers: int) -> float:
-    """Until the last trial ends, each starting on the first worker that is free."""
+    """Return the hours until the last trial ends, if each trial starts on the first free worker."""
     free = [0.0] * workers
     for spent in hours:
         heapq.heapreplace(free, free[0] + spent)
@@ -79,6 +82,7 @@ def makespan(hours: Sequence[float], workers: int) -> float:
 
 
 def duration(hours: float) -> str:
+    """Return a time as text in hours, minutes or seconds."""
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"

@@ -1,4 +1,4 @@
-"""The front of a running study, kept as its networks are measured: cheap however many there are."""
+"""The Pareto front of a running study, updated with each measured network at a cost that depends on the front only."""
 
 from analysis.front import pareto_mask
 from tune.search.optuna_study import OBJECTIVES
@@ -6,7 +6,7 @@ from tune.study.events import Event, PointMeasured
 
 
 class RunningFront:
-    """The non-dominated networks within the limits, of all trials; `values` are their objectives, `[N, M]`."""
+    """Reducer that keeps the objectives `values [N, M]` of the non-dominated networks within the limits."""
 
     def __init__(self):
         self.values: list[list[float]] = []

@@ -1,18 +1,18 @@
-"""A running study's figures as Prometheus gauges, at the metrics port of the node that the driver runs on.
+"""Prometheus gauges of a running study, at the metrics port of the driver's node.
 
     Gauges("kd_prune-x", log.state, front).step(["t0003"])
 
-    ray_asc_tune_val_macro_avg_acc{study, trial}    figures of the newest epoch, of running trials
-    ray_asc_tune_macs{study, trial}
-    ray_asc_tune_epochs{study, trial}
-    ray_asc_tune_trials{study, status}              how many
-    ray_asc_tune_rejected{study, reason}            sampled configurations that were not trained
-    ray_asc_tune_front_size{study}                  non-dominated networks within the limits
-    ray_asc_tune_best_val_macro_avg_acc{study}      among them
+    ray_asc_tune_val_macro_avg_acc{study, trial}    validation accuracy of a running trial's newest epoch
+    ray_asc_tune_macs{study, trial}                 MACs of a running trial's deployed network
+    ray_asc_tune_epochs{study, trial}               epochs that a running trial has trained
+    ray_asc_tune_trials{study, status}              number of trials
+    ray_asc_tune_rejected{study, reason}            number of sampled configurations that were not trained
+    ray_asc_tune_front_size{study}                  number of non-dominated networks within the limits
+    ray_asc_tune_best_val_macro_avg_acc{study}      their best validation accuracy
 
-All of it comes from the state of the study, so a resumed study continues with its earlier figures. Gauges cannot be
-deleted, but Ray forgets a series two report intervals (20 s) after it was last set: only running trials are set, so a
-study of 10,000 trials has as many series at a time as trials run at once, and a failed driver leaves none.
+All values come from the state of the study, so a resumed study continues with its earlier values. Gauges cannot be
+deleted, but Ray drops a series two report intervals (20 s) after it was last set. Only running trials are set, so a
+study of 10,000 trials has only as many series as concurrent trials, and a failed driver leaves no series behind.
 """
 
 import math
@@ -39,7 +39,7 @@ _OF_A_STUDY = {
 
 
 class Gauges:
-    """Sets the gauges every `EVERY_S` seconds while the study runs, and once at its end. Needs Ray to be started."""
+    """Sets the gauges every `EVERY_S` seconds while the study runs, and once at its end. Ray must have been started."""
 
     def __init__(self, study: str, state: StudyState, front: RunningFront):
         self._study, self._state, self._front = study, state, front
@@ -51,14 +51,14 @@ class Gauges:
         }
 
     def step(self, running: list[str], last: bool = False) -> None:
-        """Set the gauges when it is time; `running` names the trials that train now."""
+        """Set the gauges if EVERY_S has passed or this is the `last` call; `running` names the running trials."""
         if last or time.monotonic() - self._set_at > EVERY_S:
             self._set_at = time.monotonic()
             for (name, tags), value in self.values(running).items():
                 self._gauges[name].set(value, {"study": self._study, **dict(tags)})
 
     def values(self, running: list[str]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """(gauge, its tags but the study) -> value; what is not finite is left out."""
+        """Return {(gauge, its tags without the study): value}, without values that are missing or not finite."""
         found: dict[tuple[str, tuple[tuple[str, str], ...]], float | None] = {}
         for name in set(running) & set(self._state.trials):
             trial = self._state.trials[name]

@@ -1,11 +1,11 @@
-"""A study as an Optuna journal, which optuna-dashboard and Optuna itself open (`tune/status.py --export-optuna FILE`).
+"""Export a study as an Optuna journal for optuna-dashboard and Optuna (`tune/status.py --export-optuna FILE`).
 
-    optuna-dashboard FILE                                                       (a package of its own)
+    optuna-dashboard FILE                                                       (a separate package)
     optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(FILE)))
 
-Every trial and every rejected sample is a trial there: complete ones with the figures of their last network, rejected
-and early-stopped ones as pruned. Its user attributes hold our name, status, reason, and the accuracy and MACs of every
-network on the way; also the parameters that the space, edited since, does not hold any more.
+Every trial and every rejected sample becomes an Optuna trial. Complete trials have the values of their last network;
+rejected samples and early-stopped trials have the state PRUNED. User attributes hold our name, status and reason, and
+the accuracy and MACs of every measured network; also the parameters, if they are outside the edited search space.
 """
 
 import warnings
@@ -41,7 +41,7 @@ STATES = {
 
 
 class OptunaExport:
-    """A reducer that keeps the draws of a study in their order; `trials` are these as Optuna's."""
+    """Reducer that keeps the draws of a study in order; `trials` returns them as Optuna trials."""
 
     def __init__(self, space: Space, objectives: list[str], state: StudyState):
         self._space, self._objectives, self._state = space, objectives, state
@@ -61,9 +61,9 @@ class OptunaExport:
 
     def _rejected(self, event: SampleRejected) -> FrozenTrial:
         attributes = {"status": "rejected before training", "reason": event.reason, "excess": event.excess}
-        made = self._made(TrialState.PRUNED, event.params, attributes)
-        made.datetime_start = made.datetime_complete = _local(event.time)
-        return made
+        frozen = self._frozen(TrialState.PRUNED, event.params, attributes)
+        frozen.datetime_start = frozen.datetime_complete = _local(event.time)
+        return frozen
 
     def _trial(self, trial: OurTrial) -> FrozenTrial:
         names = [*self._objectives, "feasible"]
@@ -73,12 +73,12 @@ class OptunaExport:
         state = STATES[trial.outcome]
         complete = state == TrialState.COMPLETE
         values = [trial.points[-1][name] for name in self._objectives] if complete else None
-        made = self._made(state, trial.params, attributes, values)
-        made.datetime_start = _local(trial.created)
-        made.datetime_complete = _local(trial.changed) if state.is_finished() else None
-        return made
+        frozen = self._frozen(state, trial.params, attributes, values)
+        frozen.datetime_start = _local(trial.created)
+        frozen.datetime_complete = _local(trial.changed) if state.is_finished() else None
+        return frozen
 
-    def _made(
+    def _frozen(
         self,
         state: TrialState,
         params: Mapping[str, Any],
@@ -89,12 +89,14 @@ class OptunaExport:
             distributions: dict[str, BaseDistribution] = replay(self._space, params)[1]
         except SpaceError:
             attributes, params, distributions = attributes | {"params": dict(params)}, {}, {}
-        held = {name: params[name] for name in distributions}
-        return create_trial(state=state, params=held, distributions=distributions, user_attrs=attributes, values=values)
+        params = {name: params[name] for name in distributions}
+        return create_trial(
+            state=state, params=params, distributions=distributions, user_attrs=attributes, values=values
+        )
 
 
 def export_optuna(study: Study, target: Path) -> int:
-    """Write the study's trials to `target`, which is replaced whole; their number."""
+    """Write the study's trials to `target`, which is replaced atomically; return their number."""
     state = StudyState()
     objectives = study.objectives
     export = OptunaExport(space_from_dict(study.manifest.resolved.space), list(objectives), state)
@@ -109,16 +111,16 @@ def export_optuna(study: Study, target: Path) -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with replacing(target) as temporary:
         storage = JournalStorage(JournalFileBackend(str(temporary)))
-        made = optuna.create_study(
+        exported = optuna.create_study(
             storage=storage, study_name=study.name, directions=[ways[way] for way in objectives.values()]
         )
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # names are of Optuna's interface since 3.2
-            made.set_metric_names(list(objectives))
-        made.add_trials(trials)
+            warnings.simplefilter("ignore", ExperimentalWarning)  # metric names are experimental since Optuna 3.2
+            exported.set_metric_names(list(objectives))
+        exported.add_trials(trials)
     return len(trials)
 
 
 def _local(time: str) -> datetime:
-    """Optuna's times bear no zone and are local."""
+    """Return a time as Optuna stores it: local, without a time zone."""
     return datetime.fromisoformat(time).astimezone().replace(tzinfo=None)

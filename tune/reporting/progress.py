@@ -1,6 +1,6 @@
-"""The lines that a driver prints while its study runs: a measured network, a trial that ended otherwise than complete.
+"""The lines that a driver prints while its study runs: measured networks, and trials that stopped, failed or crashed.
 
-A reducer that is attached after the replay, so that only what happens now is printed.
+This reducer is attached after the replay, so that only new events are printed.
 """
 
 import time
@@ -16,7 +16,7 @@ from tune.study.state import StudyState
 
 
 class ProgressLines:
-    """Prints a line a point to `console`; `config` is the configuration that all trials share."""
+    """Reducer that prints one line per point to `console`; `config` is the configuration that all trials share."""
 
     def __init__(
         self, console: Console, state: StudyState, front: RunningFront, n_trials: int, config: Mapping[str, Any]
@@ -50,8 +50,9 @@ class ProgressLines:
 
     def _print(self, line: str, ending: int = 0) -> None:
         elapsed, ended = time.monotonic() - self._started, self._state.n_ended + ending
-        here = ended - self._ended_before
-        eta = f", about {elapsed / here * max(0, self._n_trials - ended) / 60:.0f} min left" if here > 0 else ""
+        ended_now = ended - self._ended_before  # under this driver
+        left_s = elapsed / ended_now * max(0, self._n_trials - ended) if ended_now > 0 else None
+        eta = "" if left_s is None else f", about {left_s / 60:.0f} min left"
         self._console.print(
             f"[dim]{elapsed / 60:5.1f} min[/dim] {line} [dim]| {ended}/{self._n_trials} trials, "
             f"front {len(self._front.values)}{eta}[/dim]",

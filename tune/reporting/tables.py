@@ -1,10 +1,11 @@
-"""The tables of a study, kept true while it runs: points.csv, and info.json and results.csv of each trial.
+"""The tables of a study, updated while it runs: points.csv, and info.json and results.csv of each trial.
 
     tables = StudyTables(folder, state, config, Patience(warn))
-    log.attach(tables);  log.replay(...)
-    tables.flush()                         # writes what has changed; called often, does little
+    log.attach(tables)
+    log.replay(...)
+    tables.flush()                         # writes changed tables; cheap, called often
 
-All of them follow from the journal, so a lost or damaged one is written again by the next driver.
+All tables follow from the journal, so the next driver restores a lost or damaged one.
 """
 
 import csv
@@ -30,18 +31,18 @@ CURVE = (
     *("macs", "params", "sparsity", "seconds"),
 )  # columns of results.csv
 POINTS = "points.csv"
-REPLAY_CHUNK = 500  # events between two writes of tables during a replay
+REPLAY_CHUNK = 500  # number of events between two writes of tables during a replay
 
 
 @dataclass
 class _Trial:
     """The data behind a trial's files that StudyState does not keep."""
 
-    events: int = 0  # number of the trial's events; info.json holds the number that it was written with
+    events: int = 0  # number of the trial's events, also stored in info.json when it is written
     curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
     points: list[dict[str, Any]] = field(default_factory=list)  # with confusion matrices and widths
-    written: int | None = None  # rows of results.csv that this driver has written; None: it has not opened the file
-    due: bool = False  # info.json is to be written
+    written: int | None = None  # rows of results.csv that this driver has written; None: no row yet
+    due: bool = False  # info.json must be written
 
 
 class StudyTables:
@@ -50,9 +51,9 @@ class StudyTables:
     def __init__(self, folder: Path, state: StudyState, config: Mapping[str, Any], patience: Patience):
         self.folder, self.table_took_s = folder, 0.0
         self._state, self._config, self._patience = state, config, patience
-        self._trials: dict[str, _Trial] = {}  # open and crashed ones, and those whose files are to be written
+        self._trials: dict[str, _Trial] = {}  # open, crashed, or with unwritten files
         self._changed: set[str] = set()
-        self._stale, self._table_at = True, 0.0  # of points.csv
+        self._stale, self._table_at = True, 0.0  # state and time of points.csv
         self.elsewhere: Collection[str] = ()  # ended trials whose files are up to date in an object store
 
     def apply(self, event: Event) -> None:
@@ -63,7 +64,7 @@ class StudyTables:
         trial.events += 1
         self._changed.add(name)
         if isinstance(event, EpochReported):
-            if not trial.curve or event.epochs > trial.curve[-1]["epochs"]:  # not one that was trained again
+            if not trial.curve or event.epochs > trial.curve[-1]["epochs"]:  # skip repeated epochs
                 position = {"stage": event.stage, "epoch": event.epoch, "epochs": event.epochs}
                 trial.curve.append({key: (position | event.figures).get(key) for key in CURVE})
         elif isinstance(event, PointMeasured):
@@ -76,7 +77,7 @@ class StudyTables:
             self._stale = True
 
     def flush(self, last: bool = False) -> None:
-        """Write what has changed since the last call. points.csv takes at most a twentieth of the time, unless this is
+        """Write tables that changed since the last call. points.csv takes at most a twentieth of the time, except in
         the `last` call."""
         self.flush_trials(self._changed)
         now = time.monotonic()
@@ -86,15 +87,16 @@ class StudyTables:
             self.table_took_s = self._table_at - now
 
     def flush_ended(self) -> None:
-        """Write the files of trials that have ended; during a replay, in which an open trial is only open so far."""
+        """Write the files of ended trials only: during a replay an open trial may still end."""
         self.flush_trials({name for name in self._changed if self._state.trials[name].ended})
 
     def flush_trials(self, names: Collection[str]) -> None:
+        """Write the files of the given trials."""
         for name in list(names):
             self._changed.discard(name)
             trial, state = self._trials[name], self._state.trials[name]
-            known = state.ended and name in self.elsewhere and not self._info_of(name).exists()
-            if not known:
+            in_store = state.ended and name in self.elsewhere and not self._info_of(name).exists()
+            if not in_store:
                 self._patience(lambda trial=trial, state=state: self._write(trial, state))
             if state.ended and state.outcome != "crashed":
                 del self._trials[name]
@@ -103,48 +105,48 @@ class StudyTables:
         return self.folder / EXPERIMENTS / name / "info.json"
 
     def write_points(self) -> None:
-        """Write points.csv, unless it is as it should be."""
+        """Write points.csv, unless it is up to date."""
         text = points_text(self._state)
         path = self.folder / POINTS
         if not path.is_file() or path.read_bytes() != text.encode():
             replace_text(path, text)
 
     def _write(self, trial: _Trial, state: TrialState) -> None:
-        """Bring the files of a trial up to date."""
+        """Update the files of a trial."""
         folder = self.folder / EXPERIMENTS / state.name
         curve = folder / "results.csv"
         if state.ended and _events_of(folder / "info.json") == trial.events and _holds(curve, trial.curve):
             trial.due = False
             return
-        self._write_curve(curve, trial, whole=state.ended)
+        self._write_curve(curve, trial, complete=state.ended)
         if trial.due:
             content = info_of(state, trial.points, self._config) | {"events": trial.events}
-            write_info(folder, content, durable=state.ended)  # until then the journal makes it again
+            write_info(folder, content, durable=state.ended)  # an open trial's can be restored from the journal
             trial.due = False
 
     @staticmethod
-    def _write_curve(path: Path, trial: _Trial, whole: bool) -> None:
-        """Append the new rows of results.csv; write it anew the first time, and durably at the end of the trial."""
-        if not trial.curve or (trial.written == len(trial.curve) and not whole):
+    def _write_curve(path: Path, trial: _Trial, complete: bool) -> None:
+        """Append new rows to results.csv; replace the file the first time, and durably if the curve is `complete`."""
+        if not trial.curve or (trial.written == len(trial.curve) and not complete):
             return
-        if trial.written is None or whole or not path.is_file():
+        if trial.written is None or complete or not path.is_file():
             make_folder(path.parent)
-            replace_text(path, _csv(trial.curve, header=True), durable=whole)
+            replace_text(path, _csv(trial.curve, header=True), durable=complete)
         else:
-            new, trial.written = trial.curve[trial.written :], None  # a full disk may take half a line: then anew
+            new, trial.written = trial.curve[trial.written :], None  # None: replace it after a partial write
             with path.open("a") as stream:
                 stream.write(_csv(new, header=False))
         trial.written = len(trial.curve)
 
 
 def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
-    """Apply a journal to `log`, of which `tables` is a reducer, and write the tables that are behind it. JournalError
-    names the line of an event that cannot follow those before it."""
+    """Apply a journal to `log`, of which `tables` is a reducer, and write the tables that are out of date. JournalError
+    names the line of an event that is not valid after the earlier ones."""
     n_events = itertools.count(1)
 
     def apply(event: Event) -> None:
         log.replay([event])
-        if next(n_events) % REPLAY_CHUNK == 0:  # what info.json needs must not pile up in memory
+        if next(n_events) % REPLAY_CHUNK == 0:  # limits the memory for the content of info.json
             tables.flush_ended()
 
     reading.apply(apply)
@@ -152,8 +154,8 @@ def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
 
 
 def rebuild_tables(folder: Path, config: Mapping[str, Any], elsewhere: Collection[str] = ()) -> StudyState:
-    """Write the tables again that are lost, damaged or behind the journal, but not those of the ended trials
-    `elsewhere`; the state of the study. OSError where they cannot be written."""
+    """Restore tables that are lost, damaged or out of date, except those of the ended trials `elsewhere`. Return the
+    state of the study. OSError if a table cannot be written."""
     log = StudyLog()
     tables = StudyTables(folder, log.state, config, Patience(lambda message: None, limit_s=0))
     tables.elsewhere = elsewhere
@@ -194,7 +196,7 @@ def points_text(state: StudyState) -> str:
 
 
 def _events_of(info: Path) -> int | None:
-    """How many events an info.json knows; None where it is missing or damaged."""
+    """Return the number of events recorded in an info.json; None if it is missing or damaged."""
     try:
         content = json.loads(info.read_bytes())
     except (OSError, ValueError):
@@ -203,7 +205,7 @@ def _events_of(info: Path) -> int | None:
 
 
 def _holds(path: Path, rows: list[dict[str, Any]]) -> bool:
-    """Whether a results.csv holds these rows and nothing else; none is written for a trial without an epoch."""
+    """Return whether a results.csv contains exactly these rows; a trial without an epoch has no file."""
     if not rows:
         return True
     return path.is_file() and path.read_bytes() == _csv(rows, header=True).encode()

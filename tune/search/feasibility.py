@@ -1,9 +1,10 @@
-"""The gate before training: what a configuration costs, dense and after every prune step, and whether it fits.
+"""Feasibility check before training: does a configuration, dense or after a prune step, fit the MACs and size limits?
 
-    gate = NetworkGate(base)                  # the flat configuration that samples are laid over
+    gate = NetworkGate(base)                        # flat configuration that samples override
     gate({"student.base_channels": 32}).excess      # -0.02: the cheapest stage is 2 % below the limits
 
-Nothing is trained: networks are built untrained, and pruned ones by arithmetic where widths follow from the ratios.
+Nothing is trained: the networks are built untrained. Pruned networks are computed by arithmetic if their widths follow
+from the ratios.
 """
 
 import hashlib
@@ -18,17 +19,17 @@ from ascmodels.nessi import Limits, size_bytes
 from ascmodels.students import StudentConfig, Widths
 from trainables.config.schema import TrialConfig
 
-# what the realised widths of a locally pruned network make redundant
+# keys that are redundant given the realised widths of a locally pruned network
 _SHAPING = ("student.base_channels", "student.channels_multiplier", "student.expansion_rate")
 _STEPS = ("ratios", "total_ratio", "n_steps", "step_schedule", "round_to", "max_ratio", "target_macs", "target_bytes")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The feasibility of a configuration."""
+    """The result of a feasibility check."""
 
-    key: str  # equal for configurations that train the same networks in the same way
-    excess: float  # relative, over the limits, of the cheapest stage; above 0: not to be trained
+    key: str  # identical for configurations that train the same networks in the same way
+    excess: float  # relative excess over the limits of the cheapest stage; above 0: infeasible
     reason: str = ""
     example: str = ""
 
@@ -40,20 +41,22 @@ Gate = Callable[[dict[str, Any]], Verdict]
 def stages(
     student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int, precision: str = "fp16"
 ) -> tuple[tuple[int, int, Widths], ...]:
-    """MACs, params and widths of every stage, an estimate unless `prune.exact`; remembered, since samplers come back
-    to the same architectures."""
+    """Return (MACs, params, widths) of every stage; estimated unless `prune.exact`.
+
+    Results are cached, because samplers often return to the same architectures.
+    """
     return tuple(schedule_networks(student, prune, n_mels, frames, precision))
 
 
 def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
-    """The least relative excess over the limits of any stage; <= 0 when one stage fits."""
+    """Return the smallest relative excess over the limits of any stage; <= 0 if at least one stage fits."""
     return min(
         max(macs / limits.macs, size_bytes(params, limits.precision) / limits.bytes) - 1 for macs, params in sizes
     )
 
 
 class NetworkGate:
-    """Says of sampled values whether one of their networks fits the limits, and by which key they are known."""
+    """Checks whether a network of the sampled values fits the limits; `base` is the configuration they override."""
 
     def __init__(self, base: dict[str, Any]):
         self.base = base
@@ -64,7 +67,7 @@ class NetworkGate:
             config = TrialConfig.from_flat(self.base | values)
             shape = config.frontend.n_mels, config.frontend.frames
             networks = stages(config.student, config.prune, *shape, config.limits.precision)
-        except ValueError as error:  # of the configuration's own checks, or a prune step that cannot be taken
+        except ValueError as error:  # an invalid configuration, or an impossible prune step
             return Verdict(text, 1.0, "cannot be built or pruned", f"{text}: {error}")
         sizes = tuple((macs, params) for macs, params, _ in networks)
         excess = violation(sizes, config.limits)
@@ -76,8 +79,11 @@ class NetworkGate:
 
 
 def _key(config: TrialConfig, networks: tuple[tuple[int, int, Widths], ...]) -> str:
-    """Equal for configurations that train the same networks in the same way: other numbers that round to the same
-    channels, ratios that remove the same ones. Where the weights decide the widths, the configuration as it is."""
+    """Return a hash that is identical for configurations that train the same networks in the same way.
+
+    For example, different widths that round to the same channels, or ratios that remove the same channels. If the
+    widths depend on the weights, it is the hash of the configuration itself.
+    """
     flat = config.flat()
     if not config.prune.rounds:
         flat = {k: v for k, v in flat.items() if not k.startswith("prune.")}

@@ -1,11 +1,12 @@
-"""The fold of a study's events into an Optuna study: what a sampler knows when it draws.
+"""The fold of a study's events into an Optuna study, from which the sampler draws.
 
     history = OptunaHistory(space, sampler="tpe", replicates=1)
-    for event in events: history.apply(event)
+    for event in events:
+        history.apply(event)
     history.study                                  # an optuna.Study with the configurations so far
 
-A trial with R prune steps has trained the configurations with 1 to R - 1 of them on its way, so these are reported to
-Optuna as well. Optuna's study is changed by `apply` alone.
+A trial with R prune steps has also trained the configurations with its first 1 to R - 1 steps, so these are reported to
+Optuna as well. Only `apply` changes the Optuna study.
 """
 
 import hashlib
@@ -35,36 +36,36 @@ from tune.study.events import (
 )
 from tune.study.state import is_first
 
-CAPACITY = 1000  # Optuna's history is cut to half at this length: the time of a draw grows with it
+CAPACITY = 1000  # at this length the Optuna study is cut to half, because the time of a draw grows with it
 
 
 @dataclass
 class _Configuration:
-    """A sampled configuration while some of its trials have not ended, or have crashed."""
+    """A sampled configuration with trials that have not ended, or that crashed and may be retried."""
 
-    number: int  # of its trial in Optuna's study
+    number: int  # number of its Optuna trial
     params: dict[str, Any]
     excess: float
-    open: set[str]  # names of its trials that have not ended
-    outcomes: dict[str, str] = field(default_factory=dict)  # of those that have
+    open: set[str]  # names of its open trials
+    outcomes: dict[str, str] = field(default_factory=dict)  # ended trial -> outcome
     points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # trial -> its points, by step
 
 
 class OptunaHistory:
-    """Reducer: the configurations of a study as trials of an Optuna study."""
+    """Reducer that keeps the configurations of a study as trials of an Optuna study."""
 
     def __init__(self, space: Space, sampler: str, replicates: int):
         self.study = new_optuna_study(sampler)
         self._space, self._sampler_name, self._replicates = space, sampler, replicates
-        self._seen: set[str] = set()  # keys of what was drawn, imported or trained on the way
+        self._seen: set[str] = set()  # keys of drawn and imported configurations, and of trained shorter schedules
         self._open: dict[str, _Configuration] = {}
-        self._crashed: dict[str, _Configuration] = {}  # ended; a retry of a trial opens them again
+        self._crashed: dict[str, _Configuration] = {}  # ended configurations; a retry of a trial reopens them
         self._n_configurations = self._n_draws = 0
-        self._verdicts: dict[str, Verdict] = {}  # of ConfigurationJudged, by parameters
-        self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, and not judged yet
-        self._newest: TrialCreated | None = None  # of the trials that were drawn
-        self._confirmations: set[str] = set()  # trials that Optuna does not learn from
-        self._asked: optuna.Trial | None = None  # drawn; its event is the next one
+        self._verdicts: dict[str, Verdict] = {}  # parameters_key -> verdict of ConfigurationJudged
+        self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, but feasibility unknown so far
+        self._newest: TrialCreated | None = None  # newest trial, without confirmations
+        self._confirmations: set[str] = set()  # trials that are not reported to Optuna
+        self._drawn: optuna.Trial | None = None  # a trial that was drawn; the next event is its own
 
     def apply(self, event: Event) -> None:
         if isinstance(event, SampleRejected):
@@ -97,12 +98,11 @@ class OptunaHistory:
                 self._report_known(params, figures)
 
     def _apply_draw(self, event: SampleRejected | TrialCreated, state: TrialState) -> None:
-        """Enter a draw into Optuna's study. One that the space does not hold any more, because it was edited, is
-        counted but not entered."""
+        """Add a draw to the Optuna study. A draw that is outside the edited search space is counted but not added."""
         self._n_draws += 1
         number: int | None = None
-        if self._asked:
-            number, trial, self._asked = self._asked.number, self._asked, None
+        if self._drawn:
+            number, trial, self._drawn = self._drawn.number, self._drawn, None
             trial.set_constraint(CONSTRAINT, event.excess)
             if state == TrialState.PRUNED:
                 self.study.tell(trial, state=state)
@@ -123,7 +123,7 @@ class OptunaHistory:
         attributes: Mapping[str, Any] | None = None,
         values: list[float] | None = None,
     ) -> int | None:
-        """Add a trial to Optuna's study; its number, or None where the space does not hold `params`."""
+        """Add a trial to the Optuna study; return its number, or None if `params` are outside the space."""
         try:
             _, distributions = replay(self._space, params)
         except SpaceError:
@@ -141,13 +141,14 @@ class OptunaHistory:
         return len(self.study.get_trials(deepcopy=False)) - 1
 
     def _apply_retry(self, name: str) -> None:
+        """Reopen the configuration of a retried trial."""
         if name in self._confirmations:
             return
         config_id = configuration_of(name)
         configuration = self._open.get(config_id) or self._crashed.pop(config_id, None)
         if configuration is None:
             return
-        if not configuration.open:  # its end was reported to Optuna: the retry is another trial there
+        if not configuration.open:  # its end was reported to Optuna, so the retry is a new Optuna trial
             number = self._enter(configuration.params, TrialState.RUNNING, configuration.excess)
             if number is None:
                 return
@@ -157,6 +158,7 @@ class OptunaHistory:
         configuration.outcomes.pop(name, None)
 
     def _apply_end(self, event: TrialEnded) -> None:
+        """Record the end of a trial; after the last one, report its configuration to Optuna."""
         config_id = configuration_of(event.trial)
         configuration = self._open.get(config_id)
         if configuration is None or event.trial not in configuration.open:  # a confirmation
@@ -171,8 +173,11 @@ class OptunaHistory:
             self._crashed[config_id] = configuration
 
     def _report(self, ended: _Configuration) -> None:
-        """Tell Optuna the end of a configuration: means over the complete replicates; stopped ones alone are `pruned`,
-        failed ones alone `fail`. Then the shorter schedules that were trained on the way."""
+        """Report the end of a configuration to Optuna, then the shorter schedules that it trained.
+
+        The values are means over the complete replicates. Without one the state is PRUNED if a replicate was stopped,
+        else FAIL.
+        """
         complete = [points for name, points in ended.points.items() if ended.outcomes[name] == "completed"]
         if complete:
             last = [points[-1] for points in complete]
@@ -188,18 +193,19 @@ class OptunaHistory:
                 self._report_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES})
 
     def _report_known(self, params: dict[str, Any], figures: dict[str, float]) -> None:
-        """Tell Optuna a configuration that was trained elsewhere, once it is judged; not one that the space does not
-        hold any more."""
+        """Report a configuration that was trained elsewhere to Optuna, once its feasibility is known. Configurations
+        outside the edited search space are ignored."""
         verdict = self._verdicts.get(parameters_key(params))
         if verdict is None:
-            if self._holds(params):
+            if self._contains(params):
                 self._waiting.append((params, figures))
         elif verdict.key not in self._seen:
             self._seen.add(verdict.key)
             values = [figures[name] for name in OBJECTIVES]
             self._enter(params, TrialState.COMPLETE, verdict.excess, values=values)
 
-    def _holds(self, params: dict[str, Any]) -> bool:
+    def _contains(self, params: dict[str, Any]) -> bool:
+        """Return whether the search space contains `params`."""
         try:
             replay(self._space, params)
         except SpaceError:
@@ -207,7 +213,7 @@ class OptunaHistory:
         return True
 
     def _keep_short(self) -> None:
-        """Cut a history of CAPACITY trials to half: what runs, then the best and the latest, as many of each."""
+        """Cut a history of CAPACITY trials to half: keep running trials, the best CAPACITY / 4, then the latest."""
         trials = self.study.get_trials(deepcopy=False)
         if len(trials) < CAPACITY:
             return
@@ -227,8 +233,8 @@ class OptunaHistory:
             configuration.number = numbers[configuration.number]
 
     def digest(self) -> str:
-        """A hash of everything that decides further draws; equal digests, equal draws."""
-        trials = [  # the attributes of a sample that was rejected are not kept, and decide nothing
+        """Return a hash of everything that decides further draws: equal digests give equal draws."""
+        trials = [  # attributes of rejected samples are not kept; they have no influence
             [t.number, t.state.name, t.values, t.params, t.constraints]
             + ([] if t.state == TrialState.PRUNED else [sampler_attributes(t)])
             for t in self.study.get_trials(deepcopy=False)
@@ -238,13 +244,15 @@ class OptunaHistory:
         return hashlib.sha256(json.dumps([trials, open_ones, rest], sort_keys=True).encode()).hexdigest()[:16]
 
     def _replicas(self, config_id: str) -> list[str]:
+        """Return the trial names of a configuration: t0003, t0003r1, ..."""
         return [f"{config_id}r{i}" if i else config_id for i in range(self._replicates)]
 
 
 def configuration_of(name: str) -> str:
-    """The configuration that a trial, t0003 or its replicate t0003r1, has drawn."""
+    """Return the configuration of a trial: t0003 for t0003 and for its replicate t0003r1."""
     return name.partition("r")[0]
 
 
 def parameters_key(params: Mapping[str, Any]) -> str:
+    """Return Optuna parameters as a text that can be a dictionary key."""
     return json.dumps(params, sort_keys=True)

@@ -8,12 +8,12 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 
-OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the one place that states the directions
+OBJECTIVES = {"val_macro_avg_acc": "max", "macs": "min"}  # the only place that defines the directions
 
-CONSTRAINT = "limits"  # relative excess of the cheapest stage; Optuna takes <= 0 for feasible
+CONSTRAINT = "limits"  # relative excess of the cheapest stage; for Optuna, <= 0 is feasible
 
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    # one joint density instead of one for each parameter: the trials are sorted once a draw, not once a parameter
+    # multivariate: one joint density, so the trials are sorted once per draw instead of once per parameter
     "tpe": lambda seed: _tpe(seed),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
@@ -28,6 +28,7 @@ def _tpe(seed: int) -> optuna.samplers.TPESampler:
 
 
 def new_optuna_study(sampler: str) -> optuna.Study:
+    """Return an empty Optuna study with our objectives and the sampler of that name."""
     ways = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
     directions = [ways[way] for way in OBJECTIVES.values()]
     return optuna.create_study(directions=directions, sampler=SAMPLERS[sampler](0))

@@ -1,12 +1,12 @@
 """Ray Tune, adapted to a `SearchSession`: the only file that subclasses Ray's classes and uses its private names.
 
-    run_tuner(session, ...)       trains the trials that are left, on the cluster that Ray is connected to
+    run_tuner(session, ...)       trains the remaining trials on the cluster that Ray is connected to
 
-Ray asks the `Stopper` about every result first, before its scheduler and its callbacks: there a result becomes an
-event and the decision follows from it. Population based training is the one scheduler that is Ray's own.
+Ray passes every result to the `Stopper` before its scheduler and callbacks. There the result becomes an event, from
+which the decision follows. Population based training is the only scheduler of Ray that is used.
 
 Private names of Ray 2.60: `setproctitle`, and PopulationBasedTraining's `_trial_state`, `_perturbation_interval`,
-`_exploit`, `_checkpoint_or_exploit`, `_get_new_config`; tests/test_upgrades.py fails where an upgrade has changed them.
+`_exploit`, `_checkpoint_or_exploit`, `_get_new_config`; tests/test_upgrades.py fails if an upgrade changes them.
 """
 
 import zlib
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import ray.tune as rt
 from pyarrow.fs import FileType
-from ray._raylet import setproctitle  # type: ignore[attr-defined] - another package of this name does nothing in a worker
+from ray._raylet import setproctitle  # type: ignore[attr-defined] - the PyPI package has no effect in a worker
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
@@ -30,12 +30,12 @@ from tune.search.session import SearchSession
 from tune.study.lease import StudyLost
 from tune.study.state import TrialState
 
-MAX_FAILURES = 3  # restores of a trial whose actor or node died, in one driver
+MAX_FAILURES = 3  # restores of a trial after the loss of its actor or node, per driver
 
 
 class NamedProcess:
-    """Names a worker's process after the trial that it trains, which is the Trainable's `repr`: for `ps`, `nvidia-smi`
-    and the dashboard."""
+    """Mixin that names a worker's process after its trial (the Trainable's `repr`), as shown by `ps`, `nvidia-smi` and
+    the dashboard."""
 
     def step(self) -> dict[str, Any]:
         setproctitle(f"ray::{self!r}")
@@ -43,8 +43,8 @@ class NamedProcess:
 
 
 class SessionSearcher(Searcher):
-    """Gives Ray the session's trials; `fixed` is the configuration that their values are laid over. No more when
-    `stopper` knows that the study is lost."""
+    """Supplies the session's trials to Ray; their values override the configuration `fixed`. It stops when the study is
+    lost (`stopper.lost`)."""
 
     def __init__(self, session: SearchSession, fixed: dict[str, Any], stopper: "SessionStopper"):
         super().__init__()
@@ -66,21 +66,21 @@ class SessionSearcher(Searcher):
         return self._fixed | trial.values | own
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the end of a trial is an event already."""
+        """Do nothing: the end of a trial is recorded as an event elsewhere."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a study resumes from its journal, and Ray's snapshots are not used."""
+        """Do nothing: a study resumes from its journal, and Ray's snapshots are not used."""
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a study resumes from its journal, not from Ray's snapshots")
 
 
 class SessionStopper(rt.Stopper):
-    """Hands each result to the session, whose decision it returns; ends a study that is hopeless or lost."""
+    """Reports each result to the session and returns its decision; stops a study that is hopeless or lost."""
 
     def __init__(self, session: SearchSession):
         self._session = session
-        self.lost: StudyLost | OSError | None = None  # another driver has the study, or its storage stayed away
+        self.lost: StudyLost | OSError | None = None  # lost to another driver, or no storage
 
     def __getstate__(self) -> dict[str, Any]:  # Ray pickles it with its snapshots, which are not used
         return {}
@@ -97,7 +97,7 @@ class SessionStopper(rt.Stopper):
 
 
 class SessionCallback(rt.Callback):
-    """Ends of trials that Ray alone knows; `step` is called after each step of Ray's loop, with the running trials."""
+    """Records ends of trials that only Ray detects; calls `step` with the running trials at each step of Ray."""
 
     def __init__(self, session: SearchSession, stopper: SessionStopper, step: Callable[[list[str]], None]):
         self._session, self._stopper, self._step = session, stopper, step
@@ -116,7 +116,7 @@ class SessionCallback(rt.Callback):
         self._guarded(lambda: self._step(running))
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Do what writes, unless the study is lost."""
+        """Run an action that writes, unless the study is lost."""
         if self._stopper.lost is None:
             try:
                 action()
@@ -137,8 +137,8 @@ def run_tuner(
     run: str,
     step: Callable[[list[str]], None],
 ) -> None:
-    """Train the `n_trials` trials that are left; checkpoints go to <storage>/<run>/<trial>. StudyLost when another
-    driver took the study over, OSError when the storage stayed away."""
+    """Train the remaining `n_trials` trials; checkpoints are written to <storage>/<run>/<trial>. StudyLost if another
+    driver took over the study, OSError if the storage stayed unavailable."""
     stopper = SessionStopper(session)
     rt.Tuner(
         rt.with_resources(type(trainable.__name__, (NamedProcess, trainable), {}), resources),
@@ -155,7 +155,7 @@ def run_tuner(
             name=run,
             storage_path=storage,
             callbacks=[SessionCallback(session, stopper, step)],
-            checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1),  # the trials remove their old ones
+            checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1),  # the trials delete their old ones
             failure_config=rt.FailureConfig(max_failures=MAX_FAILURES),
             stop=stopper,
             verbose=0,
@@ -166,33 +166,33 @@ def run_tuner(
 
 
 def ray_scheduler(name: str, space: Space, dense_epochs: int, seed: int) -> TrialScheduler:
-    """Ray's part of the scheduler called `name`: none but for population based training."""
+    """Return Ray's scheduler for `name`: population based training for pbt, else FIFO (stopping is ours)."""
     return Population(space, dense_epochs, seed) if name == "pbt" else FIFOScheduler()
 
 
 def check_population(space: Space) -> None:
-    """SchedulerError where population based training cannot search `space`."""
+    """Raise SchedulerError if population based training cannot search `space`."""
     if wrong := sorted(set(space.parameters) - set(MUTABLE_KEYS)):
         raise SchedulerError(
-            f"--scheduler pbt: trials take over one another's weights, so all must train one network; space "
+            f"--scheduler pbt: trials copy weights from one another, so all must train the same network, but space "
             f"{space.name} searches {', '.join(wrong)}. Fix these in its `base` and search only "
             f"{', '.join(MUTABLE_KEYS)} (space pbt does), or use --scheduler mo_asha"
         )
 
 
 class Population(PopulationBasedTraining):
-    """Population based training (Jaderberg et al. 2017) of the rates that `space` searches, of one network.
+    """Population based training (Jaderberg et al. 2017) of one network and the rates that `space` searches.
 
-    Every eighth of the dense phase a trial of the worst quarter takes over weights and configuration of a better one of
-    the best quarter, and changes the searched rates. Not after the dense phase: its networks are points of the front.
-    Where trials wait for a worker, they take turns; one that is an eighth ahead may fall back by it, but once only.
-    Its draws come from (seed, trial, epoch).
+    Every 1/8 of the dense phase, a trial in the worst quarter copies weights and configuration of a better trial in the
+    best quarter, and perturbs the searched rates. After the dense phase nothing is copied, because its networks are
+    points of the front. If trials wait for a worker, they train in turns; a trial that is 1/8 ahead of its donor may
+    fall back by this 1/8, but only once. Random numbers are drawn from (seed, trial, epoch).
     """
 
     def __init__(self, space: Space, dense_epochs: int, seed: int):
         check_population(space)
         self._specs, self._dense_epochs, self._seed = space.parameters, dense_epochs, seed
-        self._fell_back: set[tuple[str, int]] = set()  # trial, and the epoch that it fell back from
+        self._fell_back: set[tuple[str, int]] = set()  # trial and the epoch from which it fell back
         super().__init__(
             time_attr="training_iteration",
             metric="val_macro_avg_acc",
@@ -204,8 +204,8 @@ class Population(PopulationBasedTraining):
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        # Ray refuses a search algorithm together with PBT, because it would learn from configurations that it has not
-        # drawn; ours draws the first generation, and a space of rates alone leaves it little to mislearn
+        # Ray does not allow a search algorithm with PBT, because it would learn from configurations that it has not
+        # drawn. Ours draws the first generation; in a space of rates alone this error is small
         super().on_trial_add(_NoSearch, trial)  # type: ignore[arg-type]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -214,7 +214,7 @@ class Population(PopulationBasedTraining):
         return super().on_trial_result(tune_controller, trial, result)
 
     def _checkpoint_or_exploit(self, trial, tune_controller, upper_quantile, lower_quantile) -> None:
-        if trial in lower_quantile and upper_quantile:  # Ray draws the donor from Python's global generator
+        if trial in lower_quantile and upper_quantile:  # Ray would draw the donor with Python's global generator
             donors = sorted(upper_quantile, key=lambda donor: donor.config["trial"])
             upper_quantile = [donors[int(self._generator(trial, 0).integers(len(donors)))]]
         super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
@@ -222,13 +222,13 @@ class Population(PopulationBasedTraining):
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         own, other = self._trial_state[trial], self._trial_state[trial_to_clone]
         behind, now = own.last_train_time - other.last_train_time, (trial.trial_id, own.last_train_time)
-        # again and again, if it were let, while the one that it takes over waits for a worker
+        # without this limit it would fall back repeatedly while its donor waits for a worker
         if behind > self._perturbation_interval or (behind > 0 and now in self._fell_back):
             return
         if not (other.last_score or 0.0) > (own.last_score or 0.0):
             return
-        checkpoint: Any = other.last_checkpoint  # Ray has waited until it is one
-        if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest are kept
+        checkpoint: Any = other.last_checkpoint  # Ray has waited until it is a checkpoint
+        if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest is kept
             if behind > 0:
                 self._fell_back.add(now)
             super()._exploit(tune_controller, trial, trial_to_clone)
@@ -246,8 +246,11 @@ class Population(PopulationBasedTraining):
 
 
 def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
-    """Another value of a rate (Jaderberg et al. 2017, section 4.1): with a chance of a quarter a fresh draw; else a
-    number times 0.8 or 1.2, within its range, and a choice's neighbour."""
+    """Return a perturbed value of a rate (Jaderberg et al. 2017, section 4.1).
+
+    With probability 1/4 it is a new draw; otherwise a number is multiplied by 0.8 or 1.2 and clipped to its range, and
+    a choice is replaced by a neighbour.
+    """
     fresh = rng.random() < 0.25
     if "choice" in spec:
         choices = list(spec["choice"])
@@ -263,11 +266,13 @@ def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
 
 
 class _NoSearch:
+    """Stands in for Ray's controller, without a search algorithm."""
+
     search_alg = None
 
 
 def _domain(spec: Any) -> Any:
-    """A range of a space as Ray writes it."""
+    """Return a range of a space as a Ray search space."""
     if "choice" in spec:
         return list(spec["choice"])
     kind, (low, high) = next(iter(spec.items()))
@@ -279,7 +284,7 @@ def _trial_name(trial: Any) -> str:
 
 
 def crash_of(trial: Trial) -> str:
-    """Why Ray gave a trial up, in a line."""
+    """Return the last line of the error for which Ray ended a trial."""
     if trial.error_file and Path(trial.error_file).is_file():
         lines = [line for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
         if lines:

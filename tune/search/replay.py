@@ -1,7 +1,7 @@
-"""What is written down, as Optuna's trials: parameters back from values, shorter schedules, earlier studies.
+"""Convert recorded configurations to Optuna parameters: from values, for shorter schedules, from earlier studies.
 
 params_of(space, {"train.lr": 0.01, "prune.ratios": [0.2, 0.3]})   # {"train.lr": 0.01, "prune.steps": 2, ...}
-replay(space, params)                                              # the values again, and the distributions
+replay(space, params)                                              # the values and their distributions
 """
 
 import json
@@ -17,8 +17,8 @@ from tune.study.journal import read_state
 
 
 @dataclass
-class _Known:
-    """Suggests what `params` hold, and notes the distributions asked for; SpaceError for a value outside them."""
+class _Recorded:
+    """Trial that suggests the values of `params` and records the distributions; SpaceError for a value outside them."""
 
     params: Mapping[str, Any]
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
@@ -57,21 +57,22 @@ def is_number(value: Any) -> bool:
 
 
 def replay(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """The configuration values that Optuna's `params` mean in `space`, and their distributions. SpaceError where the
-    space cannot draw them."""
-    known = _Known(params)
-    values = space.sample(known)
-    if foreign := sorted(set(params) - set(known.distributions)):
-        raise SpaceError(f"{foreign[0]}={params[foreign[0]]!r} is of no parameter of space {space.name}")
-    return values, known.distributions
+    """Return the configuration values of Optuna's `params` in `space`, and their distributions. SpaceError if the space
+    cannot draw them."""
+    recorded = _Recorded(params)
+    values = space.sample(recorded)
+    if unknown := sorted(set(params) - set(recorded.distributions)):
+        expected = ", ".join(recorded.distributions)
+        raise SpaceError(f"{unknown[0]}={params[unknown[0]]!r}: space {space.name} expects only {expected}")
+    return values, recorded.distributions
 
 
 def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Optuna's parameters for configuration `values`; SpaceError when `space` cannot draw them."""
+    """Return Optuna's parameters for configuration `values`; SpaceError if `space` cannot draw them."""
     params: dict[str, Any] = {}
     for key, spec in space.parameters.items():
         if key not in values:
-            raise SpaceError(f"{key} is missing")
+            raise SpaceError(f"{key} is missing; expected a value in {dict(spec)}")
         value = values[key]
         if "choice" in spec:
             params[key] = json.dumps(value)
@@ -84,13 +85,13 @@ def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             params[key] = value
     if replay(space, params)[0] != {key: values[key] for key in space.parameters}:
-        raise SpaceError(f"{dict(values)} is no draw of space {space.name}")
+        raise SpaceError(f"{dict(values)}: expected a configuration that space {space.name} can draw")
     return params
 
 
 def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """`params` with the first `steps` prune steps only: what a trial has trained on its way. None where the space
-    does not let the number of steps vary that far."""
+    """Return `params` with only the first `steps` prune steps, a configuration that the trial has also trained. None if
+    the space does not allow this number of steps."""
     spec = space.parameters.get("prune.ratios", {})
     if "each" not in spec or steps < space.auxiliary[spec["each"]]["int"][0]:
         return None
@@ -101,8 +102,10 @@ def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, 
 
 
 def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(parameters, point) of every measured network of an earlier study that `space` could have drawn: of a complete
-    trial the last one, of all trials those that a shorter schedule gives."""
+    """Yield (parameters, point) of every measured network of an earlier study that `space` could have drawn.
+
+    This is the last point of each complete trial, and of all trials the points that a shorter schedule gives.
+    """
     for trial in read_state(study).trials.values():
         if trial.replicate:
             continue
@@ -112,6 +115,6 @@ def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], 
             continue
         for point in trial.points:
             last = trial.outcome == "completed" and point is trial.points[-1]
-            known = params if last else shortened(space, params, point["step"])
-            if known is not None:
-                yield known, point
+            point_params = params if last else shortened(space, params, point["step"])
+            if point_params is not None:
+                yield point_params, point

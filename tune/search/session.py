@@ -1,7 +1,7 @@
-"""The search of one driver, without Ray: hands out trials, records their results as events, decides which continue.
+"""The search of one driver, without Ray: supplies trials, records their results as events, decides which to stop.
 
     session = SearchSession(log, sampler, rungs, scheduler="mo_asha")
-    trial = session.next_trial()                     # None when there is nothing left
+    trial = session.next_trial()                     # None: no trial is left
     stop = session.report(trial.name, result)        # a result of a Trainable (trainables/ray_trainables.py)
     session.crashed(trial.name, "the node died")
 
@@ -27,11 +27,11 @@ from tune.study.events import (
 from tune.study.log import StudyLog
 from tune.study.state import TrialState
 
-HOPELESS = 3  # trials that fail for one reason, before any network was measured, end the study
+HOPELESS = 3  # the study ends if this many trials fail for one reason before any network was measured
 
 
 class SearchSession:
-    """Gives out the trials that have not ended, then new ones of `sampler`; the study asks for `n_trials` in all."""
+    """Supplies the open trials, then new ones from `sampler`; `n_trials` is the total number of the study."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class SearchSession:
     ):
         self.log, self.sampler, self.rungs, self.scheduler = log, sampler, rungs, scheduler
         self._hopeless_after = min(HOPELESS, n_trials)
-        self.hopeless: str | None = None  # why the study is to be stopped
+        self.hopeless: str | None = None  # the reason to stop the study; None: continue
         self._queue = deque(log.state.open)
         self._known_trials = len(log.state.trials)
         self._any_point = any(trial.points for trial in log.state.trials.values())
-        self._failures: list[str] = []  # of this driver, while no network has been measured
+        self._failures: list[str] = []  # reasons in this driver, before a network was measured
 
     def next_trial(self) -> TrialState | None:
-        """The next trial to train; None when the space has no further configuration."""
+        """Return the next trial to train; None if the space has no further configuration."""
         if not self._queue:
             self.sampler.draw(self.log)
             trials = list(self.log.state.trials.values())
@@ -59,7 +59,7 @@ class SearchSession:
         return self._queue.popleft() if self._queue else None
 
     def report(self, name: str, result: Mapping[str, Any]) -> bool:
-        """Record a result of a trial. Return whether the trial has ended or is to be stopped."""
+        """Record a result of a trial; return whether the trial has ended or must stop."""
         trial = self.log.state.trials[name]
         if trial.ended:  # Ray reports "done" twice for a trial that was restored after its last epoch
             return True
@@ -72,11 +72,11 @@ class SearchSession:
         return trial.ended
 
     def crashed(self, name: str, reason: str) -> None:
-        """Record the end of a trial that Ray gave up."""
+        """Record the end of a trial that Ray does not restart any more."""
         self._end(name, TrialEnded(trial=name, outcome="crashed", reason=reason))
 
     def stopped(self, name: str, by: str) -> None:
-        """Record the end of a trial that was stopped without a result of its own."""
+        """Record the end of a trial that was stopped without a final result."""
         self._end(name, TrialEnded(trial=name, outcome="stopped", by=by))
 
     def _end(self, name: str, event: TrialEnded) -> None:
@@ -87,14 +87,14 @@ class SearchSession:
 
     @staticmethod
     def _events(trial: TrialState, result: Mapping[str, Any]) -> list[Event]:
-        """Return the events that a Trainable's result stands for, in their order."""
+        """Return the events of a Trainable's result, in order."""
         name, events = trial.name, list[Event]()
         if result.get("restored_epochs") is not None:
             events.append(TrialRestored(trial=name, epochs=result["restored_epochs"]))
         config = result.get("config") or {}
         if changed := {k: config[k] for k, v in trial.values.items() if k in config and config[k] != v}:
             events.append(ConfigurationChanged(trial=name, values=changed))  # by population based training
-        # epochs that a lost driver had no time to write down, then the one that was trained now
+        # epochs that an earlier driver did not write before it was lost, then the new epoch
         rows = [row for row in result.get("curve") or () if row["epochs"] > trial.epochs]
         if result.get("trained", True) and not result.get("failure"):
             rows = [*(row for row in rows if row["epochs"] < result["epochs"]), result]
@@ -113,9 +113,10 @@ class SearchSession:
         return events
 
     def _after_end(self, trial: TrialState) -> None:
+        """Settle the sampler, and stop the study if all its trials fail for one reason."""
         self.sampler.settle(self.log)
         if trial.outcome in ("failed", "crashed") and not self._any_point:
-            self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # the same but for its numbers
+            self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # numbers are ignored
             newest = self._failures[-self._hopeless_after :]
             if len(newest) == self._hopeless_after and len(set(newest)) == 1:
                 self.hopeless = str(trial.reason)

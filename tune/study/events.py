@@ -1,13 +1,18 @@
-"""The events of a study: typed, written once, applied to every reducer (tune/study/log.py).
+"""The typed events of a study; each is written once and applied to every reducer (tune/study/log.py).
 
     event = EpochReported(trial="t0003", stage=0, epoch=1, epochs=1, figures={...})
     line = encode(event);  decode(json.loads(line)) == event
 
-The journal (tune/study/journal.py) holds one JSON object a line: `event` names the kind, `time` is in UTC. Format 2 is
-written; `migrated` turns an event of format 1 (one `result` for an epoch, a point and an end) into those of format 2.
+The journal (tune/study/journal.py) holds one JSON object per line: `event` is the kind, `time` is in UTC. Events are
+written in format 2. In format 1 one `result` event described an epoch, a point and the end of a trial; `migrated`
+converts such events to format 2.
 
-A trial ends in exactly one way (`Outcome`): completed; stopped, by its scheduler; failed, for a reason that would come
-again (the loss is not finite, out of GPU memory); crashed, for a reason outside the configuration: a resume retries it.
+A trial ends in exactly one way (`Outcome`):
+
+    completed    its last stage was trained and measured
+    stopped      stopped early, by its scheduler
+    failed       a deterministic error, which would repeat: the loss is not finite, out of GPU memory
+    crashed      an error outside the configuration, such as a lost node; a resume retries the trial
 """
 
 import dataclasses
@@ -26,12 +31,12 @@ Outcome = Literal["completed", "stopped", "failed", "crashed"]
 
 
 class EventError(ValueError):
-    """Something that is no event, or an event that cannot follow those before it."""
+    """Invalid content of an event, or an event that is not valid after the earlier ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened in a study."""
+    """Base class of all events."""
 
     kind: ClassVar[str]
     time: str = field(default_factory=now)  # UTC
@@ -39,7 +44,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted(Event):
-    """A process began to run the study."""
+    """A driver process started to run the study."""
 
     kind = "driver_started"
     command: str
@@ -47,7 +52,7 @@ class DriverStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DriverFinished(Event):
-    """A driver ended in order; its digests of the reducers' states, for a check against a replay."""
+    """A driver ended in order. `digests` are hashes of its reducers' states, to be compared with those of a replay."""
 
     kind = "driver_finished"
     digests: dict[str, str | None] = field(default_factory=dict)
@@ -55,7 +60,7 @@ class DriverFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationJudged(Event):
-    """The feasibility of a configuration that was not drawn here: a shorter schedule, or one of another study."""
+    """The feasibility of a configuration that the sampler did not draw: a shorter schedule, or one of another study."""
 
     kind = "configuration_judged"
     params: dict[str, Any]
@@ -80,12 +85,12 @@ class SampleRejected(Event):
     params: dict[str, Any]
     reason: str
     example: str
-    excess: float  # relative, over the limits, of the cheapest stage
+    excess: float  # relative excess over the limits of the cheapest stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceExhausted(Event):
-    """So many samples in a row were rejected that the search ends."""
+    """The search ends because `rejections` samples in a row were rejected."""
 
     kind = "space_exhausted"
     rejections: int
@@ -93,23 +98,23 @@ class SpaceExhausted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCreated(Event):
-    """A trial that is to be trained: the first of a sampled configuration, a replicate, or a confirmation."""
+    """A new trial: the first of a sampled configuration, a replicate, or a confirmation."""
 
     kind = "trial_created"
     trial: str  # t0003; t0003r1 is its first replicate
-    config_id: str  # name of the configuration's first trial
-    replicate: int  # 0, 1, ...: which of the configuration's seeds
-    params: dict[str, Any]  # as Optuna drew them
-    values: dict[str, Any]  # the configuration keys that they mean
+    config_id: str  # name of the first trial of the same configuration
+    replicate: int  # 0, 1, ...: index of the seed within the configuration
+    params: dict[str, Any]  # parameters of the Optuna trial
+    values: dict[str, Any]  # configuration values that follow from `params`
     excess: float = 0.0
-    key: str = ""  # equal for configurations that train the same networks in the same way
-    attributes: dict[str, Any] = field(default_factory=dict)  # the sampler's own, of Optuna's trial
+    key: str = ""  # identical for configurations that train the same networks in the same way
+    attributes: dict[str, Any] = field(default_factory=dict)  # system attributes of the Optuna trial
     confirms: bool = False  # added by --confirm
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRetried(Event):
-    """A crashed trial is tried again by a new driver."""
+    """A new driver retries a crashed trial."""
 
     kind = "trial_retried"
     trial: str
@@ -126,7 +131,7 @@ class TrialRestored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationChanged(Event):
-    """Configuration keys that population based training changed."""
+    """Configuration values that population based training changed."""
 
     kind = "configuration_changed"
     trial: str
@@ -142,12 +147,12 @@ class EpochReported(Event):
     stage: int  # 0: dense; k: after prune step k
     epoch: int  # 1, 2, ... within the stage
     epochs: int  # 1, 2, ... over all stages
-    figures: dict[str, float | None]  # FIGURES, as far as they were measured
+    figures: dict[str, float | None]  # a subset of FIGURES: the measured ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasured(Event):
-    """A network whose stage was trained to its end and measured (`trainables.outputs.records.Point`)."""
+    """A measured network whose stage was trained to the end (`trainables.outputs.records.Point`)."""
 
     kind = "point_measured"
     trial: str
@@ -156,19 +161,19 @@ class PointMeasured(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded(Event):
-    """The end of a trial."""
+    """A trial ended."""
 
     kind = "trial_ended"
     trial: str
     outcome: Outcome
-    reason: str | None = None  # of a failure or a crash
-    by: str | None = None  # who stopped it
+    reason: str | None = None  # why it failed or crashed
+    by: str | None = None  # what stopped it
 
 
 FIGURES = (
     *("train_loss", "val_loss", "val_macro_avg_acc", "val_ece", "train_macro_avg_acc"),
     *("macs", "params", "sparsity", "seconds"),
-)  # of an epoch
+)  # measured values of an epoch
 KINDS: dict[str, type[Event]] = {
     cls.kind: cls
     for cls in (
@@ -179,41 +184,48 @@ KINDS: dict[str, type[Event]] = {
 
 
 def encode(event: Event) -> str:
-    """The event as one line of JSON, with its line end."""
+    """Return the event as one line of JSON, with a newline."""
     values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
     return json.dumps({"event": event.kind, **values}) + "\n"
 
 
 def decode(content: Any) -> Event:
-    """The event that a JSON object of format 2 describes; EventError names what is wrong with it."""
+    """Return the event described by a JSON object of format 2; EventError names the invalid key and value."""
     if not isinstance(content, dict) or "event" not in content:
         raise EventError(f"expected an object with the key 'event', found {json.dumps(content)[:80]}")
     kind = content["event"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise EventError(f"event {kind!r} is unknown; known are {', '.join(KINDS)}")
+        raise EventError(f"unknown event {kind!r}: expected one of {', '.join(KINDS)}")
     fields = _fields(KINDS[kind])
     values = {key: value for key, value in content.items() if key != "event"}
     if unknown := set(values) - set(fields):
-        raise EventError(f"event {kind!r} has no field {sorted(unknown)[0]!r}")
+        raise EventError(f"event {kind!r}: unknown field {sorted(unknown)[0]!r}; expected {', '.join(fields)}")
     for name, value in values.items():
         if not isinstance(value, fields[name]) or (isinstance(value, bool) and bool not in fields[name]):
-            raise EventError(f"event {kind!r}: {name} is {json.dumps(value)[:80]}, which is of another type")
+            raise EventError(f"event {kind!r}: {name} is {json.dumps(value)[:80]}; expected {_names(fields[name])}")
     try:
         event = KINDS[kind](**values)
     except TypeError as error:
         raise EventError(f"event {kind!r}: {error}") from None
     if isinstance(event, TrialEnded) and event.outcome not in typing.get_args(Outcome):
-        raise EventError(f"event {kind!r}: outcome is {event.outcome!r}")
+        raise EventError(
+            f"event {kind!r}: outcome is {event.outcome!r}; expected one of {', '.join(typing.get_args(Outcome))}"
+        )
     return event
 
 
 @cache
 def _fields(cls: type[Event]) -> dict[str, tuple[type, ...]]:
-    """Name -> types that JSON may have there."""
+    """Return {field name: Python types of the JSON values that it accepts}."""
     return {name: _json_types(kind) for name, kind in typing.get_type_hints(cls).items() if name != "kind"}
 
 
+def _names(kinds: tuple[type, ...]) -> str:
+    return " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in kinds)
+
+
 def _json_types(kind: Any) -> tuple[type, ...]:
+    """Return the Python types of the JSON values that a type annotation accepts."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         return tuple(t for part in typing.get_args(kind) for t in _json_types(part))
@@ -223,16 +235,16 @@ def _json_types(kind: Any) -> tuple[type, ...]:
 
 
 def migrated(old: Any) -> Iterator[Event]:
-    """Yield the events of format 2 that replace an event of format 1; EventError where it is none."""
+    """Yield the events of format 2 that replace an event of format 1; EventError if it is not a valid one."""
     if not isinstance(old, dict) or not isinstance(old.get("event"), str):
         raise EventError(f"expected an object with the key 'event', found {json.dumps(old)[:80]}")
     if old["event"] not in _MIGRATIONS:
-        raise EventError(f"event {old['event']!r} is unknown in format 1")
+        raise EventError(f"unknown event {old['event']!r}: expected one of {', '.join(_MIGRATIONS)} in format 1")
     try:
         for kind, values in _MIGRATIONS[old["event"]](old):
             yield decode({"event": kind, "time": old["time"], **values})
     except KeyError as error:
-        raise EventError(f"event {old['event']!r} lacks the field {error}") from None
+        raise EventError(f"event {old['event']!r}: field {error} is missing") from None
 
 
 def _renamed(kind: str, *names: str) -> Any:
@@ -252,12 +264,12 @@ def _result_of_1(old: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
         return [*point, ("trial_ended", name | {"outcome": "failed", "reason": old["failure"]})]
     figures = {k: old.get(k) for k in FIGURES}
     position = {"stage": old["stage"], "epoch": old.get("epoch") or 0, "epochs": old["epochs"]}
-    made: list[tuple[str, dict[str, Any]]] = [("epoch_reported", name | position | {"figures": figures})]
-    made += point
+    new: list[tuple[str, dict[str, Any]]] = [("epoch_reported", name | position | {"figures": figures})]
+    new += point
     if old["done"]:
         ended = {"outcome": "completed"} if old["finished"] else {"outcome": "stopped", "by": "scheduler"}
-        made.append(("trial_ended", name | ended))
-    return made
+        new.append(("trial_ended", name | ended))
+    return new
 
 
 def _end_of_1(old: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""A study in the hands of one driver: locked here, leased and brought up to date where it lies in an object store.
+"""Exclusive access to a study for one driver: a lock on this machine and, for an object store, a lease and a mirror.
 
 with hold(folder, "s3://bucket/studies/x") as held:      # or hold(folder, None)
     ...
@@ -18,7 +18,7 @@ from tune.study.store import Mirror
 
 @dataclass(frozen=True)
 class Held:
-    """A study that this process alone may change."""
+    """A study that only this process may change."""
 
     folder: Path
     mirror: Mirror | None = None
@@ -26,29 +26,29 @@ class Held:
 
     @property
     def generation(self) -> int:
-        """Number of this driver's claim; 0 without a lease."""
+        """Generation of this driver's lease; 0 without a lease."""
         return self.lease.generation if self.lease else 0
 
     def check(self) -> None:
-        """StudyLost when another driver is known to have the study."""
+        """Raise StudyLost if this driver is known to have lost its lease."""
         if self.lease:
             self.lease.check()
 
     def ended_elsewhere(self) -> frozenset[str]:
-        """Trials whose info.json lies in an object store and need not be written here."""
+        """Return the trials whose info.json is in the object store and need not be written here."""
         return self.mirror.ended_elsewhere() if self.mirror else frozenset()
 
     def push(self, last: bool = False) -> None:
-        """Send to an object store what has changed here."""
+        """Upload changed files to the object store, if the study has one."""
         if self.mirror:
             self.mirror.push(last)
 
 
 @contextmanager
 def hold(folder: Path, uri: str | None) -> Iterator[Held]:
-    """Take the study in `folder`, which need not exist yet, or at `uri`, of which `folder` is the working folder.
+    """Acquire the study in `folder`, which need not exist yet, or the study at `uri` with its working folder `folder`.
 
-    StudyError while another process has it, or where the store cannot be reached.
+    StudyError if another process holds it, or if the object store cannot be reached.
     """
     with lock(folder):
         if uri is None:
@@ -57,14 +57,18 @@ def hold(folder: Path, uri: str | None) -> Iterator[Held]:
         try:
             lease = StoreLease(Store(uri))
             lease.acquire()
-        except (OSError, ValueError) as error:  # pyarrow's are kinds of both
-            raise StudyError(f"{uri} cannot be reached: {error}") from error
+        except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
+            raise StudyError(
+                f"{uri} cannot be reached: {error}; check the URI, the network and the credentials"
+            ) from error
         try:
             mirror = Mirror(folder, uri, lease.verify)
             try:
                 mirror.pull()
             except OSError as error:
-                raise StudyError(f"{uri} cannot be read: {error}") from error
+                raise StudyError(
+                    f"{uri} cannot be read: {error}; check the credentials and the free space in {folder}"
+                ) from error
             yield Held(folder, mirror, lease)
         finally:
             with suppress(OSError, StudyLost):

@@ -1,13 +1,14 @@
-"""The journal of a study: every event, one JSON line each, in segments of about 1 MB.
+"""The journal of a study: every event as one line of JSON, in segments of about 1 MB.
 
     <study>/journal/000002-0001.jsonl     first segment of the second driver (generation 2), then 000002-0002.jsonl ...
 
-The first line of a segment is its header: format, generation, and `after`, the segment that it follows with the number
-of bytes that its driver had read or written of it. What an earlier driver writes behind these bytes, because it was
-paused and does not know yet that another took over, does not count. The same rule drops half a line that a kill left.
+The first line of a segment is its header: format, generation, and `after`: the segment that it follows and the number
+of bytes that its driver had read or written there. Bytes of the earlier segment beyond that number are ignored. They
+are either a partial line left by a kill, or were written by an earlier driver that was paused and did not know yet that
+another driver had taken over.
 
-An event is acknowledged when its line was written, flushed and fsynced. Journals of format 1 (000.jsonl, one segment a
-driver, without header) are read as well.
+An event is acknowledged once its line is written, flushed and fsynced. Journals of format 1 (000.jsonl, one segment per
+driver, without header) are also read.
 """
 
 import json
@@ -26,25 +27,27 @@ from tune.study.state import StudyState
 from tune.study.waiting import Patience
 
 FOLDER = "journal"
-SEGMENT_BYTES = 1_000_000  # then the next segment begins: an object store can only replace an entire object
+SEGMENT_BYTES = (
+    1_000_000  # size at which the next segment starts, because an object store can only replace entire objects
+)
 _NAME = re.compile(r"(?:(\d+)-)?(\d+)\.jsonl")
 
 
 class JournalError(ValueError):
-    """A journal with a damaged line, or with an event that cannot be."""
+    """A journal with a damaged line or an invalid event."""
 
 
 @dataclass(frozen=True, order=True)
 class Segment:
-    """A file of a journal; segments sort in the order in which they were written."""
+    """A file of the journal; segments sort in the order in which they were written."""
 
-    generation: int  # 1, 2, ...: which driver wrote it
+    generation: int  # 1, 2, ...: number of the driver that wrote it
     number: int  # 1, 2, ... within the generation; 0 in format 1
     path: Path
 
 
 def segment_of(path: Path) -> Segment | None:
-    """The segment that a file is; None for another file."""
+    """Return the segment for a path; None if the file is not a segment."""
     match = _NAME.fullmatch(path.name)
     if not match:
         return None
@@ -53,18 +56,18 @@ def segment_of(path: Path) -> Segment | None:
 
 
 def segments(study: Path) -> list[Segment]:
-    """All segments of a study, oldest first."""
+    """Return all segments of a study, oldest first."""
     return sorted(filter(None, map(segment_of, (study / FOLDER).glob("*.jsonl"))))
 
 
 def counting(study: Path) -> list[tuple[Segment, int]]:
-    """The segments that count, oldest first, each with the number of its bytes that do. JournalError names a damaged
+    """Return the valid segments, oldest first, each with the number of its valid bytes. JournalError names a damaged
     header."""
     found: list[tuple[Segment, int]] = []
     for segment in segments(study):
         header = read_header(segment)
         if header is None and segment.number:
-            continue  # its driver was killed before it had written the header
+            continue  # the driver was killed before it wrote the header
         if header is not None:
             after = segment_of(Path(header["after"][0])) if header["after"] else None
             size = header["after"][1] if header["after"] else 0
@@ -80,19 +83,19 @@ def counting(study: Path) -> list[tuple[Segment, int]]:
 
 
 def _check_follows(segment: Segment, after: list[Any] | None, found: list[tuple[Segment, int]]) -> None:
-    """JournalError where the segment that `segment` follows is missing, or shorter than its driver found it."""
+    """Raise JournalError if the segment that `segment` follows is missing, or shorter than its header records."""
     if after is not None:
         size = next((n for s, n in found if s.path.name == after[0]), None)
         if size is None or size < after[1]:
-            there = "is missing" if size is None else f"has {size:,} bytes"
+            problem = "is missing" if size is None else f"has only {size:,} bytes"
             raise JournalError(
-                f"{segment.path} follows {after[1]:,} bytes of {after[0]}, which {there}: a part of the journal was "
-                "lost. Put a copy of that file in its place"
+                f"{segment.path} follows {after[1]:,} bytes of {after[0]}, which {problem}: a part of the journal was "
+                "lost. Restore that file from a copy"
             )
 
 
 def read_header(segment: Segment) -> dict[str, Any] | None:
-    """Return the first line of a segment; None in format 1, and where it is incomplete."""
+    """Return the header of a segment; None in format 1, or if its line is incomplete."""
     if not segment.number:
         return None
     with segment.path.open("rb") as stream:
@@ -103,11 +106,13 @@ def read_header(segment: Segment) -> dict[str, Any] | None:
         header = json.loads(line)
         after = header["after"]
         if after is not None and (segment_of(Path(after[0])) is None or after[1] < 0):
-            raise ValueError(f"it follows {after}")
+            raise ValueError(f"after is {after}; expected null or [segment, bytes]")
         if header["segment"] != FORMAT:
             raise ValueError(f"format {header['segment']}; this version of asc-tune reads format {FORMAT}")
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise JournalError(f"{segment.path}, line 1 is no header of a segment: {error}") from error
+        raise JournalError(
+            f"{segment.path}, line 1 is not a valid header: {error}. Restore this file from a copy"
+        ) from error
     return header
 
 
@@ -125,7 +130,7 @@ def parse(segment: Segment, content: bytes, first_line: int = 1) -> Iterator[tup
 
 
 def apply_line(apply: Callable[[Event], None], event: Event, segment: Segment, number: int) -> None:
-    """Apply the event of a line; JournalError names a line whose event cannot follow those before it."""
+    """Apply the event of a line; JournalError names the line if the event is not valid after the earlier ones."""
     try:
         apply(event)
     except (ValueError, KeyError, TypeError) as error:
@@ -135,57 +140,60 @@ def apply_line(apply: Callable[[Event], None], event: Event, segment: Segment, n
 def _damaged(segment: Segment, number: int, error: Exception) -> str:
     reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
     return (
-        f"{segment.path}, line {number} is damaged: {reason}. Put a copy of this file in its place; deleting the line "
-        "does not help, because later lines build on it"
+        f"{segment.path}, line {number} is damaged: {reason}. Restore this file from a copy; deleting the line does "
+        "not help, because later lines depend on it"
     )
 
 
 class Reading:
-    """Reads the journal of a study from its beginning; `after` is then where the reading ended."""
+    """Reader of a study's journal from its beginning; after the iteration, `after` is the position of its end."""
 
     def __init__(self, study: Path):
         self.study = study
-        self.after: tuple[str, int] | None = None  # name of the last segment, and the bytes of its complete lines
-        self.place: tuple[Segment, int] | None = None  # of the event that was yielded last
+        self.after: tuple[str, int] | None = (
+            None  # name of the last segment, and the number of bytes of its complete lines
+        )
+        self.place: tuple[Segment, int] | None = None  # segment and line number of the last yielded event
 
     def __iter__(self) -> Iterator[Event]:
         for segment, size in counting(self.study):
             with segment.path.open("rb") as stream:
-                whole, end, _ = stream.read(size).rpartition(b"\n")
-            for number, event in parse(segment, whole):
+                complete, end, _ = stream.read(size).rpartition(b"\n")
+            for number, event in parse(segment, complete):
                 self.place = segment, number
                 yield event
-            self.after = segment.path.name, len(whole) + len(end)
+            self.after = segment.path.name, len(complete) + len(end)
 
     def apply(self, apply: Callable[[Event], None]) -> None:
-        """Apply all events; JournalError names the line of one that cannot follow those before it."""
+        """Apply all events; JournalError names the line of an event that is not valid after the earlier ones."""
         for event in self:
             assert self.place is not None
             apply_line(apply, event, *self.place)
 
 
 def read_events(study: Path) -> Iterator[Event]:
-    """All events of a study, in order. JournalError names a line that is no event."""
+    """Return an iterator over all events of a study, in order. JournalError names an invalid line."""
     return iter(Reading(study))
 
 
 def read_state(study: Path) -> StudyState:
-    """The state that the events of a study make; empty where there are none yet."""
+    """Return the state of a study after all events of its journal; the empty state if there are no events."""
     state = StudyState()
     Reading(study).apply(state.apply)
     return state
 
 
 def next_generation(study: Path) -> int:
-    """The generation of a driver that begins now."""
+    """Return the generation of a driver that starts now."""
     return max((segment.generation for segment in segments(study)), default=0) + 1
 
 
 class Journal:
-    """Appends events to segments of its own generation. For the one driver that holds the study.
+    """Writer of a study's journal: appends events to segments of its own generation. Only the driver that holds the
+    study may create one.
 
-    `after` is where the reading of the earlier segments ended (`Reading.after`). `check` is called before each write
-    and raises where the driver has lost the study.
+    `after` is the position where the reading of the earlier segments ended (`Reading.after`). `check` is called before
+    each write and raises StudyLost if the driver has lost the study.
     """
 
     def __init__(
@@ -203,15 +211,15 @@ class Journal:
         self._number = 0
         self._handle: int | None = None
         self._path, self._size = self.folder, 0
-        self._begun: Path | None = None  # segment that this journal has created
+        self._begun: Path | None = None  # the last segment that this object created
         self._patience(lambda: make_folder(self.folder))
         self._patience(self._sync_earlier)
         self._patience(lambda: self._open(after))
 
     def append(self, events: tuple[Event, ...]) -> None:
-        """Write events down and fsync them; returns when they are on disk. Waits for a storage that is away or full.
+        """Write and fsync events; they are on disk when this returns. Waits while the storage is unavailable or full.
 
-        StudyLost when another driver took the study over; OSError after the wait, and then no event is written.
+        StudyLost if another driver took over the study. OSError after the longest wait; then no event is written.
         """
         lines = "".join(map(encode, events)).encode()
         self._patience(lambda: self._append(lines))
@@ -222,16 +230,16 @@ class Journal:
         self._handle = None
 
     def _sync_earlier(self) -> None:
-        """Fsync the earlier segments: what a killed driver wrote may be in memory only, and new events build on it."""
+        """Fsync the earlier segments: lines of a killed driver may be in memory only, and new events depend on them."""
         for segment in segments(self.folder.parent):
             fsync_file(segment.path)
 
     def _open(self, after: tuple[str, int] | None) -> None:
-        """Begin the next segment."""
+        """Create the next segment and write its header."""
         self._check_owner()
         path = self.folder / f"{self.generation:06d}-{self._number + 1:04d}.jsonl"
         header = (json.dumps({"segment": FORMAT, "generation": self.generation, "after": after}) + "\n").encode()
-        if self._begun == path:  # a full disk has left a part of it
+        if self._begun == path:  # a partial file, left by a full disk
             path.unlink(missing_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._begun = path
@@ -245,25 +253,26 @@ class Journal:
         self._handle, self._path, self._size, self._number = handle, path, len(header), self._number + 1
 
     def _append(self, lines: bytes) -> None:
-        """OSError where the lines cannot be written, or the file is not in its place; half a line is taken back."""
+        """Append lines and fsync them. OSError if the file was replaced or cannot be written; no partial line stays."""
         self._check_owner()
         if self._size >= SEGMENT_BYTES:
             self._open((self._path.name, self._size))
         assert self._handle is not None
         opened = os.fstat(self._handle)
         if not os.path.samestat(opened, self._path.stat()):
-            raise FileNotFoundError(f"{self._path} is another file than before")
+            raise FileNotFoundError(f"{self._path} was replaced by another file")
         try:
-            if opened.st_size > self._size:  # what a storage that went away kept of half a line
+            if opened.st_size > self._size:  # a partial line, left when the storage became unavailable
                 os.ftruncate(self._handle, self._size)
             _write(self._handle, lines)
         except OSError:
             with suppress(OSError):
-                os.ftruncate(self._handle, self._size)  # a full disk may have taken half a line
+                os.ftruncate(self._handle, self._size)  # a full disk may have stored a partial line
             raise
         self._size += len(lines)
 
     def _check_owner(self) -> None:
+        """Raise StudyLost if this driver has lost the study, or a newer generation has a segment."""
         self._check()
         newest = max((s.generation for s in map(segment_of, self.folder.iterdir()) if s), default=0)
         if newest > self.generation:
@@ -274,7 +283,7 @@ class Journal:
 
 
 def _write(handle: int, content: bytes) -> None:
-    """Write all of `content` and fsync it: a disk that is nearly full may take a part of it first."""
+    """Write all of `content` and fsync it; a nearly full disk may write a part of it first."""
     written = 0
     while written < len(content):
         written += os.write(handle, content[written:])

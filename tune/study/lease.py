@@ -1,22 +1,22 @@
-"""Which driver has a study: a lock in a folder, a lease in an object store.
+"""Exclusive access of one driver to a study: a lock file for a folder, a lease for an object store.
 
-    with lock(folder): ...                       # one driver of this machine, or of a shared disk with flock
+    with lock(folder): ...                       # among drivers on this machine, or on a shared disk with flock
     lease = StoreLease(Store("s3://bucket/x"))
     lease.acquire();  lease.verify();  lease.release()
 
-An object store has no locks, and pyarrow no conditional writes. So each driver claims the study with objects of its
-own, <study>/lease/000007-<owner>.json: the number is one above the highest, the owner is drawn at random. The highest
-number has the study; of several claims of one number the one that the store received first, and of one moment the one
-whose name sorts first. A driver that has claimed a number waits SETTLE_S and looks again, so that a claim of the same
-moment is seen, and takes its own away where another is first.
+Object stores have no locks, and pyarrow has no conditional writes. So each driver claims the study with an object of
+its own, <study>/lease/000007-<owner>.json. The number (generation) is one above the highest existing one; the owner is
+a random string. The claim with the highest number holds the study. Among claims with the same number the first one
+that the store received wins; at the same time, the first name in sort order. A driver waits SETTLE_S after its claim
+and checks again, to see a simultaneous claim. If the other claim wins, it deletes its own.
 
-The owner rewrites 000007-<owner>.alive every RENEW_S; a driver that did not do so for FRESH_S counts as dead. A driver
-that was paused or cut off asks before each write to the store (`verify`) and stops when it does not have the study any
-more. It cannot damage its successor's claim, because it only ever writes objects with its own name. One write that is
-under way when the driver is paused can still arrive later and replace a table by an older state of it; the journal is
-safe from that (see journal.py, "after").
+The owner rewrites 000007-<owner>.alive every RENEW_S; a driver without a renewal for FRESH_S is considered dead. A
+driver that was paused or disconnected checks its claim before each write to the store (`verify`) and stops if it has
+lost the study. It cannot damage its successor's claim, because it only writes objects with its own name. One exception:
+a write that was in progress when the driver was paused may arrive later and replace a table by an older version. The
+journal is safe from this (see `after` in journal.py).
 
-Ages are measured by the store's clock alone (times of change of objects there).
+Ages are measured with the store's clock only (modification times of objects).
 """
 
 import json
@@ -41,24 +41,24 @@ SETTLE_S = 2.0
 
 
 class StudyLost(RuntimeError):
-    """Another driver has taken the study over: this one must not write any more."""
+    """Another driver took over the study: this driver must not write any more."""
 
 
 @dataclass(frozen=True)
 class Claim:
     """The content of a lease object."""
 
-    owner: str  # drawn at random by each driver
+    owner: str  # random string of the driver
     host: str
     pid: int
-    process: str  # boot, process namespace and start time: a later process with the same pid differs
+    process: str  # boot id, pid namespace, pid and start time: differs for a later process with the same pid
     released: bool = False
     format: int = FORMAT
 
 
 @dataclass(frozen=True)
-class Found:
-    """The newest claim of a study, and its age in seconds by the store's clock."""
+class CurrentClaim:
+    """The claim that holds a study, and the seconds since its last renewal by the store's clock."""
 
     generation: int
     claim: Claim
@@ -66,7 +66,7 @@ class Found:
 
     @property
     def alive(self) -> bool:
-        """Whether a driver seems to hold the study. A process of this machine is asked directly."""
+        """Whether the driver of the claim seems to run; on this machine the process itself is checked."""
         if self.claim.released or self.age_s >= FRESH_S:
             return False
         same_machine = self.claim.process.partition("/")[0] == _machine()
@@ -74,13 +74,13 @@ class Found:
 
 
 def lock_of(folder: Path) -> Path:
-    """The file that a driver of the study in `folder` locks."""
+    """Return the path of the lock file of the study in `folder`."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a study, whose folder need not exist yet; StudyError names the process that holds it."""
+    """Lock a study, whose folder need not exist yet; StudyError names the process that holds it."""
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,11 +89,11 @@ def lock(folder: Path) -> Iterator[None]:
             yield
     except BlockingIOError as error:
         owner = path.read_text(errors="replace")[:200] or "another process"
-        raise StudyError(f"the study in {folder} is being run by {owner}; wait for it or stop it") from error
+        raise StudyError(f"the study in {folder} is being run by {owner}; wait until it ends, or stop it") from error
 
 
 class StoreLease:
-    """The claim of this driver on the study in `store`."""
+    """This driver's claim on the study in `store`."""
 
     def __init__(self, store: Store):
         self.store, self.generation = store, 0
@@ -103,12 +103,12 @@ class StoreLease:
         self._lost: StudyLost | None = None
 
     def acquire(self, settle_s: float = SETTLE_S) -> None:
-        """Take the study; StudyError while another driver has it. Renewed by a thread until `release`."""
+        """Claim the study; StudyError if another driver holds it. A thread renews the claim until `release`."""
         newest = find_claim(self.store)
         if newest and newest.alive:
             raise StudyError(
                 f"the study in {self.store.uri} is being run on {newest.claim.host} (process {newest.claim.pid}, last "
-                f"sign of life {newest.age_s:.0f} s ago); stop it there, or wait {FRESH_S - newest.age_s:.0f} s if it "
+                f"renewed {newest.age_s:.0f} s ago); stop it there, or wait {FRESH_S - newest.age_s:.0f} s if it "
                 "is dead"
             )
         self.generation = newest.generation + 1 if newest else 1
@@ -130,12 +130,12 @@ class StoreLease:
         self._thread.start()
 
     def check(self) -> None:
-        """StudyLost when the loss of the study is known already; asks nobody."""
+        """Raise StudyLost if an earlier `verify` found the claim lost; does not access the store."""
         if self._lost:
             raise self._lost
 
     def verify(self) -> None:
-        """Ask the store; StudyLost when another driver has the study. OSError where the store cannot be reached."""
+        """Check the claim in the store. StudyLost if another driver holds the study; OSError without a connection."""
         self.check()
         first = _first_claim(self.store.stamps(LEASE))
         if first is None:
@@ -146,7 +146,7 @@ class StoreLease:
         if first != self._name("json").rpartition("/")[2]:
             try:
                 claim = _read(self.store, first)
-            except StudyError:  # of another version
+            except StudyError:  # written by another version
                 claim = None
             by = f"process {claim.pid} on {claim.host}" if claim else "another driver"
             self._lost = StudyLost(
@@ -155,10 +155,10 @@ class StoreLease:
             raise self._lost
 
     def release(self) -> None:
-        """Give the study back, where it was not lost."""
+        """Release the study, unless it was lost."""
         self._ended.set()
         if self._thread:
-            self._thread.join(2 * RENEW_S)  # else it might write after us
+            self._thread.join(2 * RENEW_S)  # otherwise it might write after the release
         if self._lost is None:
             self.verify()
             self._claim = replace(self._claim, released=True)
@@ -172,7 +172,7 @@ class StoreLease:
             except StudyLost:
                 return
             except OSError:
-                continue  # the store is away: `verify` decides when it is back
+                continue  # the store is unavailable; `verify` decides when it is back
 
     def _name(self, ending: str) -> str:
         return f"{LEASE}/{self.generation:06d}-{self._claim.owner}.{ending}"
@@ -181,9 +181,12 @@ class StoreLease:
         self.store.write(self._name(ending), json.dumps(asdict(self._claim)).encode())
 
 
-def find_claim(store: Store, now_ns: int | None = None) -> Found | None:
-    """The claim that has the study in `store`; None where there is none. A reader, which may not be allowed to write
-    there, gives the time by its own clock (`now_ns`). StudyError for a claim that this version cannot read."""
+def find_claim(store: Store, now_ns: int | None = None) -> CurrentClaim | None:
+    """Return the claim that holds the study in `store`; None if there is none.
+
+    The time is read from the store by writing an object. A reader that may not write passes the time of its own clock
+    (`now_ns`). StudyError for a claim that this version cannot read.
+    """
     stamps = store.stamps(LEASE)
     first = _first_claim(stamps)
     if first is None:
@@ -194,17 +197,17 @@ def find_claim(store: Store, now_ns: int | None = None) -> Found | None:
         return None
     renewed_ns = max(stamps[name][1] for name in (first, alive) if name in stamps)
     now_ns = _store_time_ns(store) if now_ns is None else now_ns
-    return Found(int(first.partition("-")[0]), claim, max(0.0, (now_ns - renewed_ns) / 1e9))
+    return CurrentClaim(int(first.partition("-")[0]), claim, max(0.0, (now_ns - renewed_ns) / 1e9))
 
 
 def _first_claim(stamps: Mapping[str, tuple[int, int]]) -> str | None:
-    """The object of the claim that has the study: of the highest number, the one that the store received first."""
+    """Return the name of the claim that holds the study: the highest number, then the first that the store received."""
     claims = [name for name in stamps if name.endswith(".json") and name.partition("-")[0].isdecimal()]
     return min(claims, key=lambda name: (-int(name.partition("-")[0]), stamps[name][1], name), default=None)
 
 
 def _read(store: Store, name: str) -> Claim | None:
-    """Return the content of a claim; None where it is just being removed."""
+    """Return the content of a claim; None if it was removed meanwhile."""
     try:
         content = json.loads(store.read(f"{LEASE}/{name}"))
         if content["format"] != FORMAT:
@@ -214,13 +217,13 @@ def _read(store: Store, name: str) -> Claim | None:
         return None
     except (ValueError, TypeError, KeyError) as error:
         raise StudyError(
-            f"{store.uri}/{LEASE}/{name} is no claim of a driver ({error}): another version may run the study; "
-            "stop it, or delete this object if nothing runs"
+            f"{store.uri}/{LEASE}/{name} is not a valid claim of a driver ({error}): another version may run the "
+            "study. Stop it, or delete this object if no driver runs"
         ) from error
 
 
 def _store_time_ns(store: Store) -> int:
-    """The time now by the store's clock."""
+    """Return the present time of the store's clock in ns, from the modification time of a new object."""
     probe = f"{LEASE}/clock-{secrets.token_hex(8)}"
     store.write(probe, b"")
     try:
@@ -230,7 +233,7 @@ def _store_time_ns(store: Store) -> int:
 
 
 def _machine() -> str:
-    """Identify this boot of this machine, or container: a pid identifies a process within it."""
+    """Return an identifier of this boot of this machine or container, within which a pid is unique."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     names = [
@@ -241,7 +244,7 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> str:
-    """The process with this pid on this machine; another text once it has ended."""
+    """Return an identifier of the process with this pid on this machine; it changes when the process ends."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,8 +1,8 @@
-"""One log, one meaning: an event is written, then applied to every reducer; a resume applies the same events again.
+"""The log of a study: each event is written, then applied to every reducer; a resume applies the same events again.
 
 log = StudyLog(journal.append)                 # or StudyLog() for a search in memory
 log.attach(sampler, rungs)
-log.replay(read_events(study))                 # what earlier drivers wrote
+log.replay(read_events(study))                 # events of earlier drivers
 log.add(TrialEnded(trial="t0003", outcome="completed"))
 """
 
@@ -14,7 +14,7 @@ from tune.study.state import Reducer, StudyState
 
 
 class StudyLog:
-    """The events of a study and the reducers that they are applied to; `state` is the first of these."""
+    """Writes the events of a study and applies them to its reducers; `state` is the first reducer."""
 
     def __init__(self, write: Callable[[tuple[Event, ...]], Any] = lambda events: None):
         self.state = StudyState()
@@ -22,17 +22,16 @@ class StudyLog:
         self._write = write
 
     def attach(self, *reducers: Reducer) -> None:
-        """Apply all further events to `reducers`, too; before the first event."""
+        """Add reducers, to which all further events are applied; call it before the first event."""
         self._reducers += reducers
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Apply events that are written already."""
+        """Apply events that were written before."""
         for event in events:
             self._apply(event)
 
     def add(self, *events: Event) -> None:
-        """Write events down together, then apply them in order. OSError where they cannot be written: none is then
-        applied."""
+        """Write events together, then apply them in order. If the write fails with OSError, no event is applied."""
         self._write(events)
         for event in events:
             self._apply(event)

@@ -1,10 +1,10 @@
-"""The manifest of a study (`study.json`): read, written, and asked whether the study is complete.
+"""Read and write the manifest of a study (`study.json`), and decide whether the study is complete.
 
-<study>/study.json            what was asked, on what data, by which code; status and counts (analysis/manifest.py)
+<study>/study.json            options, data, code, status and counts of the study (analysis/manifest.py)
 <study>/journal/              every event (tune/study/journal.py)
-<study>/points.csv            one row a measured network
+<study>/points.csv            one row per measured network
 <study>/experiments/<trial>/  info.json, results.csv (learning curves), step0/, step1/ ...: the deployed networks
-<study>/ray/<run>/<trial>/    checkpoints, of each driver that ran the trial
+<study>/ray/<run>/<trial>/    checkpoints of the trial, for each driver that ran it
 """
 
 import json
@@ -23,9 +23,9 @@ class StudyError(RuntimeError):
 
 
 def read_manifest(folder: Path) -> StudyManifest:
-    """The manifest of the study in `folder`; StudyError when there is none or it is damaged."""
+    """Return the manifest of the study in `folder`; StudyError if it is missing or damaged."""
     if not (folder / NAME).is_file():
-        raise StudyError(f"no study in {folder}: {NAME} is missing")
+        raise StudyError(f"no study in {folder}: {NAME} is missing; expected a folder such as runs/<name>")
     try:
         return read_file(folder / NAME)
     except ResultsError as error:
@@ -33,11 +33,11 @@ def read_manifest(folder: Path) -> StudyManifest:
 
 
 def write_manifest(folder: Path, manifest: StudyManifest) -> None:
-    """Replace `study.json`; on disk when this returns."""
+    """Replace `study.json`; it is on disk (fsynced) when this returns."""
     make_folder(folder)
     replace_text(folder / NAME, json.dumps(manifest.to_json(), indent=1))
 
 
 def is_complete(manifest: StudyManifest, state: StudyState) -> bool:
-    """Whether all trials have ended, or those that the space had to give."""
+    """Return whether all trials have ended and no further one is needed or can be drawn from the space."""
     return state.n_ended == len(state.trials) and (state.exhausted or state.n_ended >= manifest.asked.n_trials)

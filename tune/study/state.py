@@ -1,4 +1,4 @@
-"""The state of a study, as its events make it: trials, rejected samples, drivers.
+"""The state of a study as a fold over its events: trials, rejected samples, drivers.
 
 state = StudyState()
 for event in read_events(study):
@@ -25,7 +25,7 @@ from tune.study.events import (
     TrialRetried,
 )
 
-# what a table shows; only `crashed` trials are tried again
+# outcome -> status shown in tables; only `crashed` trials are retried
 STATUS: dict[Outcome, str] = {
     "completed": "complete",
     "stopped": "stopped early",
@@ -33,11 +33,11 @@ STATUS: dict[Outcome, str] = {
     "crashed": "crashed",
 }
 STATUSES = ("running", *STATUS.values())
-_BULKY = ("confusion", "widths")  # of a point: written to info.json and not kept in memory
+_BULKY = ("confusion", "widths")  # fields of a point that are written to info.json but not kept in memory
 
 
 def is_first(point: dict[str, Any], known: list[dict[str, Any]]) -> bool:
-    """Whether no earlier point is of the same prune step: of several measurements of a step the first counts."""
+    """Return whether no known point has the same prune step; only the first measurement of a step counts."""
     step = point["step"]
     return all(other["step"] != step for other in known)
 
@@ -62,15 +62,15 @@ class TrialState:
     attributes: dict[str, Any]
     confirms: bool
     created: str  # UTC
-    changed: str  # UTC, of the newest event
+    changed: str  # UTC time of the newest event
     outcome: Outcome | None = None
-    reason: str | None = None  # of a failure or a crash
-    epochs: int = 0  # of which a result is known
+    reason: str | None = None  # why it failed or crashed
+    epochs: int = 0  # reported epochs over all stages
     repeated: int = 0  # epochs that were trained again after a kill or a crash
     restores: int = 0
     stage: int = 0
     epoch: int = 0
-    figures: dict[str, float | None] = field(default_factory=dict)  # of the newest epoch
+    figures: dict[str, float | None] = field(default_factory=dict)  # metrics of the newest epoch
     points: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -83,17 +83,17 @@ class TrialState:
 
 
 class StudyState:
-    """The trials of a study and what is counted of the rest."""
+    """The trials of a study, and counts of rejected samples and drivers."""
 
     def __init__(self):
         self.trials: dict[str, TrialState] = {}
-        self.rejected: Counter[str] = Counter()  # reason -> samples
-        self.examples: dict[str, str] = {}  # reason -> one of them
+        self.rejected: Counter[str] = Counter()  # reason -> number of samples
+        self.examples: dict[str, str] = {}  # reason -> one sample
         self.drivers = 0
         self.exhausted = False  # the newest driver found no further configuration
-        self.time = ""  # of the newest event, UTC
-        self.started = ""  # of the newest driver, UTC
-        self.ended_before = 0  # trials that had ended when it started
+        self.time = ""  # UTC time of the newest event
+        self.started = ""  # UTC time when the newest driver started
+        self.ended_before = 0  # trials that had ended when the newest driver started
         self.n_ended = 0
 
     def __eq__(self, other: object) -> bool:
@@ -115,12 +115,14 @@ class StudyState:
             self._create(event)
         elif name is not None:
             if name not in self.trials:
-                raise EventError(f"event {event.kind!r} names trial {name!r}, which no earlier event created")
+                raise EventError(
+                    f"event {event.kind!r} names trial {name!r}; expected a trial that an earlier event created"
+                )
             self._change(self.trials[name], event)
 
     def _create(self, event: TrialCreated) -> None:
         if event.trial in self.trials:
-            raise EventError(f"trial {event.trial!r} is created a second time")
+            raise EventError(f"trial {event.trial!r} is created a second time; expected a new name")
         if event.config_id != event.trial and event.config_id not in self.trials:
             raise EventError(f"trial {event.trial!r} is a replicate of {event.config_id!r}, which does not exist")
         names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms")
@@ -129,7 +131,9 @@ class StudyState:
 
     def _change(self, trial: TrialState, event: Event) -> None:
         if trial.ended and not (isinstance(event, TrialRetried) and trial.outcome == "crashed"):
-            raise EventError(f"event {event.kind!r} of trial {trial.name!r}, which has ended ({trial.outcome})")
+            raise EventError(
+                f"event {event.kind!r} of trial {trial.name!r}, which has ended ({trial.outcome}); expected an open one"
+            )
         trial.changed = event.time
         if isinstance(event, TrialRetried):
             self.n_ended -= trial.ended
@@ -157,9 +161,10 @@ class StudyState:
 
     @property
     def crashed(self) -> list[TrialState]:
+        """Trials that crashed, which a resume retries."""
         return [trial for trial in self.trials.values() if trial.outcome == "crashed"]
 
     def counts(self) -> dict[str, int]:
-        """Status -> trials, and "rejected" -> samples that never became one."""
+        """Return {status: number of trials}, with the number of rejected samples under "rejected"."""
         by_status = Counter(trial.status for trial in self.trials.values())
         return {s: by_status[s] for s in STATUSES if by_status[s]} | {"rejected": self.rejected.total()}

@@ -1,14 +1,14 @@
-"""A study in an object store: the driver works in a folder of its own and keeps both alike.
+"""A study in an object store: the driver works in a local folder and synchronises it with the store.
 
-    mirror = Mirror(folder, "s3://bucket/studies/name", lease)
-    mirror.pull()                # the store's manifest, journal and tables come here
-    mirror.push(last=False)      # what this driver has changed goes there; called often, does little
+    mirror = Mirror(folder, "s3://bucket/studies/name", lease.verify)
+    mirror.pull()                # download the store's manifest, journal and tables
+    mirror.push(last=False)      # upload files changed by this driver; cheap, called often
 
-The store is the truth. The working folder has a fixed place for each URI and endpoint, and remembers in `.mirror.json`
-in which version each file agreed with the store. Where the store's journal has changed since (another driver went on,
-or the study was made anew under its name), the working folder is emptied first. Only files that changed here since
-they agreed are sent, the journal last: the store's journal is never ahead of the tables there. Checkpoints and
-deployed networks are written to the store by Ray and by the workers themselves.
+The store is authoritative. The working folder has a fixed path for each URI and endpoint; its `.mirror.json` records
+the version in which each file was last identical with the store. If the store's journal has changed since (another
+driver continued the study, or it was created again under the same name), the working folder is emptied first. Only
+files that changed locally since then are uploaded, the journal last, so the store's journal is never newer than its
+tables. Ray and the workers write checkpoints and deployed networks to the store directly.
 """
 
 import hashlib
@@ -29,26 +29,27 @@ from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.manifest import StudyError
 
-PERIOD_S = 2.0
-LONGEST_S = 30.0  # between two pushes
-VERIFIED_S = 1.0  # for so long an answer about the lease is good
+PERIOD_S = 2.0  # shortest time between two pushes
+LONGEST_S = 30.0  # longest time between two pushes
+VERIFIED_S = 1.0  # how long a check of the lease stays valid
 STATE = ".mirror.json"
-_SKIPPED = ("ray", "wandb", "lease")  # folders that Ray, the workers and the lease look after
-Stamp = tuple[int, int]  # bytes, and time of change in ns
+_SKIPPED = ("ray", "wandb", "lease")  # folders that Ray, the workers and the lease manage
+Stamp = tuple[int, int]  # size in bytes, and modification time in ns
 
 
 def is_uri(storage: str) -> bool:
+    """Return whether a storage is an object store rather than a folder."""
     return "://" in storage
 
 
 def work_root() -> Path:
-    """Where studies of object stores are worked on: $XDG_CACHE_HOME/asc-tune, or ~/.cache/asc-tune."""
+    """Return the parent of all working folders: $XDG_CACHE_HOME/asc-tune, or ~/.cache/asc-tune."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser().resolve() / "asc-tune"
 
 
 def working_folder(storage: str) -> Path:
-    """The folder of this user in which studies of the object store `storage` are worked on, wherever a command is
-    started; another one for each URI and endpoint."""
+    """Return the local folder for studies of the object store `storage`. It depends on user, URI and endpoint, but not
+    on the working directory."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     storage = storage.rstrip("/")
     digest = hashlib.sha256(f"{endpoint}\n{storage}".encode()).hexdigest()[:12]
@@ -58,51 +59,53 @@ def working_folder(storage: str) -> Path:
 
 
 def check_store(storage: str) -> Store:
-    """The store of a URI; StudyError where it cannot be reached or written, without what is secret in it."""
+    """Return the store of a URI; StudyError, which shows no secrets, if it cannot be reached or written."""
     parts = urlsplit(storage)
     if parts.username or parts.password or re.search(r"(?i)key|secret|token|password", parts.query):
         raise StudyError(
-            f"--storage {parts.scheme}://...: credentials do not belong into the URI (Ray writes it into its files); "
-            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store wants, in the environment"
+            f"--storage {parts.scheme}://...: credentials must not be in the URI (Ray writes it into its files); set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the variables of your store, in the environment"
         )
     try:
         store = Store(storage)
         bucket = store.path.split("/")[0]
         if store.files.get_file_info(bucket).type == fs.FileType.NotFound:
-            raise StudyError(f"--storage {storage}: there is no bucket {bucket}; create it, or correct the name")
+            raise StudyError(f"--storage {storage}: bucket {bucket} does not exist; create it, or correct the name")
         probe = f".probe-{os.getpid()}"
         store.write(probe, b"probe")
         store.files.delete_file(f"{store.path}/{probe}")
-    except (OSError, ValueError) as error:  # pyarrow's are kinds of both
-        raise StudyError(f"--storage {storage} cannot be reached or written: {error}") from error
+    except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
+        raise StudyError(
+            f"--storage {storage} cannot be reached or written: {error}; check URI, endpoint and credentials"
+        ) from error
     return store
 
 
 class Mirror:
-    """Keeps `folder` and the study at `uri` alike. `verify` is called before each batch of writes to the store and
-    raises StudyLost where another driver has the study."""
+    """Synchronises `folder` with the study at `uri`. `verify` is called before each batch of writes to the store and
+    raises StudyLost if another driver holds the study."""
 
     def __init__(self, folder: Path, uri: str, verify: Callable[[], None] = lambda: None):
         self.folder, self.store, self._verify = folder, Store(uri), verify
         self._due = 0.0
-        self._agreed = self._read_state()  # file -> (stamp there, stamp here) when both were the same
+        self._agreed = self._read_state()  # file -> (stamp in the store, stamp here) when both were identical
 
     def pull(self) -> None:
-        """Bring manifest, journal and tables here. Events that a driver of this machine had no time to send are kept,
-        unless another driver has gone on since."""
-        there = self._there()
-        journal = {name for name in there if name.startswith(f"{JOURNAL}/")}
+        """Download manifest, journal and tables. Local events that a driver of this machine did not upload in time are
+        kept, unless another driver has continued the study since."""
+        remote = self._remote_files()
+        journal = {name for name in remote if name.startswith(f"{JOURNAL}/")}
         known = {name for name in self._agreed if name.startswith(f"{JOURNAL}/")}
-        if known <= journal and all(self._goes_on_from(name, there[name]) for name in journal):
-            for name in journal:  # what lies here is as new or newer
-                self._agreed[name] = (there[name], self._agreed.get(name, (None, (-1, -1)))[1])
+        if known <= journal and all(self._extends(name, remote[name]) for name in journal):
+            for name in journal:  # the local file is as new or newer
+                self._agreed[name] = (remote[name], self._agreed.get(name, (None, (-1, -1)))[1])
         else:
             self._empty()
-        self._pull(name for name, stamp in there.items() if not self._has(name, stamp))
+        self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
-    def _goes_on_from(self, name: str, stamp: Stamp) -> bool:
-        """Whether a journal segment here begins with what the store has of it: its driver was killed before it had
-        sent the rest, or had noted that it was sent."""
+    def _extends(self, name: str, stamp: Stamp) -> bool:
+        """Return whether a local journal segment begins with the store's copy of it: its driver was killed before it
+        had uploaded the rest, or recorded the upload."""
         local = self.folder / name
         if not local.is_file():
             return False
@@ -110,17 +113,17 @@ class Mirror:
         return (agreed is not None and agreed[0] == stamp) or local.read_bytes().startswith(self.store.read(name))
 
     def _has(self, name: str, stamp: Stamp) -> bool:
-        """Whether a file here is the store's, or was changed here since it was."""
+        """Return whether the local file is the store's version, or a later change of it."""
         return self._agreed.get(name, (None, None))[0] == stamp and (self.folder / name).is_file()
 
     def pull_networks(self, checkpoints: Iterable[str]) -> None:
-        """Bring the deployed networks in the folders `checkpoints` (relative to the study) here."""
+        """Download the deployed networks in the folders `checkpoints` (relative to the study)."""
         for folder in checkpoints:
-            there = {f"{folder}/{name}": stamp for name, stamp in self.store.stamps(folder, recursive=True).items()}
-            self._pull(name for name, stamp in there.items() if not self._has(name, stamp))
+            remote = {f"{folder}/{name}": stamp for name, stamp in self.store.stamps(folder, recursive=True).items()}
+            self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
     def push(self, last: bool = False) -> None:
-        """Send what has changed here; about a twentieth of the time goes into it, unless this is the `last` time."""
+        """Upload locally changed files. Takes about a twentieth of the time, except for the `last` push."""
         if not last and time.monotonic() < self._due:
             return
         started = verified = time.monotonic()
@@ -141,12 +144,12 @@ class Mirror:
         self._due = ended + min(max(PERIOD_S, 20 * (ended - started)), LONGEST_S)
 
     def ended_elsewhere(self) -> frozenset[str]:
-        """Names of the trials whose info.json is in the store."""
+        """Return the names of the trials whose info.json is in the store."""
         files = self.store.stamps(EXPERIMENTS, recursive=True)
         return frozenset(name.rpartition("/")[0] for name in files if name.endswith("/info.json"))
 
-    def _there(self) -> dict[str, Stamp]:
-        """The files of the store that are kept alike: those of the study's folder, and the journal."""
+    def _remote_files(self) -> dict[str, Stamp]:
+        """Return the synchronised files of the store: those directly in the study's folder, and the journal."""
         found = self.store.stamps("")
         return found | {f"{JOURNAL}/{name}": stamp for name, stamp in self.store.stamps(JOURNAL).items()}
 
@@ -162,16 +165,18 @@ class Mirror:
         self._agreed[name] = (self.store.stamp(name), here)
 
     def _empty(self) -> None:
-        """Forget everything that lies here: it belongs to another state of the study."""
+        """Delete the local files, which belong to another state of the study."""
         if self.folder.is_symlink():
-            raise StudyError(f"{self.folder} is a symbolic link; remove it: a working folder is emptied and filled")
+            raise StudyError(
+                f"{self.folder} is a symbolic link; expected a folder, because its content is replaced: remove the link"
+            )
         self._agreed = {}
         if self.folder.is_dir():
             shutil.rmtree(self.folder)
         make_folder(self.folder)
 
     def _changed(self) -> list[Path]:
-        """Files here that differ from what agreed with the store."""
+        """Return the local files that changed since they were identical with the store."""
         found = []
         for top in self.folder.iterdir():
             if top.name in _SKIPPED or top.name.startswith("."):
@@ -194,7 +199,7 @@ class Mirror:
                 return {}
             return {name: ((a, b), (c, d)) for name, (a, b, c, d) in content["agreed"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            return {}  # nothing is known to agree
+            return {}  # no file is known to be identical
 
     def _write_state(self) -> None:
         content = {"uri": self.store.uri, "agreed": {name: [*a, *b] for name, (a, b) in self._agreed.items()}}

@@ -1,4 +1,4 @@
-"""Waiting for a storage that is away or full, as long as waiting can help."""
+"""Wait while the storage is unavailable or full, as long as waiting can help."""
 
 import errno
 import time
@@ -7,7 +7,7 @@ from typing import TypeVar
 
 LIMIT_S = 600.0  # how long a driver waits for its storage
 POLL_S = 1.0
-# errors that no waiting heals; pyarrow's errors of object stores bear no number, but a name
+# errors that do not go away by waiting; pyarrow's object store errors have a name instead of a number
 _LASTING = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EINVAL, errno.EISDIR, errno.ENOTDIR),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EBADF, errno.EXDEV),
@@ -17,12 +17,14 @@ _T = TypeVar("_T")
 
 
 class Patience:
-    """Repeats what fails with OSError until it succeeds; the error after `limit_s` of one outage, however many calls
-    fell into it. `warn` is called when an outage begins and when it ends."""
+    """Repeats an action that fails with OSError until it succeeds, or raises the error after `limit_s` of one outage.
+
+    An outage may span several calls. `warn` is called when it begins and when it ends.
+    """
 
     def __init__(self, warn: Callable[[str], None], limit_s: float = LIMIT_S):
         self._warn, self._limit_s = warn, limit_s
-        self._since: float | None = None  # begin of the present outage
+        self._since: float | None = None  # start of the present outage; None: there is none
 
     def __call__(self, action: Callable[[], _T]) -> _T:
         while True:
@@ -35,7 +37,7 @@ class Patience:
                 if self._since is None:
                     self._since = now
                     self._warn(
-                        f"the storage cannot be written ({error}); waiting for it up to {self._limit_s / 60:.0f} min"
+                        f"the storage cannot be written ({error}); waiting up to {self._limit_s / 60:.0f} min for it"
                     )
                 if now - self._since >= self._limit_s:
                     raise
@@ -48,5 +50,5 @@ class Patience:
 
 
 def is_lasting(error: OSError) -> bool:
-    """Whether waiting cannot help: a permission, a read-only disk, a path that cannot be."""
+    """Return whether waiting cannot help: a missing permission, a read-only disk, an invalid path."""
     return error.errno in _LASTING or any(name in str(error) for name in _LASTING_NAMES)
