@@ -175,22 +175,22 @@ def read_manifest(file: Path) -> StudyManifest:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ResultsError(f"{file}: no such file; is {file.parent} a study folder?") from None
+        raise ResultsError(f"{file}: no such file; expected {file.parent} to be a study folder") from None
     except (ValueError, RecursionError) as error:  # json's and UTF-8's errors are ValueErrors
-        raise ResultsError(f"{file}: not valid JSON, perhaps cut off: {error}") from None
+        raise ResultsError(f"{file}: not valid JSON, perhaps cut off ({error}); restore the file") from None
     return manifest_of(content, file)
 
 
 def manifest_of(content: Any, file: Path | str) -> StudyManifest:
-    """Return the manifest in parsed JSON; error messages name `file`."""
+    """Return the manifest in `content`, the parsed JSON of `file`; error messages name `file`."""
     if not isinstance(content, dict):
-        raise ResultsError(f"{file}: expected an object, found {type(content).__name__}")
+        raise ResultsError(f"{file}: expected an object with the keys of a study, found {type(content).__name__}")
     found = content.get("format", 1)
     if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= FORMAT:
         raise ResultsError(f"{file}: format is {found!r}; this version of asc-tune reads formats 1 to {FORMAT}")
     for key in ("name", "objectives"):
         if not content.get(key):
-            raise ResultsError(f"{file}: key {key!r} is missing or empty")
+            raise ResultsError(f"{file}: key {key!r} is missing or empty; expected the manifest of a study")
     parts = {name: _built(part, content, str(file)) for name, part in typing.get_type_hints(StudyManifest).items()}
     manifest = StudyManifest(**parts)
     if manifest.resolved.limits.precision not in PRECISIONS:
@@ -212,7 +212,7 @@ def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
         if content.get(f.name) is not None:
             values[f.name] = _typed(content[f.name], hints[f.name], f"{where}: {f.name}")
         elif f.default is f.default_factory is dataclasses.MISSING:
-            raise ResultsError(f"{where}: key {f.name!r} is missing or null")
+            raise ResultsError(f"{where}: key {f.name!r} is missing or null; expected {_name(hints[f.name])}")
     return cls(**values)
 
 

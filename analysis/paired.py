@@ -1,10 +1,13 @@
-"""Arms of an experiment over the same seeds: means with intervals, and paired differences with a test.
+"""Compare the arms (variants) of an experiment over the same seeds.
 
     python -m analysis.paired analysis/studies/training/raw.csv --metric test_macro_avg_acc \\
         --pairs rep_kd:rep_ce,progressive:one_shot
 
-`raw.csv` has one row per arm and seed. Both arms of a pair use the same division of the data for a seed, so differences
-are computed per seed (with Student's t). With few seeds only large effects are significant; the interval shows which.
+The first table shows the mean and its 95 % interval for each arm, the second
+the difference of each pair of arms with a paired t-test. `raw.csv` has one row
+per arm and seed. For one seed, both arms of a pair use the same division of
+the data, so differences are computed per seed. With few seeds only large
+differences are significant: those whose interval does not contain 0.
 """
 
 import argparse
@@ -20,11 +23,11 @@ from analysis.replicates import interval
 
 
 class PairedError(ValueError):
-    """The rows cannot be compared."""
+    """The rows of the csv file cannot be compared."""
 
 
 def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return one row per arm: n, mean, standard deviation and confidence interval of the mean (Student's t)."""
+    """Return, for each arm, n, mean, standard deviation and 95 % interval (Student's t) of the column `metric`."""
     rows = []
     for arm, part in raw.groupby("arm", sort=False):
         values = part[metric].to_numpy(dtype=float)
@@ -33,7 +36,9 @@ def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -> dict[str, float | int | str]:
-    """Return `first` minus `second` over their common seeds: n, mean, interval and two-sided p of the paired t-test.
+    """Return the difference of arm `first` minus arm `second` in `metric` over their common seeds.
+
+    The keys are pair, n, mean, sd, low and high (the 95 % interval) and p (two-sided paired t-test).
 
     PairedError for an unknown arm, a repeated seed, or fewer than two common seeds.
     """
@@ -50,7 +55,7 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
     difference = (series[0] - series[1]).dropna().to_numpy()
     if len(difference) < 2:
         raise PairedError(
-            f"{first} and {second} have {len(difference)} common seed(s): a paired test needs at least two"
+            f"{first} and {second} have {len(difference)} common seed(s): expected at least two; run more seeds"
         )
     result = stats.ttest_1samp(difference, 0)
     p = 1.0 if not difference.any() else float(result.pvalue)  # type: ignore[attr-defined]  # scipy's stubs lack it
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("raw", type=Path, help="csv file with the columns arm, seed and the metric")
     p.add_argument("--metric", default="test_macro_avg_acc", help="column of shares in [0, 1] (default: %(default)s)")
-    p.add_argument("--pairs", default="", help="pairs of arms to compare per seed: first:second,...")
+    p.add_argument("--pairs", default="", help="pairs of arms to compare per seed: first:second,... (default: none)")
     options = p.parse_args(argv)
     console = Console()
     try:
@@ -88,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
         table.add_row(row["arm"], str(row["n"]), *_cells(row))
     console.print(table)
     if differences:
-        table = Table("difference", "n", "mean, points", "sd", "95 % interval", "p (paired t)", title=options.metric)
+        table = Table("difference", "n", "mean, % points", "sd", "95 % interval", "p (paired t)", title=options.metric)
         for row in differences:
             table.add_row(str(row["pair"]), str(row["n"]), *_cells(row), f"{row['p']:.3f}")
         console.print(table)

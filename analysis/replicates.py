@@ -33,7 +33,7 @@ def interval(values: npt.ArrayLike) -> dict[str, float]:
 
 
 def identified(raw: pd.DataFrame) -> pd.DataFrame:
-    """Return `raw` with `config_id` and `replicate`; if they are missing, each trial is its own configuration."""
+    """Return `raw` with the columns `config_id` and `replicate`; if missing, each trial is its own configuration."""
     missing = {"config_id": raw["trial_id"], "replicate": 0}
     return raw.assign(**{column: value for column, value in missing.items() if column not in raw})
 
@@ -98,9 +98,9 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:
-    """Return the rows of `raw` that make up a point of the study: one per seed for a mean, else a single one.
+    """Return the rows of `raw` for one point of the study: one row per seed if the point is a mean, else one row.
 
-    `trial` is the `trial_id` of the point, which for a mean is the configuration's first trial.
+    `trial` and `step` identify the point; for a mean, `trial` is the configuration's first trial.
     """
     named = (raw["config_id"] == trial) | (raw["trial_id"] == trial)
     return _rows(raw, (named & (raw["step"] == step)).to_numpy(bool) & measured(raw))

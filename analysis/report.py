@@ -32,8 +32,8 @@ from data.files import fsync_file, replacing
 def write_report(study_dir: Path) -> dict[str, Path]:
     """Write front.csv, front.png and report.html into a study folder; return their paths by "csv", "png" and "html".
 
-    All three are on disk before any of them replaces an earlier one. So ResultsError (the folder cannot be read) or
-    OSError (the disk is full) leaves an earlier report unchanged.
+    All three are on disk before any of them replaces an earlier file, so an error (ResultsError: the folder cannot be
+    read; OSError: e.g. the disk is full) leaves an earlier report unchanged.
     """
     study = load_study(study_dir)
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {

@@ -69,7 +69,7 @@ class Study:
 
     @cached_property
     def test(self) -> pd.DataFrame | None:
-        """Test results of the points: `raw_test`, or means over seeds if there are replicates."""
+        """Test results, one row per point: `raw_test`, or means over seeds if there are replicates; None if closed."""
         if self.raw_test is None or not self.replicated:
             return self.raw_test
         return replicates.mean_tests(self.raw, self.raw_test)
@@ -163,7 +163,7 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ResultsError(f"{file}: not a readable csv file: {error}") from None
+        raise ResultsError(f"{file}: not a readable csv file ({error}); expected UTF-8") from None
 
 
 def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
@@ -176,12 +176,12 @@ def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
     except csv.Error as error:
         raise ResultsError(f"{file}: not a readable csv file: {error}") from None
     if not rows:
-        raise ResultsError(f"{file}: empty, not even a header")
+        raise ResultsError(f"{file}: empty, not even a header; expected the columns {', '.join(required)}")
     header = rows[0]
     if missing := [column for column in required if column not in header]:
-        raise ResultsError(f"{file}: missing column(s) {', '.join(missing)}")
+        raise ResultsError(f"{file}: missing column(s) {', '.join(missing)}; found {', '.join(header)}")
     if len(set(header)) != len(header):
-        raise ResultsError(f"{file}: a column name occurs twice in the header")
+        raise ResultsError(f"{file}: a column name occurs twice in the header; expected each once: {', '.join(header)}")
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(header):
             raise ResultsError(f"{file}: row {number} has {len(row)} of {len(header)} fields; cut off?")
@@ -192,7 +192,7 @@ def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
     seen = set()
     for point in zip(columns["trial_id"], columns["step"], strict=True):
         if point in seen:
-            raise ResultsError(f"{file}: trial {point[0]} step {point[1]} occurs twice")
+            raise ResultsError(f"{file}: trial {point[0]} step {point[1]} occurs twice; expected one row per network")
         seen.add(point)
     return pd.DataFrame(columns)
 
@@ -211,14 +211,15 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
         except OverflowError:
             raise ResultsError(f"{file}: column {column} holds a number above the largest allowed, 2**63 - 1") from None
     elif column in ("step", "replicate"):
-        raise ResultsError(f"{file}: column {column}: expected integers")
+        found = next(text for text in texts if not text.removeprefix("-").isdecimal())
+        raise ResultsError(f"{file}: column {column}: found {found!r}, expected integers")
     else:
         try:
             numbers = pd.Series([float(text) if text else math.nan for text in texts], dtype=float)
         except ValueError as error:
             if column.startswith("config/"):
                 return pd.Series([text or None for text in texts], dtype=object)
-            raise ResultsError(f"{file}: column {column}: {error}") from None
+            raise ResultsError(f"{file}: column {column}: {error}; expected numbers") from None
     return numbers
 
 
@@ -252,4 +253,6 @@ def _check_points(study: Study, file: Path) -> None:
             raise ResultsError(f"{label}: macs is {point['macs']}; expected a number above 0")
         for column, limit in limits.items():
             if limit is not None and point["feasible"] and point[column] > limit:
-                raise ResultsError(f"{label} is marked feasible, but its {column} exceeds the limit {limit}")
+                raise ResultsError(
+                    f"{label} is marked feasible, but its {column} {point[column]} exceeds the limit {limit}; {REMEDY}"
+                )

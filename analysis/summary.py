@@ -113,7 +113,7 @@ def roles(study: Study) -> npt.NDArray[np.str_]:
 
 
 def trial_counts(study: Study) -> tuple[dict[str, int], int]:
-    """Return status -> number of trained trials (from the manifest, or else from the points), and measured points."""
+    """Return status -> number of trained trials (from the manifest, else from the points), and the number of points."""
     counts = study.manifest.progress.trials
     if counts is None:
         by_trial = dict(zip(study.raw["trial_id"], study.raw["status"], strict=True))

@@ -36,11 +36,12 @@ def describe(student: Student) -> dict[str, Any]:
 
 
 def build(description: Mapping[str, Any]) -> Student:
-    """Return a student of the described architecture with newly initialised weights."""
+    """Return a student of the architecture in `description` (from student.json) with newly initialised weights."""
     try:
         if description["format"] != FORMAT:
             raise CheckpointError(
-                f"checkpoint format {description['format']}: expected {FORMAT}, the one of this version"
+                f"the checkpoint's student.json has format {description['format']}: expected {FORMAT}, "
+                "the format of this version; use a checkpoint that this version wrote"
             )
         return build_student(
             StudentConfig(**description["config"]),
@@ -51,7 +52,10 @@ def build(description: Mapping[str, Any]) -> Student:
     except CheckpointError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint's description lacks or misspells a field: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint's student.json lacks or misspells a field, or its value is invalid ({error}): "
+            "use another checkpoint"
+        ) from error
 
 
 def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> None:
@@ -70,7 +74,10 @@ def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> No
 
 
 def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[Student, dict[str, Any]]:
-    """Return the student in `folder` and its `extra`; CheckpointError if its topology differs from `expected`."""
+    """Return the student saved in `folder`, and the values that `save_student` received as `extra`.
+
+    CheckpointError if the checkpoint is missing or damaged, or if `expected` is given and is not its configuration.
+    """
     folder = Path(folder)
     try:
         description = json.loads((folder / "student.json").read_text())
@@ -83,13 +90,19 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
     except CheckpointError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"no student checkpoint in {folder}: {error.filename or error} is missing") from error
+        raise CheckpointError(
+            f"no student checkpoint in {folder}: {error.filename or error} is missing; name a folder with student.json "
+            "and weights.safetensors"
+        ) from error
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the checkpoint in {folder} is damaged: {error}") from error
+        raise CheckpointError(f"the checkpoint in {folder} is damaged: {error}; use another checkpoint") from error
 
 
 def check_same_architecture(found: StudentConfig, expected: StudentConfig, where: Path | str) -> None:
-    """Raise CheckpointError, which names every field that differs, if the two topologies are not equal."""
+    """Raise CheckpointError if `found`, the configuration of the checkpoint `where`, differs from `expected`.
+
+    The message names every field that differs.
+    """
     old, new = asdict(found), asdict(expected)
     different = [f"{k}: {old[k]} in the checkpoint, {new[k]} expected" for k in old if old[k] != new[k]]
     if different:
@@ -100,10 +113,10 @@ def check_same_architecture(found: StudentConfig, expected: StudentConfig, where
 
 
 def load_tensors(path: Path) -> dict[str, Any]:
-    """Return the content of a `torch.save` file of tensors and plain values; code is never loaded."""
+    """Return the content of a `torch.save` file of tensors and plain values; code in the file is never run."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing") from error
+        raise CheckpointError(f"{path} is missing: name a file of tensors that torch.save wrote") from error
     except Exception as error:  # torch raises many error types for a damaged file; all mean the same
-        raise CheckpointError(f"{path} is damaged or holds more than tensors: {error}") from error
+        raise CheckpointError(f"{path} is damaged or holds more than tensors ({error}): use another file") from error

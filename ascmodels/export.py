@@ -22,7 +22,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 OPSET = 20
-TOLERANCE = 1e-4  # largest allowed difference to the eager network, relative to its largest logit (at least 1)
+TOLERANCE = 1e-4  # largest allowed difference from the eager network's logits, as a share of their maximum (at least 1)
 INPUT, OUTPUT = "features", "logits"
 # torch 2.11's ONNX exporter fails on `1 - parameter`; this form gives the same values, bit for bit
 _REWRITTEN = {torch.ops.aten.rsub.Scalar: lambda x, other: torch.neg(x) + other}
@@ -40,11 +40,13 @@ def export_program(network: nn.Module, shape: tuple[int, ...]) -> ExportedProgra
         return torch.export.export(network.eval(), (example,), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # torch raises many error types when tracing fails; all mean the same here
         first = str(error).strip().splitlines()[0]
-        raise ExportError(f"{type(network).__name__} cannot be exported by torch.export: {first}") from error
+        raise ExportError(
+            f"{type(network).__name__} cannot be exported by torch.export ({first}): change its code"
+        ) from error
 
 
 def save_program(program: ExportedProgram, path: Path) -> Network:
-    """Write `program` to `path`, load it again, and return the loaded network."""
+    """Write `program` to `path`, load it again, and return the loaded network as a function of features."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No complete tensor found|The given buffer is not writable")
         torch.export.save(program, path)
@@ -58,7 +60,7 @@ def save_program(program: ExportedProgram, path: Path) -> Network:
 
 
 def save_onnx(program: ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
-    """Write `program` as ONNX with batch normalisation folded; `metadata_props` holds `metadata` as JSON values."""
+    """Write `program` to `path` as ONNX, with batch normalisation folded and `metadata` stored as JSON values."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)`", FutureWarning)
         try:
@@ -92,12 +94,12 @@ def write_onnx(model: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) 
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata that `write_onnx` stored: class names, front-end, deployed form."""
+    """Return the metadata that `write_onnx` stored in the ONNX file `path`: class names, front-end, deployed form."""
     return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
 
 
 def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
-    """Write the ONNX model of `source` to `target` with float16 parameters; return the bytes that these take.
+    """Write the ONNX model of `source` to `target` with float16 parameters; return their size in bytes.
 
     The parameters are cast to float32 when the model is loaded, so the arithmetic stays float32. ExportError for a
     parameter outside float16's range.
@@ -125,7 +127,10 @@ def store_half(source: Path, target: Path, metadata: Mapping[str, Any]) -> int:
 
 
 def parameter_bytes(path: Path) -> int:
-    """Return the bytes that the float32 parameters of an ONNX model take, with batch normalisation folded."""
+    """Return the size in bytes of the float32 parameters in the ONNX file `path`.
+
+    The file must come from `save_onnx`, which folds batch normalisation; nothing is folded here.
+    """
     tensors = onnx.load(path).graph.initializer
     return sum(numpy_helper.to_array(t).nbytes for t in tensors if t.data_type == TensorProto.FLOAT)
 
@@ -143,15 +148,25 @@ class Runner:
 
 
 def largest_difference(what: str, found: np.ndarray, eager: np.ndarray) -> float:
-    """Return the largest absolute difference of two sets of logits; ExportError if one of them is not finite."""
+    """Return the largest absolute difference between the logits `found` and `eager`, the logits of the eager network.
+
+    ExportError if a logit is not finite; its message calls the network that computed `found` by the name `what`.
+    """
     for name, values in (("the network", eager), (what, found)):
         if not np.isfinite(values).all():
-            raise ExportError(f"{name} gives logits that are not finite: its weights are damaged or have diverged")
+            raise ExportError(
+                f"{name} gives logits that are not finite: its weights are damaged or have diverged; use another "
+                "checkpoint"
+            )
     return float(np.abs(found - eager).max())
 
 
 def check_equal(what: str, found: np.ndarray, eager: np.ndarray) -> float:
-    """Return `largest_difference`; ExportError if it is above TOLERANCE."""
+    """Return the largest absolute difference between the logits `found`, of the exported network `what`, and `eager`.
+
+    `eager` holds the logits of the eager network for the same clips. ExportError if the difference is above TOLERANCE
+    times the largest absolute value in `eager` (at least 1).
+    """
     difference = largest_difference(what, found, eager)
     allowed = TOLERANCE * max(1.0, float(np.abs(eager).max()))
     if difference > allowed:

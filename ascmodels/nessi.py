@@ -42,7 +42,7 @@ class Limits:
 
     macs: float = 30_000_000  # most MACs that a deployed network may use for 1 s of audio (above 0)
     bytes: float = 128_000  # most bytes that the parameters of a deployed network may take (above 0)
-    precision: str = "fp16"  # precision of the deployed parameters: fp32, fp16 or int8
+    precision: str = "fp16"  # fp32, fp16 or int8: precision at which bytes are counted (int8: weights rounded to fp16)
 
     def __post_init__(self):
         if self.precision not in BYTES_PER_PARAMETER:
@@ -53,12 +53,12 @@ class Limits:
                 raise ValueError(f"limits.{name}={getattr(self, name)}: expected a number above 0")
 
     def allow(self, macs: int, params: int) -> bool:
-        """Return whether a network of this size is within both limits."""
+        """Return whether a deployed network of `macs` MACs and `params` parameters is within both limits."""
         return macs <= self.macs and size_bytes(params, self.precision) <= self.bytes
 
 
 def size_bytes(params: int, precision: str) -> int:
-    """Return the parameter memory in bytes at `precision` (`fp32`, `fp16` or `int8`)."""
+    """Return the size in bytes of `params` parameters at `precision` (`fp32`, `fp16` or `int8`)."""
     return params * BYTES_PER_PARAMETER[precision]
 
 
@@ -114,7 +114,7 @@ def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Frac
     if found != expected:
         raise UncountableError(
             f"{type(model).__name__}: the layers add up to (MACs, parameters) {found}; expected {expected}, as for "
-            "the complete network"
+            "the complete network: measure it with `get_torch_size` instead"
         )
     return rates
 
@@ -122,7 +122,8 @@ def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Frac
 def size_at(model: nn.Module, rates: Mapping[str, Fraction]) -> tuple[int, int]:
     """Return the same (MACs, parameters) as `get_torch_size`, without running `model`.
 
-    `rates` comes from `layer_rates` of a network with the same kernels and strides; its channels may differ.
+    `rates` is the result of `layer_rates` for a network with the kernels and strides of `model`; the numbers of
+    channels may differ.
     """
     own = {name: n for name, module in model.named_modules() if (n := _own_parameters(module))}
     return int(sum(n * rates[name] for name, n in own.items())), sum(own.values())
@@ -145,11 +146,14 @@ def _check_layers(model: nn.Module) -> None:
             continue
         if own or (leaf and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)):
             known = ", ".join(sorted(t.__name__ for t in (*_COUNTED, *_FREE)))
-            raise UncountableError(f"{where} is not in NeSsi's convention; counted layers: {known}")
+            raise UncountableError(f"{where} is not in NeSsi's convention; expected one of: {known}")
 
 
 def _product_macs(summary: torchinfo.ModelStatistics) -> int:
-    """Return the MACs of convolutions and linear layers without biases, which is what the FLOP counter counts."""
+    """Return the MACs of all convolutions and linear layers except for their biases.
+
+    PyTorch's FLOP counter counts the same operations.
+    """
     total = 0
     for layer in summary.summary_list:
         module = layer.module

@@ -27,7 +27,7 @@ class AugmentConfig:
     mixstyle_alpha: float = 0.3  # alpha of Freq-MixStyle's Beta(alpha, alpha) distribution (above 0)
     mixup_alpha: float = 0.0  # alpha of mixup's Beta(alpha, alpha) distribution (0: no mixup)
     dir_p: float = 0.0  # share of device-a clips convolved with a device impulse response (0 to 1; 0: off)
-    dir_dir: str | None = None  # folder of device impulse responses (WAV); needed if dir_p > 0; None: no folder
+    dir_dir: str | None = None  # folder of device impulse responses (WAV files), required if dir_p > 0; null: none
 
     def __post_init__(self):
         for item in fields(self):
@@ -110,7 +110,7 @@ def augment_waveforms(
 def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: torch.device | str) -> Mix | None:
     """Draw mixup (Zhang et al. 2018) of `n` clips: one weight from Beta(alpha, alpha) and permuted partners.
 
-    None if mixup is off.
+    Return None if mixup is off.
     """
     if not config.mixup_alpha:
         return None

@@ -42,7 +42,7 @@ class WaveformCache:
     def __init__(self, folder: Path, content: str):
         manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
-        self.content = content  # hash of names and bytes of all clips, with the skipped ones, before resampling
+        self.content = content  # hash of names and bytes of all clips (skipped clips included) before resampling
         self.sample_rate: int = manifest["sample_rate"]
         self.filenames: list[str] = manifest["filenames"]
         self.skipped: dict[str, str] = manifest["skipped"]
@@ -88,8 +88,8 @@ def open_cache(
             cache = WaveformCache(folder, content)
             if sorted([*cache.filenames, *cache.skipped]) != files:
                 raise DatasetError(
-                    f"the split lists {len(files)} clips, other clips than the waveform cache {folder}: "
-                    "restore the split's csv file, or start a new study"
+                    f"the split's csv file lists {len(files)} clips, but the waveform cache {folder} was built for "
+                    "other clips: restore the csv file, or start a new study"
                 )
             return cache
     workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
@@ -182,21 +182,24 @@ def _build(
 
 def read_clip(path: Path) -> np.ndarray:
     """Return the samples `[44100]` float32 of one 1 s clip; DatasetError names the file and its fault."""
+    remedy = "restore the file, or set data.skip_broken=true to leave such clips out"
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as WAV: {error}") from error
+        raise DatasetError(f"{path} cannot be read as WAV ({error}): {remedy}") from error
     if samples.shape[1] != 1 or rate != SOURCE_RATE:
-        raise DatasetError(f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz")
+        raise DatasetError(
+            f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz: {remedy}"
+        )
     if len(samples) != CLIP_SAMPLES:
-        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): restore the file")
+        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): {remedy}")
     if not np.isfinite(samples).all():
-        raise DatasetError(f"{path} holds samples that are not finite numbers")
+        raise DatasetError(f"{path} holds samples that are not finite numbers: {remedy}")
     return samples[:, 0]
 
 
 def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
-    """Return a hash of the files' paths, sizes and change times; if it is unchanged, content is not hashed again.
+    """Return a hash of the files' paths, sizes and change times; while it stays the same, `_content` reads no file.
 
     It includes the inode change time because `cp -p` and `touch -d` can set the modification time, but not this one.
     `workers` threads call `stat` once per file, because network file systems respond slowly. DatasetError for missing
@@ -232,7 +235,7 @@ def _facts(path: Path) -> str | None:
 
 
 def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, workers: int) -> str:
-    """Return the hash of the files' names and bytes; it is cached in a file named after their stamp."""
+    """Return the hash of the files' names and bytes; it is cached in a file named after their `_stamp`."""
     memo = cache_dir / f"waveforms-{_stamp(root, files, workers)}.digest"
     if digest := _read_digest(memo):
         return digest

@@ -21,7 +21,7 @@ class FrontEndConfig:
     hop_length: int = 500  # distance between frames in samples (above 0)
     n_mels: int = 256  # number of mel bins (above 0)
     f_min: float = 0.0  # lowest frequency of the mel filters in Hz (0 or more, below f_max)
-    f_max: float | None = None  # highest frequency of the mel filters in Hz; None: half of the sample rate
+    f_max: float | None = None  # highest frequency of the mel filters in Hz; null: half of the sample rate
     mean: float = 0.0  # value subtracted from the log-mels (for AST checkpoints: -4.27)
     std: float = 1.0  # value that divides the log-mels after the mean is subtracted (for AST: 9.14)
 
@@ -35,10 +35,15 @@ class FrontEndConfig:
                 "n_fft; change one of them"
             )
         if self.n_fft // 2 >= self.sample_rate:  # frames are centred: half a frame is padding
-            raise ValueError(f"frontend.n_fft={self.n_fft}: too long for 1 s at {self.sample_rate} Hz")
+            raise ValueError(
+                f"frontend.n_fft={self.n_fft}: too long for 1 s at {self.sample_rate} Hz; expected less than 2 s"
+            )
         top = self.sample_rate / 2 if self.f_max is None else self.f_max
         if not 0 <= self.f_min < top:
-            raise ValueError(f"frontend.f_min={self.f_min}: expected from 0 to below the highest, {top} Hz")
+            raise ValueError(
+                f"frontend.f_min={self.f_min}: expected 0 or more, and below the upper end of the mel filters "
+                f"({top} Hz)"
+            )
 
     @property
     def frames(self) -> int:

@@ -44,9 +44,9 @@ class SealError(ValueError):
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold an exclusive lock on `path`: a lock file, which is created, or an existing directory.
 
-    The operating system releases the lock when the process ends, however it ends. Without `wait`, raise
-    BlockingIOError when another process holds it; with it, log a warning after `SILENT_S` seconds. Valid within one
-    machine, and on a shared file system that implements flock.
+    If another process holds the lock: with `wait`, wait for it (and log a warning after `SILENT_S` seconds); without,
+    raise BlockingIOError. The operating system releases the lock when the process ends, however it ends. The lock works
+    between processes of one machine, and between machines on a shared file system that implements flock.
     """
     path = Path(path)
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
@@ -109,9 +109,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Replace `folder` by a new one that `write` fills; missing parent directories are created.
 
-    One writer at a time: the caller owns the folder or holds a lock. On an error the old folder stays. The old folder
-    is renamed before it is deleted, because a folder that is deleted in place is visible in part. A process that is
-    killed between the two renames leaves no folder of that name: see `mend_folder`.
+    The caller must be the only writer of `folder` (by a lock, or because it owns the folder). On an error the old
+    folder stays. The old folder is renamed before it is deleted, because a folder that is deleted in place is visible
+    in part. If a process is killed between the two renames, no folder has this name until `mend_folder` restores it.
     """
     folder = Path(folder)
     make_folder(folder.parent)
@@ -136,7 +136,8 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def mend_folder(folder: Path) -> None:
     """Clean up after killed `replace_folder` calls: restore an old folder without a successor, delete the others.
 
-    Only for a caller that excludes other writers of `folder`.
+    The caller must hold a lock that every writer of `folder` takes: the temporary folder of a live writer would be
+    deleted, too.
     """
     folder = Path(folder)
     leftovers = [(path, match["kind"]) for path, match in _temporaries(folder.parent) if match["name"] == folder.name]
@@ -151,7 +152,8 @@ def mend_folder(folder: Path) -> None:
 def remove_temporary(folder: Path, prefix: str) -> None:
     """Delete the temporary files and folders of killed processes in `folder` whose final name starts with `prefix`.
 
-    Only for a caller that excludes other writers of such names.
+    The caller must hold a lock that every writer of such names takes: the temporary files of a live writer would be
+    deleted, too.
     """
     for path, match in _temporaries(Path(folder)):
         if match["name"].startswith(prefix):
@@ -210,9 +212,9 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def check_seal(folder: Path) -> dict[str, Any]:
-    """Return the facts of a sealed folder; SealError names the file that is missing or damaged.
+    """Check every file that `seal` listed in `folder`, and return the facts that were passed to `seal`.
 
-    Files that were added after sealing are ignored.
+    SealError names the file that is missing or damaged. Files that were added after sealing are ignored.
     """
     folder = Path(folder)
     try:
@@ -224,17 +226,17 @@ def check_seal(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise SealError(f"{folder} has no {SEAL}: writing the folder was interrupted; use another one") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SealError(f"{folder / SEAL} is damaged: {error}") from error
+        raise SealError(f"{folder / SEAL} is damaged ({error}): use another folder") from error
     for name, (size, digest) in files.items():
         path = folder / name
         try:
             found = path.stat().st_size
             if found != size:
-                raise SealError(f"{path} is damaged: {found} bytes, sealed with {size}")
+                raise SealError(f"{path} is damaged: it has {found} bytes, but {SEAL} lists {size}; use another folder")
             if _sha256(path) != digest:
-                raise SealError(f"{path} is damaged: its content differs from what was sealed")
+                raise SealError(f"{path} is damaged: its hash is not the one in {SEAL}; use another folder")
         except OSError as error:
-            raise SealError(f"{path} is missing or cannot be read: {error}") from error
+            raise SealError(f"{path} is missing or cannot be read ({error}): use another folder") from error
     return content["facts"]
 
 

@@ -25,9 +25,10 @@ class HoldOut:
 
 
 def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
-    """Divide `clips` (see `tau.read_split`) so that about the share `share` of each scene is for validation.
+    """Divide `clips` (a table from `tau.read_split`) so that about `share` of each scene's clips are for validation.
 
-    DatasetError if a scene has only one 10 s segment: in both parts, it would leak training data into validation.
+    DatasetError if a scene has only one 10 s segment: it cannot be in both parts, because training data would leak into
+    validation.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(clips), dtype=bool)

@@ -53,7 +53,7 @@ def _resampled(path: Path, sample_rate: int) -> np.ndarray:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"impulse response {path} cannot be read as WAV: {error}") from error
+        raise DatasetError(f"impulse response {path} cannot be read as WAV ({error}): remove the file") from error
     if samples.shape[1] != 1:
         raise DatasetError(f"impulse response {path} has {samples.shape[1]} channels; expected mono: convert it")
     if not np.isfinite(samples).all() or not samples.any():

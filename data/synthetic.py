@@ -57,7 +57,7 @@ class Take:
 
 @dataclass(frozen=True)
 class Segment:
-    """10 s at one location. Its ids do not depend on the size of the set, so a larger set contains a smaller one."""
+    """A recording of 10 s at one location. Its ids do not depend on the set's size: a larger set contains a smaller."""
 
     scene: str
     city: str
@@ -238,7 +238,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=2000, help="number of training clips (default: 2000)")
     parser.add_argument("--test", type=int, default=600, help="number of test clips (default: 600)")
     parser.add_argument(
-        "--eval", type=int, default=0, help="number of clips of an unlabelled set next to DEST (default: 0)"
+        "--eval",
+        type=int,
+        default=0,
+        help="number of clips of the unlabelled evaluation set next to DEST (default: 0: no such set)",
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default: 0)")
     args = parser.parse_args()

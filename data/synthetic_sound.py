@@ -64,7 +64,7 @@ def _band_noise(rng: Generator, low_hz: float, high_hz: float) -> np.ndarray:
 
 
 def _onsets(rng: Generator, rate_hz: float, jitter: float) -> np.ndarray:
-    """Return the starts of events in samples: regular for jitter 0, a Poisson process of the same rate for 1."""
+    """Return the starts of events in samples: regular for jitter 0, a Poisson process of the same rate for jitter 1."""
     gaps = (1 - jitter) + jitter * rng.exponential(size=int(2 * CHUNKS * rate_hz) + 20)
     starts = (np.cumsum(gaps) - gaps[0] * rng.random()) / rate_hz * RATE_HZ
     return starts[starts < SAMPLES].astype(int)
@@ -111,7 +111,7 @@ def tones(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, seconds: float, octaves: float,
     low_hz: float, high_hz: float,
 ) -> np.ndarray:  # fmt: skip
-    """Return short tones that glide by `octaves` around random centres; the mean spectrum hides the direction."""
+    """Return short tones that glide by `octaves` around random centres; the mean spectrum does not show the glide."""
     out = np.zeros(SAMPLES)
     samples = int(seconds / place.pace * RATE_HZ)
     glide, window = octaves * np.linspace(-0.5, 0.5, samples), np.sqrt(np.hanning(samples))
@@ -126,7 +126,7 @@ def tones(
 def knocks(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, decay_s: float, pair_s: float = 0.0
 ) -> np.ndarray:
-    """Return decaying noise bursts, as of steps; with `pair_s` each occurs twice, as of wheels on a rail joint."""
+    """Return decaying noise bursts, like footsteps; with `pair_s` each occurs twice, like wheels on a rail joint."""
     starts = _onsets(rng, rate_hz * place.pace, jitter)
     if pair_s:
         starts = np.concatenate([starts, starts + int(pair_s / place.pace * RATE_HZ)])
@@ -149,7 +149,7 @@ def murmur(
 
 
 def hum(rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float) -> np.ndarray:
-    """Return harmonics whose pitch varies by `octaves`, `rate_hz` times per second, as of engines."""
+    """Return harmonics whose pitch varies by `octaves`, `rate_hz` times per second, like an engine."""
     sway = octaves * (_swell(rng, rate_hz * place.pace, 1.0) - 0.5)
     cycle = np.cumsum(f0_hz * place.pitch * 2**sway) / RATE_HZ
     k = np.arange(1, partials + 1)[:, None]

@@ -37,13 +37,13 @@ class DatasetError(ValueError):
 class DataConfig:
     """Location of the clips and their division into training and validation."""
 
-    dataset_dir: str | None = None  # folder of the TAU development set; None: environment variable TAU24_PATH
-    split_dir: str | None = None  # folder of split*.csv and test.csv; None: the data set's, then ./split_setup
-    cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (tune/run.py: <storage>/cache)
+    dataset_dir: str | None = None  # folder of the TAU development set; null: environment variable TAU24_PATH
+    split_dir: str | None = None  # folder of split*.csv and test.csv; null: the data set's folder, then ./split_setup
+    cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (asc-tune run: <storage>/cache)
     subset: int = 100  # per cent of the training split that is used: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # share of the training clips held out by location for validation (0 to 1)
     skip_broken: bool = False  # skip and list broken WAV files instead of stopping: true or false
-    num_workers: int | None = None  # number of threads that decode WAV files (0 or more); None: one per core
+    num_workers: int | None = None  # number of threads that decode WAV files (0 or more); null: one per core
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
@@ -57,7 +57,7 @@ class DataConfig:
 def dataset_root(dataset_dir: str | None) -> Path:
     """Return the folder of the development set from the configuration or TAU24_PATH.
 
-    If there is none, DatasetError explains both ways to set it.
+    If neither names a TAU data set, DatasetError explains how to set them.
     """
     value = dataset_dir or os.environ.get("TAU24_PATH")
     how = (
@@ -98,21 +98,29 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
     meta = _read_tsv(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"))
     twice = split.filename[split.filename.duplicated()]
     if len(twice):
-        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice; expected each clip once")
+        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice; expected each clip once: remove a line")
     unknown = sorted(set(split.scene_label) - set(SCENES))
     if unknown:
         raise DatasetError(f"{path}: unknown scene {unknown[0]!r}; TAU's scenes are {', '.join(SCENES)}")
     clips = split.merge(meta.drop_duplicates("filename"), on="filename", how="left", suffixes=("", "_meta"))
     missing = clips.filename[clips.identifier.isna()]
     if len(missing):
-        raise DatasetError(f"{path} names {len(missing)} clip(s) that meta.csv does not list, first {missing.iloc[0]}")
+        raise DatasetError(
+            f"{path} names {len(missing)} clip(s) that meta.csv does not list, first {missing.iloc[0]}: restore "
+            f"{root / 'meta.csv'}, or use the split that belongs to it"
+        )
     disagree = clips[clips.scene_label != clips.scene_label_meta]
     if len(disagree):
         row = disagree.iloc[0]
-        raise DatasetError(f"{path}: {row.filename} is {row.scene_label}, but {row.scene_label_meta} in meta.csv")
+        raise DatasetError(
+            f"{path}: the scene of {row.filename} is {row.scene_label}, but {row.scene_label_meta} in meta.csv: "
+            "restore the file that is wrong"
+        )
     empty = sorted(set(SCENES) - set(clips.scene_label))
     if empty:
-        raise DatasetError(f"{path}: no clip of scene {', '.join(empty)}; every one of the ten scenes needs some")
+        raise DatasetError(
+            f"{path}: no clip of scene {', '.join(empty)}; expected clips of all ten scenes: use a complete split"
+        )
     clips["label"] = clips.scene_label.map({scene: i for i, scene in enumerate(SCENES)})
     clips["segment"] = [_segment(f) for f in clips.filename]
     clips = clips.rename(columns={"source_label": "device"})
@@ -129,9 +137,10 @@ def read_evaluation(root: Path) -> tuple[Path, list[str]]:
 
 
 def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
-    """Return the absolute path of `<name>.csv`; download it to `download_dir` if it does not exist.
+    """Return the absolute path of `<name>.csv` in `split_dir`, or else in one of the usual folders.
 
-    DatasetError if it cannot be downloaded.
+    If no folder has it and `split_dir` is not given, it is downloaded to `download_dir`. DatasetError if it is missing
+    and cannot be downloaded.
     """
     folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]
     if download_dir and not split_dir:
@@ -160,7 +169,7 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot read {path}: {error}") from error
+        raise DatasetError(f"cannot read {path} ({error}): expected a tab-separated csv file") from error
     absent = [c for c in columns if c not in table.columns]
     if absent:
         raise DatasetError(f"{path} has no column {absent[0]!r}; expected tab-separated {', '.join(columns)}")

@@ -49,7 +49,7 @@ class Suggests(Protocol):
 @dataclass(frozen=True)
 class Space:
     """A search space: `parameters` maps configuration keys to ranges; `auxiliary` parameters only control the length of
-    others (the number of prune steps); `base` holds the Hydra overrides of its base configuration."""
+    lists (the number of prune steps); `base` holds the Hydra overrides of its base configuration."""
 
     name: str
     description: str
@@ -102,7 +102,7 @@ def load_space(name_or_path: str) -> Space:
 
 
 def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
-    """Return a checked Space from the content of a file."""
+    """Return a Space with the `content` of a YAML file; SpaceError, which names the file `where`, if it is invalid."""
     unknown = sorted(map(str, set(content) - {*_TOP, "name"}))
     if unknown:
         near = difflib.get_close_matches(unknown[0], _TOP, 1)
@@ -110,7 +110,10 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
         raise SpaceError(f"{where}: unknown key {unknown[0]!r}; {hint}")
     parameters, auxiliary = content.get("parameters") or {}, content.get("auxiliary") or {}
     if not isinstance(parameters, dict) or not isinstance(auxiliary, dict) or not parameters:
-        raise SpaceError(f"{where}: `parameters` must map at least one configuration key to a range")
+        raise SpaceError(
+            f"{where}: `parameters` must map at least one configuration key to a range, and `auxiliary`, if given, "
+            f"parameter names to ranges; got {parameters!r} and {auxiliary!r}"
+        )
     base = content.get("base") or []
     if not isinstance(base, list) or not all(isinstance(override, str) for override in base):
         raise SpaceError(f"{where}: `base` must be a list of overrides such as [student=rep_mobile], got {base!r}")
@@ -133,7 +136,7 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
     """Raise SpaceError unless `spec` is a valid range; `where` names it."""
     kinds = [kind for kind in _FIELDS if kind in spec] if isinstance(spec, dict) else []
     if len(kinds) != 1:
-        raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)}, got {spec!r}")
+        raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)} as the kind of range, got {spec!r}")
     kind = kinds[0]
     unknown = sorted(map(str, set(spec) - {kind} - _FIELDS[kind]))
     if unknown:
@@ -155,7 +158,7 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
         least = spec.get("min", 0)
         if not isinstance(least, int) or not 0 <= least <= len(value):
             raise SpaceError(
-                f"{where}: min {least!r} of {len(value)} members; expected an integer from 0 to {len(value)}"
+                f"{where}: min {least!r} of {len(value)} members is invalid; expected an integer from 0 to {len(value)}"
             )
     else:
         steering = auxiliary.get(value) if isinstance(value, str) else None
@@ -176,7 +179,7 @@ def _check_range(kind: str, value: Any, where: str) -> None:
         raise SpaceError(f"{where}: {kind} needs [low, high] as numbers (1.0e-3, not 1e-3), got {value!r}")
     low, high = value
     if low > high:
-        raise SpaceError(f"{where}: low {low} is above high {high}")
+        raise SpaceError(f"{where}: low {low} is above high {high}; expected [low, high]")
     if kind == "loguniform" and low <= 0:
         raise SpaceError(f"{where}: a log scale needs low above 0, got {low}")
 
@@ -199,7 +202,7 @@ def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[
 
 
 class _End:
-    """Trial that suggests the lower or the upper end of every range."""
+    """Stand-in for an Optuna trial that suggests the lower or the upper end of every range."""
 
     def __init__(self, upper: bool):
         self.upper = upper

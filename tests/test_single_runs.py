@@ -171,7 +171,7 @@ def test_a_teacher_is_another_when_its_impulse_responses_are(taught, tmp_path) -
 def test_values_that_would_fail_later_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match=r"distill\.teacher_ckpts names no teacher to weigh"):
         DistillConfig(teacher_weights=(0.5, 0.5))
-    with pytest.raises(ValueError, match=r"frontend\.f_min=20000: .* below the highest, 16000\.0 Hz"):
+    with pytest.raises(ValueError, match=r"frontend\.f_min=20000: .*16000\.0 Hz"):
         FrontEndConfig(f_min=20_000)
     with pytest.raises(ValueError, match=r"frontend\.n_fft=4096: too long for 1 s at 2000 Hz"):
         FrontEndConfig(sample_rate=2000)

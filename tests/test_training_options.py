@@ -643,7 +643,7 @@ def test_checkpoints_of_older_versions_go_on(config, tmp_path):
     )
     Trial(plain, data, tmp_path).load(tmp_path)
     rounded = with_(plain, 'train.amp="bf16"')
-    with pytest.raises(CheckpointError, match=r"train\.amp: off there, bf16 here"):
+    with pytest.raises(CheckpointError, match=r"train\.amp: off in the checkpoint, bf16 expected"):
         Trial(rounded, data, tmp_path).load(tmp_path)
 
 

@@ -1,12 +1,12 @@
-"""Cache teachers' logits for both parts of a split; print the validation accuracy
-of teachers and ensembles.
+"""Cache teachers' logits for the training and validation clips of a split; print
+the validation accuracy of teachers and ensembles.
 
     python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,t2.ckpt"
     python trainables/cache_logits.py \\
         --teacher_ckpts="t1.ckpt,beats.safetensors" --subset=25
 
-A teacher is a folder that finetune_teacher.py wrote, or a file of logits by
-filename, as this command writes it.
+A teacher is a folder that finetune_teacher.py wrote, or a file of logits that
+this command wrote (one row per clip, with its filename).
 """
 
 import runpy

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         default=["5", "25", "100"],
         help="comma-separated subsets, in per cent of the training data (default: 5,25,100)",
     )
-    p.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 (default: 1)")
+    p.add_argument("--seeds", type=int, default=1, help="number of seeds; they are 0, 1, ... (default: 1)")
     p.add_argument("--out", type=Path, help="csv file to write (default: <storage>/teachers.csv)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
@@ -86,17 +86,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Raise RunError for an invalid or repeated teacher, subset or number of seeds."""
+    """Raise RunError for invalid options, or a word in `rest` that sets a single teacher, subset or seed."""
     for word in rest:
         name = word.lstrip("-").partition("=")[0]
         if name in ("teacher", "subset", "data.subset", "seed"):
-            raise RunError(f"{word}: this command compares several; use --{name.rpartition('.')[2]}s instead")
+            raise RunError(f"{word}: this command compares several; use --{name.rpartition('.')[2]}s")
     known = sorted(path.stem for path in (CONFIG_DIR / "teacher").glob("*.yaml"))
     for name in options.teachers:
         if name not in known:
             raise RunError(f"--teachers: unknown teacher {name!r}; expected some of {', '.join(known)}")
     if len(set(options.teachers)) < max(1, len(options.teachers)) or not options.teachers:
-        raise RunError(f"--teachers {','.join(options.teachers)}: expected different names")
+        raise RunError(f"--teachers {','.join(options.teachers)}: expected one or more names, each once")
     for subset in options.subsets:
         if subset not in map(str, SUBSETS):
             raise RunError(f"--subsets: unknown subset {subset!r}; expected some of {', '.join(map(str, SUBSETS))}")
@@ -123,7 +123,7 @@ def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
 
 
 def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Return one row per subset: means over the seeds and, for several seeds, standard deviations (`_std`)."""
+    """Return one row per subset: means over the seeds and, for several seeds, standard deviations (`<column>_std`)."""
     table = []
     for subset in dict.fromkeys(row["subset"] for row in rows):
         group = [row for row in rows if row["subset"] == subset]

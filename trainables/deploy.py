@@ -10,9 +10,12 @@ measure each form.
 
 Every form is measured on the same validation clips; int8 is calibrated on
 training clips. The files, `deploy.json` and `deploy.csv` are written to
-`deploy/<checkpoint>/` in the run's folder. Configuration and data are those of
-the run's info.json; flags override them. int8 figures hold for CPUs like the
+`deploy/<checkpoint>/` in the run's folder. int8 figures hold for CPUs like the
 one on which they were measured.
+The configuration is that of the run's info.json, else the checkpoint's; flags
+override it. Only these keys have an effect: data.*, seed; with --qat_epochs
+also augment.*, distill.* (except feature_weight), teacher.train.device, and of
+train.*: batch_size, accumulate, warmup, weight_decay, label_smoothing, device.
 """
 
 import argparse
@@ -66,18 +69,20 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
     p.add_argument("--ckpt_id", help="id of the run whose last checkpoint is deployed")
-    p.add_argument("--checkpoint", type=Path, help="a checkpoint's folder, e.g. runs/<study>/experiments/<id>/step2")
+    p.add_argument("--checkpoint", type=Path, help="folder to deploy; give exactly one: this or --ckpt_id")
     p.add_argument(
-        "--out", type=Path, help="folder to write; its content is replaced (default: deploy/<checkpoint> of the run)"
+        "--out", type=Path, help="folder to write, replacing its content (default: deploy/<checkpoint> of the run)"
     )
     p.add_argument(
         "--qat_epochs", type=int, default=0, help="epochs of quantisation-aware fine-tuning (default: 0, none)"
     )
-    p.add_argument("--qat_lr", type=float, default=1e-4, help="peak learning rate of this fine-tuning (default: 1e-4)")
+    p.add_argument("--qat_lr", type=float, default=1e-4, help="peak learning rate with --qat_epochs (default: 1e-4)")
     p.add_argument(
-        "--calibration_clips", type=int, default=256, help="number of training clips for calibration (default: 256)"
+        "--calibration_clips", type=int, default=256, help="number of training clips that calibrate int8 (default: 256)"
     )
-    p.add_argument("--latency_runs", type=int, default=200, help="timed single clips for each form (default: 200)")
+    p.add_argument(
+        "--latency_runs", type=int, default=200, help="number of single-clip inferences timed per form (default: 200)"
+    )
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
@@ -100,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise RunError for invalid options."""
+    """Raise RunError for invalid values of the command's own options."""
     if bool(options.ckpt_id) == bool(options.checkpoint):
         found = "both --ckpt_id and --checkpoint" if options.ckpt_id else "neither --ckpt_id nor --checkpoint"
         raise RunError(f"found {found}; expected one: give --ckpt_id=<id of a run> or --checkpoint=<folder>")
@@ -112,7 +117,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
-    """Return the checkpoint's front-end; CheckpointError if it has none, or if its classes are not the task's."""
+    """Return the front-end in the metadata `extra` of a checkpoint; CheckpointError if it or the classes are wrong."""
     try:
         front_end, classes = FrontEndConfig(**extra["frontend"]), tuple(extra["classes"])
     except (KeyError, TypeError, ValueError) as error:
@@ -125,9 +130,9 @@ def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
 
 
 def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
-    """Return the configuration of the run of `folder`, else the one in the checkpoint, overridden by typed flags.
+    """Return the configuration in the run's info.json, else in `extra`, overridden by the typed flags `words`.
 
-    If neither exists, only the flags and the defaults count.
+    `folder` and `extra` are those of the checkpoint. If neither has a configuration, it is the defaults and the flags.
     """
     info, before = folder.parent / "info.json", extra.get("config")
     if info.is_file():
@@ -163,7 +168,7 @@ class Deployment:
         try:
             self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
         except ValueError as error:
-            raise RunError(f"--qat_epochs: {error}") from error
+            raise RunError(f"--qat_epochs {options.qat_epochs}: {error}") from error
         # only fine-tuning needs the teachers' logits
         distill = config.distill if options.qat_epochs else DistillConfig(kd_alpha=1.0)
         self.data = load_trial_data(replace(config, distill=distill), progress=True)
@@ -172,7 +177,7 @@ class Deployment:
         self.calibration = list(features(self.data.train, self.front_end, rows))
 
     def write(self, folder: Path) -> None:
-        """Write, load again and check every form; measure all of them; write deploy.json and deploy.csv."""
+        """Write every form to `folder`, load it again, check and measure it; write deploy.json and deploy.csv."""
         x, params = self.calibration[0], self.size[1]
         network = eager(self.student)
         expected = network(x)
@@ -210,7 +215,7 @@ class Deployment:
         self.measure(folder, variants, {"export_difference": checks, "int8": payloads})
 
     def export_with_front_end(self, path: Path) -> float:
-        """Export front-end and network as one program, from waveforms `[B, S]` to logits.
+        """Export front-end and network to `path` as one program, from waveforms `[B, S]` to logits.
 
         Return the largest difference between its logits and those of front-end and network in PyTorch.
         """
@@ -251,9 +256,8 @@ def fine_tune(deployment: Deployment) -> fx.GraphModule:
     Loss (without feature distillation), augmentation and teachers are those of the run.
     """
     config, data, options, device = deployment.config, deployment.data, deployment.options, deployment.device
-    train = replace(
-        config.train, warmup_steps=None, schedule="cosine", amp="off"
-    )  # value ranges are tracked in float32
+    # without amp, because value ranges are tracked in float32
+    train = replace(config.train, warmup_steps=None, schedule="cosine", amp="off")
     network = quantize.fake_quantized(deployment.training_form).to(device)
     quantize.observe(network, deployment.calibration)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, weight_decay=train.weight_decay)
@@ -284,8 +288,8 @@ def print_summary(folder: Path, console: Console) -> None:
     title = f"{info['MACs']:,} MACs, {info['Params']:,} parameters, {info['validation_clips']} validation clips"
     console.print(as_table([Form(**form) for form in info["forms"]], title))
     console.print(
-        "bytes: size of the parameters; max diff: of logits to fp32; same: share of clips with the same prediction as\n"
-        f"fp32; ms: one clip, one thread, network alone (front-end: {info['front_end']['latency_ms']:.2f})\n"
+        "bytes: size of the parameters; max diff: largest of a logit to fp32; same: share of clips predicted as\n"
+        f"by fp32; ms: one clip, one thread, network alone (front-end: {info['front_end']['latency_ms']:.2f})\n"
         f"everything is in {escape(shown(folder))}",
         highlight=False,
         soft_wrap=True,

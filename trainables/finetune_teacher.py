@@ -52,7 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         clips = load_clips(config, config.teacher.frontend.sample_rate, progress=True)
         out = options.out.expanduser().resolve() if options.out else None
         if out and holds_teacher(out, teacher_key(config, clips)):
-            console.print(f"this teacher is there already: {escape(shown(out))}", highlight=False, soft_wrap=True)
+            console.print(
+                f"this teacher is there already, nothing is trained: {escape(shown(out))}",
+                highlight=False,
+                soft_wrap=True,
+            )
             print_summary(config, out, clips, console)
             return 0
         folder = fine_tuned_teacher(config, progress=True)
@@ -69,7 +73,9 @@ def holds_teacher(out: Path, key: str) -> bool:
     if not out.exists():
         return False
     if not (out / "teacher.json").is_file():
-        raise RunError(f"--out {shown(out)} exists and is not a teacher: choose another name")
+        raise RunError(
+            f"--out {shown(out)} exists and has no teacher.json; expected a new folder or a teacher's: choose another"
+        )
     if read_extra(out).get("key") != key:
         raise RunError(f"--out {shown(out)} holds another teacher (other model, recipe or clips): choose another name")
     return True

@@ -6,13 +6,15 @@ with control runs.
         --base_ckpt <run id or folder> --controls dense
     python trainables/progressive_prune.py --base_ckpt last.ckpt --n_steps=3 \\
         --target_macs=8e6 --criterion=taylor
-    # the same as repeating the run's command
+    # continue a run that was killed
     python trainables/progressive_prune.py --resume <id>
 
 A pruning plan is a YAML file of `prune` keys; it may have other sections
 (`train:`, `distill:`). The plans in trainables/config/groups/prune/ are
-available by name. Flags override the plan. Architecture, front-end, recipe and
-validation clips are those of the base.
+available by name. Flags override the plan; the plan overrides the base's
+values. The keys student.* and frontend.* must have the values of the base; so
+must seed, data.subset and data.validation_share, if the base has a record of
+its configuration. Other values are refused.
 
 Controls (--controls):
     one_shot    the base pruned once to the same size, retrained for as many
@@ -21,12 +23,12 @@ Controls (--controls):
                 epochs as base and retraining together
     random      the same plan, with channels chosen at random
 
-To resume a command that was killed, repeat it: it continues from its last
+Repeating a command that was killed also continues its run, from the last saved
 epoch. prune_steps.csv and prune_steps.json have a row for each measured
 network. The network deployed after a step is the pruned and retrained training
 form with its branches fused into one convolution with bias. Batch
-normalisation is kept; parameters are rounded to fp16 (unless
-limits.precision=fp32).
+normalisation is kept. Parameters are rounded to fp16 unless
+limits.precision=fp32: with int8, too, because int8 is not simulated.
 """
 
 import hashlib
@@ -62,7 +64,7 @@ from trainables.teachers.logits import folder_hash
 from trainables.trial.trial import Trial
 
 KIND = "prune"
-BASE = "base.ckpt"  # the run's own copy of its base, the student it prunes
+BASE = "base.ckpt"  # folder of the run's own copy of its base, the student that it prunes
 DEPLOYED = "branches pruned together, then fused into one convolution with bias; BN kept; parameters rounded to "
 
 
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         "--base_ckpt",
         help="student to prune: a run's id, a checkpoint's folder, or last.ckpt for the newest training run",
     )
-    p.add_argument("--controls", default="", help=f"comma-separated list of control runs: {','.join(CONTROLS)}")
+    p.add_argument("--controls", default="", help=f"comma-separated controls: {','.join(CONTROLS)} (default: none)")
     p.add_argument("--resume", metavar="ID", help="id of a run that was killed, to continue it")
     p.add_argument("--new", action="store_true", help="start a new run even if this command was run before")
     options, rest = p.parse_known_args(words)
@@ -112,14 +114,16 @@ def find_or_create_run(options: Any, rest: list[str], words: list[str], console:
     controls = [name.strip() for name in options.controls.split(",") if name.strip()]
     unknown = [name for name in controls if name not in CONTROLS]
     if unknown or len(set(controls)) != len(controls):
-        raise ConfigError(f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each at most once")
+        raise ConfigError(f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each once at most")
     if not options.base_ckpt:
         raise RunError("--base_ckpt is missing: give a run's id, a checkpoint's folder, or last.ckpt")
     folder = find_checkpoint(options.storage, options.base_ckpt)
     base, extra = load_base(folder)
     config, parent = compose_config(options, rest, folder, base, extra)
     if not config.prune.rounds:
-        raise ConfigError("the configuration has 0 prune steps: give --config, --ratios, or --n_steps with a target")
+        raise ConfigError(
+            "the configuration has 0 prune steps; expected at least 1: give --config, --ratios, or --n_steps and a goal"
+        )
     identity = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
     run_id = "" if options.new else f"prune-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     console.print(f"base: {escape(shown(folder))}", highlight=False, soft_wrap=True)
@@ -146,7 +150,7 @@ def find_or_create_run(options: Any, rest: list[str], words: list[str], console:
 
 
 def load_base(folder: Path) -> tuple[Student, dict[str, Any]]:
-    """Load a student that can be pruned, with its metadata; CheckpointError gives the reason if it cannot be."""
+    """Return the student in `folder` and its metadata; CheckpointError names the reason if it cannot be pruned."""
     base, extra = load_student(folder)
     if base.fused:
         raise CheckpointError(
@@ -191,17 +195,18 @@ def compose_config(
     for key, value in own.items():
         if config.flat()[key] != value:
             raise ConfigError(
-                f"{key}={config.flat()[key]}: the base has {value}, and pruning does not change it; drop the flag"
+                f"{key}={config.flat()[key]}: the base has {value}, and pruning does not change it; drop the key"
             )
     for key in ("seed", "data.subset", "data.validation_share"):
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
                 f"{key}={config.flat()[key]}, but the base was trained with {trained_by.flat()[key]}: its training "
-                "clips would be used for validation; drop the flag"
+                "clips would be used for validation; drop the key"
             )
     return config, parent
 
 
+# keys that define how much a pruning plan removes
 AIMS = {f"prune.{name}" for name in (*GOALS, "n_steps")}
 
 
@@ -242,7 +247,9 @@ def run_arms(run: Run, console: Console) -> None:
                 run.update(base_params=trial.points[0].params, points=[point_dict(p) for p in trial.points])
     except TrainingDiverged as error:
         run.update(status="failed", failure=str(error))
-        raise TrainingDiverged(f"{error}; the last saved state is in {shown(run.folder)}") from error
+        raise TrainingDiverged(
+            f"{error}; the last saved state is in {shown(run.folder)}: start a new run, e.g. with a lower prune.lr"
+        ) from error
     run.update(**figures(run, data.validation, open_test=False), status="complete", finished=now())
 
 

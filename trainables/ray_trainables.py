@@ -6,12 +6,12 @@ A Ray config is the flat TrialConfig plus these keys, which are not part of it:
     study_dir    folder of the study
     remote       instead of study_dir, the URI of a study in an object store: deployed networks are copied there
     checkpoints  path or URI of the folder of all drivers' checkpoints
-    parents      folder of shared dense phases, if any
+    parents      folder of shared dense phases; without it, each trial trains its own
     generation   number of the driver's lease on a study in an object store; a worker of a driver that lost its lease
                  writes no network
-    adopt        keys in which a checkpoint may differ (population based training)
-    fingerprint  fingerprint of the data (`DataFingerprint.as_dict`) that the driver computed: actors compare it with
-                 theirs, and open the waveform cache without reading each file
+    adopt        keys in which a checkpoint may differ from the trial's configuration (population based training)
+    fingerprint  fingerprint of the driver's data (`DataFingerprint.as_dict`): actors compare it with that of the data
+                 they load, and open the waveform cache without reading each file
     code         `code_hash()` of the driver: an actor that runs other code refuses to train
 
 A trial continues from its newest valid checkpoint, on any machine and with any driver. Actors are reused:
@@ -91,15 +91,15 @@ class KDTrainable(rt.Trainable):
             self._track(record)
         if record.point and self._store:
             if self._generation and self._store.generation() > self._generation:
-                raise RuntimeError(f"another driver has taken over the study in {self._store.uri}: this worker stops")
+                raise RuntimeError(f"a newer driver has taken over the study in {self._store.uri}: this worker stops")
             name = f"{EXPERIMENTS}/{self._trial.folder.name}/{record.point.checkpoint}"
             self._store.push(self._trial.folder / record.point.checkpoint, name)
         return self._reported(self._last)
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the result. The first one after a restore also has the epochs and the curve of the checkpoint.
+        """Return `result`; after a restore, the first one also has the number of epochs and the learning curve so far.
 
-        The driver needs this learning curve, because a driver that was lost may not have written its last epochs.
+        The driver needs the curve, because an earlier driver that was killed may not have written its last epochs.
         """
         restored, self._restored_epochs = self._restored_epochs, None
         return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
@@ -113,16 +113,17 @@ class KDTrainable(rt.Trainable):
             self._checkpoints.clear(KEPT - 1)  # Ray then moves this checkpoint there, too
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Restore as Ray does, but load the newest checkpoint if the given one no longer exists.
+        """Restore the checkpoint that Ray chose; if it no longer exists, load this trial's newest checkpoint.
 
-        Ray would fail the trial. The checkpoint may be another trial's, which has trained on and removed it.
+        Ray itself would fail the trial. In population based training, the chosen checkpoint belongs to another trial,
+        which may have trained on and removed it.
         """
         if self._broken:
             raise self._broken
         checkpoint = checkpoint_path.checkpoint
         if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
             _LOG.warning(
-                "%s: checkpoint %s does not exist any more; loading the newest one instead",
+                "%s: checkpoint %s does not exist any more; loading the newest valid checkpoint of this trial",
                 self._trial.folder.name,
                 checkpoint.path,
             )
@@ -139,7 +140,7 @@ class KDTrainable(rt.Trainable):
             check_seal(Path(checkpoint))
             self._load(Path(checkpoint))
         except SealError as error:
-            _LOG.warning("%s: %s; loading the newest valid checkpoint instead", self._trial.folder.name, error)
+            _LOG.warning("%s: %s; loading the newest valid checkpoint of this trial", self._trial.folder.name, error)
             self._load_newest()
 
     def cleanup(self) -> None:
@@ -154,8 +155,8 @@ class KDTrainable(rt.Trainable):
         trial_config = TrialConfig.from_flat(values)
         if trial_config.prune.rounds and not self.prunes:
             raise ConfigError(
-                f"the configuration has {trial_config.prune.rounds} prune steps; expected 0: pruning needs "
-                "PruneTrainable"
+                f"prune.* defines {trial_config.prune.rounds} prune steps, but {type(self).__name__} expects 0; "
+                "pruning needs PruneTrainable: use it, or remove these keys"
             )
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:

@@ -8,7 +8,7 @@
         --kd_temp=3.0 --teacher_ckpts="t1.ckpt,t2.ckpt"
     # continue a run that was killed
     python trainables/run_training.py --ckpt_id=<id>
-    # measure it on test again; predict the evaluation set
+    # measure a run on test again; predict the evaluation set
     python trainables/run_training.py --evaluate --ckpt_id=<id>
 
 By default this trains a CP-Mobile on the labels alone. --repconv True makes it
@@ -55,17 +55,17 @@ def main(argv: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else argv
     p = parser(__doc__ or "")
-    p.add_argument("--evaluate", action="store_true", help="measure a run on test again, predict the evaluation set")
+    p.add_argument("--evaluate", action="store_true", help="measure a run on test again; predict the evaluation set")
     p.add_argument("--ckpt_id", help="id of the run to continue or to evaluate (its folder's name and its id in W&B)")
     p.add_argument("--experiment_name", default="", help="name of the run in W&B (default: its id)")
     p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default: {PROJECT})")
-    p.add_argument("--no_test", action="store_true", help="do not open the test split")
+    p.add_argument("--no_test", action="store_true", help="do not measure the network on the test split")
     options, rest = p.parse_known_args(words)
 
     def work(console: Console) -> int:
         if options.ckpt_id == "" or (options.evaluate and not options.ckpt_id):
             found = "--evaluate needs" if options.evaluate else "--ckpt_id is empty; expected"
-            raise RunError(f"{found} --ckpt_id=<id>: give the name of a folder in {shown(options.storage)}")
+            raise RunError(f"{found} --ckpt_id=<id>: give the name of a folder in {shown(options.storage)}/experiments")
         if options.evaluate and options.no_test:
             raise RunError("--evaluate opens the test split, but --no_test keeps it closed: drop one of them")
         if options.ckpt_id:
@@ -93,12 +93,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def distils(words: list[str]) -> bool:
-    """Return whether the typed words name teachers or `kd_alpha`."""
+    """Return whether the typed words ask for distillation: whether they set `kd_alpha` or `teacher_ckpts`."""
     return any(re.match(r"(--|\+\+)?(distill\.)?(kd_alpha|teacher_ckpts)\b", word) for word in words)
 
 
 def train(run: Run, console: Console, open_test: bool) -> None:
-    """Train from the last saved epoch, save and measure; info.json is updated after each part."""
+    """Train `run` from its last saved epoch, save its network, and measure it (with `open_test`, also on test).
+
+    info.json is written after each of these.
+    """
     if run.info["status"] == "complete":
         raise RunError(f"run {run.id} is complete ({shown(run.folder)}); to measure it again, add --evaluate")
     run.info.pop("failure", None)
@@ -120,7 +123,9 @@ def train(run: Run, console: Console, open_test: bool) -> None:
         drive(trial, f"run {run.id}", tracker)
     except TrainingDiverged as error:
         run.update(status="failed", failure=str(error))
-        raise TrainingDiverged(f"{error}; the last saved state is in {shown(run.folder)}") from error
+        raise TrainingDiverged(
+            f"{error}; the last saved state is in {shown(run.folder)}: start a new run, e.g. with a lower train.lr"
+        ) from error
     finally:
         tracker.finish()
     run.update(points=[point_dict(p) for p in trial.points])
@@ -129,7 +134,10 @@ def train(run: Run, console: Console, open_test: bool) -> None:
 
 
 def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
-    """Return the size and the metrics of the run's last deployed network, loaded from its checkpoint."""
+    """Return size, validation metrics and, with `open_test`, test metrics of the run's last deployed network.
+
+    The network is loaded from its checkpoint.
+    """
     point, config = run.info["points"][-1], run.config
     set_up_process(config.train.threads)
     deployed = Deployed(run.folder / point["checkpoint"], config.train.device, (point["macs"], point["params"]))
@@ -140,7 +148,10 @@ def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
 
 
 def evaluate(run: Run, console: Console) -> int:
-    """Measure the figures of info.json again and predict the evaluation set; return 1 if a figure differs, else 0."""
+    """Measure the run's network again and predict the evaluation set.
+
+    Return 1 if a figure differs from that in info.json, else 0.
+    """
     if not run.info.get("points"):
         raise RunError(
             f"run {run.id} has status {run.info['status']} and no measured network; expected one that was trained to "

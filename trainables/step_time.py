@@ -2,7 +2,7 @@
 
     with random_training(config) as training:
         training.step()                         front-end, augmentation, forward, backward, optimiser
-    measure(config).step_s                      the median of several, after a warm-up
+    measure(config).step_s                      median time of several steps, after a warm-up
 
 Used by `tune/run.py --dry-run` and tests/bench/gpu_share.py. Cached teacher logits are random, too. The time that
 online teachers would add is not measured.
@@ -77,14 +77,14 @@ class RandomTraining:
         return len(self.train.rows)
 
     def validate(self) -> int:
-        """Predict like a trial at the end of an epoch, and return the number of clips."""
+        """Predict the validation clips as a trial does after an epoch, and return their number."""
         predict(deploy(self._model, self.config.limits.precision), self.validation, self._front_end)
         return len(self.validation.rows)
 
 
 @contextmanager
 def random_training(config: TrialConfig, batch_size: int | None = None) -> Iterator[RandomTraining]:
-    """Yield a training with `batch_size` (None: the configuration's); its clips are removed at the end."""
+    """Yield a training on random clips, which are removed at the end; default of `batch_size`: that of `config`."""
     batch_size = batch_size or config.train.batch_size
     with tempfile.TemporaryDirectory(prefix="asc-tune-") as folder:
         n = max(batch_size * config.train.accumulate, VALIDATED)
@@ -105,7 +105,10 @@ def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTi
 
 
 def _timed(work, budget_s: float, most: int) -> list[float]:
-    """Return the seconds of each call after warm-up. Each call reads a result back, so it waits for the GPU."""
+    """Return the seconds of each call of `work` after the warm-up.
+
+    `work` must read a result back, so that a call waits for the GPU.
+    """
     until, times = time.perf_counter() + budget_s, []
     for call in range(2 + most):
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from tune.study.store import check_store, is_uri, working_folder
 DEFAULTS = {
     **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
     **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
-}  # recorded in the study; None: the machine decides
+}  # recorded in the study; None: derived from the resources of the machine or the cluster
 
 SHARED = (
     "data.",
@@ -30,7 +30,7 @@ SHARED = (
 
 
 def limit_overrides(text: str | None) -> list[str]:
-    """Return `macs=30e6,bytes=128000,precision=fp16` (any of them) as overrides of the keys of `limits`."""
+    """Convert a value of --limits, such as `macs=30e6,bytes=128000,precision=fp16`, to overrides of keys `limits.*`."""
     overrides = []
     for item in (text or "").split(","):
         name, equals, value = item.strip().partition("=")
@@ -38,15 +38,16 @@ def limit_overrides(text: str | None) -> list[str]:
             continue
         if name not in ("macs", "bytes", "precision") or not equals:
             raise ConfigError(
-                f"--limits {text}: expected macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8, any of them"
+                f"--limits {text}: {item.strip()!r} is not a limit; expected macs=NUMBER,bytes=NUMBER,"
+                "precision=fp32|fp16|int8, or some of them"
             )
         overrides.append(f"limits.{name}={value}")
     return overrides
 
 
 def writable(text: str) -> Path:
-    """Return the local folder of the studies: the storage itself, or the working folder of an object store. It need not
-    exist yet; StudyError if it cannot be written."""
+    """Return the local folder for the studies of --storage `text`: the storage itself, or the working folder of an
+    object store. It need not exist yet; StudyError if it cannot be written."""
     if is_uri(text):
         check_store(text)
     storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
@@ -76,7 +77,7 @@ def share_of_gpus(text: str) -> float:
     """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or a whole number."""
     value = float(text)
     if not value >= 0 or (value > 1 and value % 1):
-        raise argparse.ArgumentTypeError(f"{text} is neither a share of one GPU nor a whole number of them")
+        raise argparse.ArgumentTypeError(f"{text} is neither a share of one GPU (0 to 1) nor a whole number of GPUs")
     return value
 
 
@@ -94,7 +95,9 @@ def parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const="auto",
         metavar="auto",
-        help="continue a study. With --space and --name: start it if it is new, and report it if it is complete",
+        help="continue the study --name, or report it if it is complete; without --name, continue the newest "
+        "unfinished study (of --space, if given). If there is no such study, --space starts a new one. --resume and "
+        "--resume auto mean the same",
     )
     study.add_argument(
         "--allow-changes",
@@ -106,7 +109,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         action="store_true",
         help="train nothing; print the share of feasible configurations, their sizes and the expected hours",
     )
-    study.add_argument("--seed", type=int, metavar="N", help=f"random seed of the study (default: {DEFAULTS['seed']})")
+    study.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="random seed of the study: held-out locations, samples, training; sets the configuration key seed "
+        f"(default: {DEFAULTS['seed']})",
+    )
     search = p.add_argument_group("search")
     search.add_argument(
         "--num-samples",
@@ -128,29 +137,36 @@ def parser(description: str) -> argparse.ArgumentParser:
     search.add_argument(
         "--limits",
         metavar="LIST",
-        help="hard limits of a deployed network: any of macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8 "
+        help="hard limits of a deployed network: any of macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8. They set "
+        "the configuration keys limits.macs, limits.bytes and limits.precision, as --macs, --bytes and --precision "
+        "do. A configuration is rejected without training if all its networks, dense and pruned, exceed them "
         "(default: macs=30e6,bytes=128000,precision=fp16)",
     )
     search.add_argument(
         "--seeds-per-config",
         type=positive(int),
         metavar="N",
-        help="number of trainings of each configuration, with different seeds (default: 1)",
+        help="number of replicates of each configuration: it is trained N times with different seeds (default: 1)",
     )
     search.add_argument(
         "--warm-start",
         nargs="+",
         metavar="STUDY",
-        help="names, paths or URIs of earlier studies; the sampler starts with their measured networks",
+        help="names, paths or URIs of earlier studies; their measured networks are given to the sampler as results, "
+        "and are not trained again",
     )
     search.add_argument(
-        "--extend", type=positive(int), metavar="N", help="add N configurations to a complete study (with --name)"
+        "--extend",
+        type=positive(int),
+        metavar="N",
+        help="add N configurations to the complete study --name (default: the newest complete study)",
     )
     search.add_argument(
         "--confirm",
         type=positive(int),
         metavar="K",
-        help="train each configuration of the Pareto front with K more seeds (with --name)",
+        help="train each configuration on the Pareto front of the complete study --name (default: the newest "
+        "complete study) with K more seeds",
     )
     resources = p.add_argument_group("resources")
     resources.add_argument(

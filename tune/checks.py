@@ -21,7 +21,7 @@ from tune.study.manifest import StudyError
 def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
     """Raise ConfigError for a typed value of a key that the space searches, because samples would replace the value.
 
-    The same holds for a group (`student=...`) that sets searched keys only.
+    It is also raised for a typed group (`student=...`) that only sets keys that the space searches.
     """
     for override in overrides:
         key, _, value = override.partition("=")
@@ -58,7 +58,8 @@ def check_teachers(config: TrialConfig) -> None:
 
 
 def check_resources(config: TrialConfig, chosen: Mapping[str, Any], address: str | None) -> None:
-    """Raise an error for resources that no machine can provide, or, without `address`, that this machine cannot."""
+    """Raise ConfigError for trials that would reserve GPUs but train on the CPU. Without `address`, when trials run on
+    this machine, raise StudyError if it cannot provide the resources of one trial."""
     gpus = chosen["gpus_per_trial"]
     check_device(config, gpus)
     if not address:
@@ -106,7 +107,7 @@ def check_space(space: Space, config: TrialConfig) -> None:
     for key in space.parameters:
         if key not in known:
             near = difflib.get_close_matches(key, known, 2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
             raise SpaceError(f"space {space.name}: unknown configuration key {key!r}{hint}")
         if key.startswith(SHARED):
             raise SpaceError(

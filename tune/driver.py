@@ -69,7 +69,7 @@ class Search:
         if check.differing:
             console.print(
                 f"[yellow]warning: the replayed journal gives another state of {' and '.join(check.differing)} than "
-                "its driver recorded. This is expected after a change of code or space; otherwise please report it"
+                "its last driver recorded. This is expected after a change of code or space; otherwise please report it"
                 "[/yellow]",
                 highlight=False,
             )
@@ -186,12 +186,14 @@ def confirmations(manifest: StudyManifest, state: StudyState) -> list[TrialCreat
 
 
 def shares_dense(space: Space) -> bool:
-    """Return whether two samples can have the same dense phase: its searched keys have finitely many values."""
+    """Return whether two samples of `space` can have the same dense phase: the space prunes, and the keys that it
+    searches besides `prune.*` have finitely many values."""
     dense = [spec for key, spec in space.parameters.items() if not key.startswith("prune.")]
     prunes = len(dense) < len(space.parameters)
     return prunes and not any(is_continuous(spec) for spec in dense)
 
 
 def is_continuous(spec: Any) -> bool:
-    """Return whether a range, or the range of a list's entries, contains real numbers."""
+    """Return whether a searched range is one of floats, not of integers or choices; for a key with a list, the range
+    of its entries."""
     return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))

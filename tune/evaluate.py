@@ -5,9 +5,9 @@
 
 The deployed network of each front point is loaded from its checkpoint and
 measured on the clips of the test split. In a study with replicates these are
-the networks of every complete seed. `<study>/test.csv` has a row for each
-network; front.csv, table and report show the mean over seeds, its standard
-deviation and interval. A network is measured once.
+the networks of every complete replicate. `<study>/test.csv` has a row for each
+network; front.csv, table and report show the mean over replicates, its
+standard deviation and interval. A network is measured once.
 """
 
 import argparse

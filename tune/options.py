@@ -33,7 +33,7 @@ from tune.study.store import is_uri
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line; everything that can be checked without a study is checked."""
+    """A parsed command line, for which all checks that need no study have passed."""
 
     options: argparse.Namespace
     words: tuple[str, ...]
@@ -51,10 +51,13 @@ class Request:
 
 
 def read_request(words: Sequence[str], description: str = "") -> Request:
-    """Parse and check a command line."""
+    """Parse and check the command line `words`; `description` is shown by --help."""
     options, rest = parser(description).parse_known_args(list(words))
     if options.name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
-        raise StudyError(f"--name {options.name!r}: it names a folder; expected letters, digits, '.', '_' and '-'")
+        raise StudyError(
+            f"--name {options.name!r}: it names a folder; expected letters, digits, '.', '_' and '-', "
+            "with a letter or a digit first"
+        )
     if options.resume not in (None, "auto"):  # `--resume key=value`: argparse read an override as its value
         rest = [options.resume, *rest]
     overrides = [*flags_to_overrides(rest), *limit_overrides(options.limits)]

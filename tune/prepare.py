@@ -147,7 +147,7 @@ def _logits(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: 
     if missing:
         n_clips = len(data.train.rows) + len(data.validation.rows)
         console.print(
-            f"logits: computing those of {len(missing)} teacher(s) for {n_clips} clips", highlight=False, soft_wrap=True
+            f"logits: computing them for {len(missing)} teacher(s) and {n_clips} clips", highlight=False, soft_wrap=True
         )
         _, took = _timed(run, compute_logits, config, found)
         console.print(f"logits: computed ({took})", highlight=False, soft_wrap=True)
@@ -176,7 +176,7 @@ def measure_baseline(flat: Flat) -> float:
 
 
 def fine_tune_teacher(flat: Flat) -> str:
-    """Fine-tune the teacher that `teacher` describes; return its folder in the cache."""
+    """Fine-tune the teacher that the configuration keys `teacher.*` describe; return its folder in the cache."""
     config, known = _parsed(flat)
     quiet_transformers()
     return str(fine_tuned_teacher(config, _on_terminal(), known.sound if known else None))

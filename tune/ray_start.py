@@ -13,7 +13,7 @@ from tune.study.manifest import StudyError
 
 
 def start_ray(address: str | None, console: Console) -> None:
-    """Connect to Ray at `address`, or start it here (None), unless it runs already.
+    """Connect to Ray at `address`, or start it on this machine (None), unless this process is connected already.
 
     StudyError if the cluster does not answer or Ray does not start.
     """
@@ -51,14 +51,14 @@ def start_ray(address: str | None, console: Console) -> None:
 
 
 def check_cluster(cpus_per_trial: float, gpus_per_trial: float) -> None:
-    """StudyError when the cluster that Ray is connected to cannot give a trial its resources."""
+    """Raise StudyError if the cluster that Ray is connected to cannot give a trial its resources."""
     total = ray.cluster_resources()
     check_resource("cpu", cpus_per_trial, total.get("CPU", 0), "the cluster")
     check_resource("gpu", gpus_per_trial, total.get("GPU", 0), "the cluster")
 
 
 def treat_sigterm_as_ctrl_c() -> None:
-    """Handle SIGTERM like SIGINT: Ray ends a search in order only at SIGINT.
+    """Handle SIGTERM like SIGINT: Ray ends a search normally only after SIGINT.
 
     Call it again after `ray.init`, which installs its own SIGTERM handler.
     """

@@ -30,13 +30,16 @@ CODE = (
     *("tune/search/session.py", "tune/search/ray_adapter.py"),
 )
 FILES_SHOWN = 8  # number of changed files that a message lists
-KEPT = ("num_samples", "sampler", "scheduler", "seed", "seeds_per_config")  # decided when the study was started
-FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # may differ on the machine that resumes
+KEPT = ("num_samples", "sampler", "scheduler", "seed", "seeds_per_config")  # options that a resume cannot change
+FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # options that a resume may change
 
 
 def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -> str | None:
-    """Return the name of the study to continue: the one given by --name, else the newest unfinished one (with --space,
-    of that space). Return None if there is none and a space is given, so that a new study can start."""
+    """Return the name of the study to continue: --name, else the newest unfinished study (for --extend and --confirm:
+    the newest complete one), with --space only of that space.
+
+    With --resume and --space, return None if there is no such study, so that a new one can start; else StudyError.
+    """
     manifests = _manifests(storage, remote, options.name)
     if options.name:
         if options.name in manifests:
@@ -56,16 +59,16 @@ def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -
     if not found and (not space or more):
         kind = "complete" if more else "unfinished"
         raise StudyError(
-            f"no {kind} study in {options.storage}; name one with --name, or correct --storage and --space"
+            f"no {kind} study in {options.storage}; select a study with --name, or correct --storage and --space"
         )
     return max(found)[1] if found else None
 
 
 def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
-    """Return {name: manifest} of the studies of a storage, or only of the study `name`.
+    """Return {name: manifest} of all studies in a storage, or only of the study `name`.
 
-    For an object store these are the studies in the store, and those in the working folder that were never uploaded
-    because their driver was killed.
+    If `remote` is the URI of an object store, these are the studies in the store, and those in its working folder
+    `storage` that were never uploaded because their driver was killed.
     """
     folders = [storage / name] if name else [path.parent for path in storage.glob("*/study.json")]
     own = [f for f in folders if (f / "study.json").is_file() and not (remote and (f / STATE).is_file())]
@@ -89,14 +92,15 @@ def study_named(storage: Path, remote: str | None, text: str) -> str:
     for folder in (storage / text, Path(text).expanduser().resolve()):
         if (folder / "study.json").is_file():
             return str(folder)
-    raise StudyError(f"--warm-start {text}: no study of that name in {storage}, and none at that path; correct it")
+    raise StudyError(f"--warm-start {text}: no study has this name in {storage} or this path; correct the name or path")
 
 
 def resumed(
     folder: Path, remote: str | None, state: StudyState, options: argparse.Namespace, overrides: Sequence[str]
 ) -> tuple[StudyManifest, bool]:
-    """Return the manifest to continue with, and whether there is anything to do. An error lists differences that are
-    not allowed. `remote` is the URI that this driver holds; it replaces the URI in a copied manifest."""
+    """Return the manifest to continue with, and whether trials are left to train. ConfigError or StudyError lists what
+    must not differ from the start of the study. `remote` is the study's present URI; a copied study has an older one.
+    """
     manifest = read_manifest(folder).changed(remote=remote)
     complete, more = is_complete(manifest, state), bool(options.extend or options.confirm)
     if not manifest.resolved.code:  # made by a version without a journal
@@ -110,9 +114,9 @@ def resumed(
     if more and not complete:
         typed = f"--extend {options.extend}" if options.extend else f"--confirm {options.confirm}"
         raise StudyError(
-            f"{typed}: study {folder.name} is not complete: {state.n_ended} of {manifest.asked.n_trials} trials have "
-            f"ended, counting those that an earlier --extend or --confirm added. Continue it with --resume --name "
-            f"{folder.name}; {typed} adds to a complete study"
+            f"{typed} needs a complete study, but in study {folder.name} only {state.n_ended} of "
+            f"{manifest.asked.n_trials} trials have ended, counting those that an earlier --extend or --confirm added. "
+            f"Complete it first with --resume --name {folder.name}"
         )
     unfinished = more or not complete or bool(state.crashed)
     manifest = _moved(folder, manifest, overrides)
@@ -130,7 +134,8 @@ def resumed(
 
 
 def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for options or overrides that differ from those the study was started with; it shows both."""
+    """Raise ConfigError if typed options or overrides differ from those the study was started with, or StudyError if
+    TAU24_PATH differs; the message shows both values."""
     settings = manifest.asked
     accepted: dict[str, tuple[Any, ...]] = {name: (getattr(settings, name),) for name in KEPT}
     accepted["num_samples"] += settings.extended_from  # the original command stays valid after --extend
@@ -150,7 +155,8 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
         if "." in key and key not in config:
             near = difflib.get_close_matches(key, config, 2)
             raise ConfigError(
-                f"{key}={value}: unknown configuration key" + (f"; did you mean {' or '.join(near)}?" if near else "")
+                f"{key}={value}: unknown configuration key; "
+                + (f"did you mean {' or '.join(near)}?" if near else "--help lists all keys")
             )
         if key in searched and key not in original:
             lines.append(f"{key}={value} is typed, the study searches {key} ({_shown(searched[key])})")
@@ -173,7 +179,8 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
 
 
 def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace) -> StudyManifest:
-    """Return the manifest with the present code and space; an error lists changes that are not allowed."""
+    """Return the manifest with the hashes of the present code and the present space. If they have changed since the
+    study was started, StudyError lists the changes unless --allow-changes is given."""
     new, old = code_files(CODE), manifest.resolved.code
     differing = [f"{p} ({_how(old, new, p)})" for p in sorted({*new, *old}) if old.get(p) != new.get(p)]
     more = f" and {len(differing) - FILES_SHOWN} more files" if len(differing) > FILES_SHOWN else ""
@@ -185,7 +192,7 @@ def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace)
 
 
 def with_changes(folder: Path, manifest: StudyManifest, found: Sequence[str], allowed: bool) -> StudyManifest:
-    """Return the manifest with `found` added to its changes; StudyError lists them if they are not allowed."""
+    """Return the manifest with the changes `found` added to its list; StudyError lists them if not `allowed`."""
     if found and not allowed:
         raise StudyError(
             f"study {folder.name}: {'; and '.join(found)}. Its new trials would not be comparable with the old ones: "
@@ -213,7 +220,8 @@ def _shown(spec: Any) -> str:
 
 
 def _moved(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
-    """Return the manifest with the present paths: typed ones, and paths that moved together with the study's folder."""
+    """Return the manifest with its paths updated: those typed now as overrides, and those that moved together with the
+    study's folder."""
     config = dict(manifest.resolved.config)
     if places := [o for o in overrides if _is_place(o)]:
         fresh = TrialConfig.flat(compose(places))

@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_new(folder: Path, manifest: StudyManifest) -> None:
     """Raise StudyError if the name of a new study is already in use."""
-    how = f"continue a study with --resume --name {folder.name}, or choose another --name"
+    how = f"continue it with --resume --name {folder.name}, or choose another --name"
     if folder.is_file() or (folder / "study.json").exists():
         raise StudyError(f"{folder} exists already: {how}")
     if manifest.resolved.remote is None and any(not path.name.startswith(".") for path in folder.glob("*")):
@@ -118,7 +118,7 @@ def check_new(folder: Path, manifest: StudyManifest) -> None:
 
 
 def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, console: Console) -> int:
-    """Run one driver, in order: start Ray; prepare data, baseline and teacher; replay the journal; search; report.
+    """Run the study: start Ray; prepare data, baseline and teacher; replay the journal; search; report.
 
     Return the exit status.
     """
@@ -171,7 +171,7 @@ def on_cluster(manifest: StudyManifest) -> StudyManifest:
 
 
 def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
-    """Return the manifest with a trial's share of the `available` GPUs, and its device."""
+    """Return the manifest with the device of a trial and its share of a GPU, given the number of `available` GPUs."""
     config = TrialConfig.from_flat(manifest.resolved.config)
     config, gpus = resolve_gpus(config, manifest.asked.gpus_per_trial, available)
     return manifest.changed(config=config.flat(), gpus_per_trial=gpus)
@@ -180,7 +180,7 @@ def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
 def prepared(
     folder: Path, manifest: StudyManifest, space: Space, options: argparse.Namespace, console: Console
 ) -> StudyManifest:
-    """Prepare everything that all trials share; return the manifest with it.
+    """Prepare data, baseline and teachers, which all trials share; return the manifest that describes them.
 
     DatasetError if the data of a continued study have changed and --allow-changes is not given.
     """
@@ -234,7 +234,7 @@ def print_end(held: Held, manifest: StudyManifest, search: Search, address: str 
     resume = resume_command(held.folder, manifest, address)
     if search.session and search.session.hopeless:
         raise StudyError(
-            f"every trial so far failed for one reason: {search.session.hopeless}. After fixing the cause, {resume}"
+            f"every trial failed for the same reason: {search.session.hopeless}. After fixing the cause, {resume}"
         )
     if manifest.progress.status != "complete":
         line = f"interrupted after {state.n_ended} of {n_trials} trials; {resume}"
@@ -257,7 +257,7 @@ def print_end(held: Held, manifest: StudyManifest, search: Search, address: str 
 
 
 def finish(held: Held, manifest: StudyManifest, console: Console) -> int:
-    """Report a complete study, after writing any of its files that its last driver did not write or that were lost."""
+    """Report a complete study; before that, write its files that were lost or that its last driver did not write."""
     console.print(f"[bold]asc-tune[/bold] study {escape(held.folder.name)}", highlight=False)
     console.print("this study is complete already; its report follows")
     if manifest.resolved.code:  # studies of older versions have no journal

@@ -107,8 +107,8 @@ def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
 
 
 def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
-    """Return a status (`study_status`) as lines of text for a terminal or a page, without the front. At most
-    `positions` running trials get a line of their own."""
+    """Return the status that `study_status` returned as lines of text for a terminal or a page, without the front. At
+    most `positions` running trials get a line of their own."""
     trials = dict(status["trials"])
     n_trials, ended = trials.pop("asked"), trials.pop("ended")
     detail = ", ".join(f"{n} {name}" for name, n in trials.items() if n and name != "running")

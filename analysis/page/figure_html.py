@@ -56,7 +56,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
 def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
     """Return the label of one point (a row of `parts.measured`) as HTML: values, trial status, configuration.
 
-    `sampled` lists the columns of its configuration.
+    `sampled` lists the columns of the sampled configuration values.
     """
     label = parts.ROLES[point["role"]].label
     lines = [
@@ -84,7 +84,7 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
 
 
 def _error_text(study: Study, point: dict[Any, Any]) -> str:
-    """Return the uncertainty of a point's accuracy as text: seeds and interval, or a single run's standard error."""
+    """Return the uncertainty of a point's accuracy as text: seeds and interval of a mean, else the standard error."""
     if study.replicated:
         n = point["n_seeds"]
         if n < 2:
@@ -99,7 +99,7 @@ def _error_text(study: Study, point: dict[Any, Any]) -> str:
 def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
     """Add the front's error bars, its single seeds and, over MACs, its step line.
 
-    There is no step line over bytes, because there the front's points need not increase.
+    There is no step line over bytes: on the front, accuracy need not increase with bytes.
     """
     x, y = parts.coordinates(chosen, axis)
     below, above = parts.errors_percent(study, chosen)

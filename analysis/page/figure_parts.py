@@ -68,13 +68,16 @@ def measured(study: Study) -> pd.DataFrame:
 
 
 def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return x in the axis' unit and y in per cent."""
+    """Return the complexity of `points` in the axis' unit, and their validation accuracy in per cent."""
     x = points[axis.column].to_numpy(float) / axis.scale
     return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
 
 
 def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the lengths [2, N] of the error bars below and above the points, in points of accuracy; 0 if unknown."""
+    """Return the lengths [2, N] of the error bars below and above `points`, in percentage points of accuracy.
+
+    A length is 0 if it is unknown.
+    """
     ends = summary.error_bars(study, points) - points["val_macro_avg_acc"].to_numpy(float)
     return np.nan_to_num(100 * np.abs(ends))
 
@@ -84,7 +87,7 @@ def errors_label(study: Study) -> str:
 
 
 def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
-    """Return the networks whose means are `points`, one row per seed; no rows if a point is a single network."""
+    """Return the networks whose means are `points`, one row per seed; no rows for a study without replicates."""
     if not study.replicated:
         return points.head(0)
     ids = zip(points["trial_id"], points["step"], strict=True)
@@ -93,7 +96,10 @@ def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return the line of the best accuracy up to each cost; with three objectives, some front points are below it."""
+    """Return x and y of the step line: the best accuracy among the front's points `best` up to each complexity.
+
+    With three objectives, some points of the front are below this line.
+    """
     x, y = coordinates(best, axis)
     mask = front.pareto_mask(np.column_stack([x, y]), ("min", "max"))
     return coordinates(take(best, mask).sort_values(by=axis.column), axis)
@@ -134,7 +140,7 @@ def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
 
 
 def baseline_label_above(study: Study, points: pd.DataFrame) -> bool:
-    """Return whether the label at the left end of the baseline has more room above than below it."""
+    """Return whether the label at the left end of the baseline has more room above the line than below it."""
     found = summary.baseline(study)
     left = points.sort_values(by="macs")["val_macro_avg_acc"].to_numpy(float)[: max(1, len(points) // 4)]
     return found is None or not len(left) or float(np.median(left)) < found[1]

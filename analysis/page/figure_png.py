@@ -10,7 +10,7 @@ from analysis.results import Study, take
 
 
 def png(study: Study) -> bytes:
-    """Return the plot of validation accuracy over MACs as a PNG of 1600 x 1000 pixels, also without any point."""
+    """Return the plot of validation accuracy over MACs as a PNG of 1600 x 1000 pixels, even if there is no point."""
     points, axis = parts.measured(study), parts.macs_axis(study)
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
     plot = figure.add_subplot()

@@ -22,7 +22,7 @@ TEMPLATE = Path(__file__).with_name("report.html.tmpl")
 
 
 def page(study: Study, strip: str = "", live: str = "") -> str:
-    """Return the complete report as HTML, with plotly.js inlined; without a measured point it has no plots.
+    """Return the complete report as HTML, with plotly.js inlined; if no point was measured, it has no plots.
 
     `strip` is HTML above the report. `live` is a script that keeps the page up to date; only a page with such a script
     may send requests, and only to its own server.
@@ -39,7 +39,7 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
 
 
 def figures(study: Study) -> dict[str, Any]:
-    """Return element id -> plot as plotly's JSON; empty without a measured point."""
+    """Return HTML element id -> plot as plotly's JSON; empty if no point was measured."""
     plots = {}
     if (summary.roles(study) != "unmeasured").any():
         plots = {
@@ -163,7 +163,7 @@ def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
 def _span(values: Any) -> str:
     """Return the values of a column as text: up to six distinct values as a list, more as a range.
 
-    For lists of numbers, such as pruning ratios, it is the range of all their numbers.
+    If the values are lists of numbers, such as pruning ratios, the range is that of all their numbers.
     """
     distinct = sorted({value for value in values if not summary.absent(value)})
     if len(distinct) <= 6:

@@ -22,7 +22,7 @@ from analysis.summary import (
     validation_clips,
 )
 
-SEED_SD_POINTS = 1.29  # pooled sd over seeds in points of accuracy, 25 % split of TAU 2022 Mobile; see RESEARCH_PLAN.md
+SEED_SD_POINTS = 1.29  # pooled sd over seeds in percentage points; 25 % split of TAU 2022 Mobile, see RESEARCH_PLAN.md
 
 
 def headline(study: Study) -> str:
@@ -77,17 +77,17 @@ def noise(study: Study) -> list[str]:
     resolved = 1.96 * math.sqrt(2) * SEED_SD_POINTS
     lines = [
         "Every accuracy here is a single run, and accuracy varies with the training seed. A separate measurement gave "
-        f"a pooled standard deviation of {SEED_SD_POINTS} points (25 % split of TAU Urban Acoustic Scenes 2022 Mobile, "
-        "not this study). With this deviation, the difference of two single runs is significant above about "
-        f"{resolved:.1f} points."
+        f"a pooled standard deviation of {SEED_SD_POINTS} percentage points (25 % split of TAU Urban Acoustic Scenes "
+        "2022 Mobile, not this study). With this deviation, the difference of two single runs is significant above "
+        f"about {resolved:.1f} percentage points."
     ]
     clips, best = validation_clips(study), front.pareto_points(study)
     if clips and len(best):
         top = best["val_macro_avg_acc"].to_numpy(float).max()
         lines.append(
             f"Error bars are one binomial standard error sqrt(p(1 - p)/n) on {clips:,} validation clips, "
-            f"±{percent(float(standard_error(top, clips)))} points at the best point. Clips cut from the same "
-            "recording are similar, so the true error is larger."
+            f"±{percent(float(standard_error(top, clips)))} percentage points for the best network. Clips cut "
+            "from the same recording are similar, so the true error is larger."
         )
     lines.append(
         "The best of many points, chosen by its validation accuracy, looks better than it is. --confirm 3 trains the "
@@ -137,7 +137,7 @@ def _chosen_on(study: Study) -> str:
 
 
 def _seeds(study: Study) -> str:
-    """Return the number of configurations per number of seeds; a configuration counts its most measured step."""
+    """Return the number of configurations for each number of seeds, where the step with the most seeds counts."""
     seeds: dict[str, int] = {}
     for config, n in zip(study.points["trial_id"], study.points["n_seeds"], strict=True):
         seeds[config] = max(n, seeds.get(config, 0))
@@ -157,8 +157,8 @@ def _noise_of_means(study: Study) -> list[str]:
         low, high, sd = (best[f"val_macro_avg_acc_{end}"].to_numpy(float) for end in ("low", "high", "std"))
         lines.append(
             f"Each point of the front is a mean over at least {min(best['n_seeds'].tolist())} seeds; the pooled "
-            f"standard deviation of single runs is {percent(np.sqrt((sd**2).mean()))} points, and the widest "
-            f"interval is {percent((high - low).max())} points."
+            f"standard deviation of single runs is {percent(np.sqrt((sd**2).mean()))} percentage points, and the "
+            f"widest interval is {percent((high - low).max())} percentage points."
         )
     lines.append(
         "All seeds use the same validation clips, so the intervals do not include the variation between recordings. "

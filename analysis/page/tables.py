@@ -72,7 +72,7 @@ def classes_section(study: Study) -> str:
 
 
 def test_section(study: Study) -> str:
-    """Return the test accuracies of the chosen points, with device groups if test.csv has them; "" without it."""
+    """Return the test accuracies of the chosen points (and of device groups, if measured); "" without test.csv."""
     if study.test is None:
         return ""
     groups = [column for column in study.test.columns if column.startswith("test_acc/")]

@@ -43,7 +43,7 @@ CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
 
 DATA_CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
     "taylor": partial(_importance, "GroupTaylorImportance"),
-    # its accumulate_grad keeps only the last clip; with the mean of g^2 as the gradient, its score is correct
+    # torch-pruning keeps only the last clip's gradient g; with the mean of g^2 as the gradient, the score is correct
     "hessian": partial(_importance, "GroupHessianImportance"),
 }
 
@@ -95,7 +95,10 @@ def sensitivities(
 
 
 def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradients | None) -> list[Group]:
-    """Return all groups that may lose channels, with the scores of these."""
+    """Return all groups of tied channels that may be pruned, with the scores of their channels by `criterion`.
+
+    `seed` is used by the random criterion, `gradients` (from `sensitivities`) by taylor and hessian.
+    """
     if student.fused:
         raise PruningError("a fused student cannot be pruned: prune the training form, then fuse")
     if criterion in DATA_CRITERIA and gradients is None:

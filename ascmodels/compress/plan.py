@@ -35,20 +35,20 @@ GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 class PruneConfig:
     """Progressive pruning. At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` may be set."""
 
-    ratios: tuple[float, ...] = ()  # share of the remaining channels that each prune step removes; empty: not set
-    n_steps: int | None = None  # number of prune steps to total_ratio or a target (at least 1); None: not set
-    total_ratio: float | None = None  # share of channels removed after all n_steps (0 to 1); None: not set
-    target_macs: float | None = None  # most MACs of the deployed network after the last step; None: not set
-    target_bytes: float | None = None  # most parameter bytes after the last step, at limits.precision; None: not set
-    step_schedule: str = "constant"  # amount per step towards total_ratio or a target: constant, linear or cubic
+    ratios: tuple[float, ...] = ()  # shares of the remaining channels that the prune steps remove; empty: not set
+    n_steps: int | None = None  # steps to reach total_ratio, target_macs or target_bytes (at least 1); null: not set
+    total_ratio: float | None = None  # share of channels removed after all n_steps (0 to 1); null: not set
+    target_macs: float | None = None  # most MACs of the deployed network after the last step; null: not set
+    target_bytes: float | None = None  # most parameter bytes after the last step, at limits.precision; null: not set
+    step_schedule: str = "constant"  # constant (equal shares of the rest), linear (equal amounts), cubic (most first)
     criterion: str = "l2"  # channel importance: l1, l2, lamp, fpgm, random, bn_scale, taylor or hessian
     scope: str = "local"  # channels compete: local (in a layer), global, isomorphic (in layers of one kind)
-    max_ratio: float = 0.8  # largest share of a layer removed in one step (0 to 1; not used by local ratios)
+    max_ratio: float = 0.8  # largest share of a layer removed per step (0 to 1; unused if scope=local, no target)
     round_to: int = 1  # channels of a pruned layer are kept in multiples of this number (at least 1)
     importance_clips: int = 64  # training clips whose gradients rank channels for taylor and hessian (at least 1)
     epochs: int = 3  # epochs of retraining after each prune step (at least 1)
     lr: float = 1e-3  # peak learning rate of retraining with lr_mode finetune (above 0)
-    lr_mode: str = "finetune"  # retraining schedule: finetune (its own) or rewind (end of the dense schedule)
+    lr_mode: str = "finetune"  # schedule of retraining: finetune (its own, peak lr) or rewind (end of the dense one)
     retrain_kd: bool = True  # retrain with distillation: true or false (cross-entropy only)
 
     def __post_init__(self):
@@ -177,7 +177,8 @@ def schedule_sizes(
 ) -> list[tuple[int, int]]:
     """Return (MACs, params) of the deployed network before pruning and after each prune step, without training.
 
-    See `schedule_networks`.
+    With local pruning the sizes are exact, else an estimate from random weights. PruningError if the plan is not
+    possible.
     """
     return [
         (macs, params) for macs, params, _ in schedule_networks(config, prune_config, n_mels, frames, precision, widths)
@@ -197,7 +198,7 @@ def schedule_networks(
     The network before pruning is dense or has the given `widths`. With local pruning the widths do not depend on the
     weights, so the result is exact for the trained trial. With global and isomorphic pruning it is an *estimate* from a
     network with random weights (see `PruneConfig.exact`). PruningError if the plan is not possible; for a target, the
-    message names the smallest size that is.
+    message names the smallest possible size.
     """
     # the widths follow from the ratios by arithmetic. Not for TF-SepNet: its ties change as layers become narrow
     if prune_config.exact and prune_config.goal is None and config.family == "mobile":

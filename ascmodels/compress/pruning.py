@@ -59,7 +59,10 @@ class Ties:
     groups: tuple[tuple[tuple[str, int, int], ...], ...]
 
     def narrowed(self, widths: Widths, ratio: float, round_to: int) -> Widths:
-        """Return the widths after `prune` with scope `local`, by arithmetic alone; the errors are the same."""
+        """Return the widths after one local prune step at `ratio`, computed from `widths` without a network.
+
+        Raises the same errors as `prune`.
+        """
         check_ratio(ratio, "pruning ratio")
         remaining = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
         free = [g for g in self.groups if min(remaining[name][i] for name, i, _ in g) > NARROWEST]
@@ -74,7 +77,7 @@ class Ties:
 
 
 def ties(student: Student) -> Ties:
-    """Return the ties of `student`'s channels, found with a few trial cuts.
+    """Return the ties of `student`'s channels, found by removing channels from a few copies ("cuts").
 
     In cut number b, every group g loses one channel if bit b of g + 1 is set. So the set of cuts in which a width
     decreased is the binary code of its group.
@@ -149,7 +152,10 @@ def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
 def prune_to_widths(
     student: Student, widths: Widths, criterion: str = "l2", seed: int = 0, gradients: Gradients | None = None
 ) -> Student:
-    """Return a new student of exactly `widths`, none larger than now; the least important channels are removed."""
+    """Return a new student of exactly `widths`, made from `student` by removing its least important channels.
+
+    PruningError if a width is larger than that of `student`, or if tied layers do not allow `widths`.
+    """
     groups = rank_channels(student, criterion, seed, gradients)
     with torch.random.fork_rng(devices=[]):
         target = dict(build_student(student.config, student.n_classes, widths).named_modules())
@@ -191,14 +197,14 @@ def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple
 
 
 def _limits(groups: Sequence[Group], max_ratio: float) -> list[int]:
-    """Return how many channels each group may lose in one step; it keeps the share 1 - `max_ratio`."""
+    """Return how many channels each group may lose in one step: at most `max_ratio`, and NARROWEST must remain."""
     return [max(0, min(g.size - removed_channels(g.size, 1 - max_ratio), g.size - NARROWEST)) for g in groups]
 
 
 def _counts(
     groups: Sequence[Group], ratio: float, scope: str, round_to: int, limits: Sequence[int], strict: bool = False
 ) -> tuple[int, ...]:
-    """Return how many channels each group loses at `ratio`, within `limits`.
+    """Return how many channels each group loses at `ratio`: at most `limits[i]` for group i.
 
     With `strict`, raise PruningError if the limits allow fewer channels in total than `ratio` requires.
     """

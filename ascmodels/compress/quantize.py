@@ -92,7 +92,7 @@ def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadat
 
 
 def check_integer(path: Path) -> int:
-    """Return the number of convolutions and matrix products, all of which are computed in integers.
+    """Check that all convolutions and matrix products of the ONNX file `path` run in integers; return their number.
 
     ExportError if one of them has no int8 weights, or if onnxruntime's optimised graph computes one in floating point.
     """

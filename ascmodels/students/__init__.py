@@ -17,5 +17,5 @@ FAMILIES: dict[str, Callable[..., Student]] = {"mobile": MobileStudent, "tf_sepn
 def build_student(
     config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False
 ) -> Student:
-    """Return a student with new weights: dense, or with the `widths` of a pruned one; `fused`: in its deployed form."""
+    """Return a student with new random weights: dense, or of the given `widths`; `fused` gives its deployed form."""
     return FAMILIES[config.family](config, n_classes, widths, fused)

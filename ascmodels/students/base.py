@@ -3,7 +3,7 @@
     `[B, 1, F, T]` log-mel features -> `features` `[B, C, F', T']` -> logits `[B, n_classes]`
 
 A network is its `StudentConfig` (topology) plus its `Widths` (channels per layer). Pruning only changes widths, so a
-pruned network is built from its description like any other. `ascmodels/students/__init__.py` lists the families.
+pruned network is also built from these two. `ascmodels/students/__init__.py` lists the families.
 """
 
 import copy
@@ -31,16 +31,16 @@ class StudentConfig:
     """Topology of one student. Each family rejects the options that it does not use (`FAMILY_OPTIONS`)."""
 
     family: str = "mobile"  # student family: mobile (CP-Mobile; with branches Rep-Mobile) or tf_sepnet
-    base_channels: int = 32  # number of channels after the stem (above 0; rounded to the family's multiple)
+    base_channels: int = 32  # channels of the first stage (above 0; rounded to a multiple of 8, for tf_sepnet of 4)
     channels_multiplier: float = 1.8  # factor by which channels grow from one stage to the next (above 0)
     expansion_rate: float = 2.1  # inner channels of a block divided by its input channels (above 0)
     n_blocks: tuple[int, ...] = (3, 2, 1)  # number of blocks in each stage (each at least 1)
-    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # strides as BLOCK:FREQxTIME, blocks b1, b2, ...; unlisted: 1x1
+    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # BLOCK:FREQxTIME, blocks b1, b2, ... of all stages; default 1x1
     grn: bool = False  # add global response normalisation after each block: true or false
     branches: tuple[str, ...] = ()  # RepConv branches: 3x3, 3x1, 1x3, 1x1, identity; empty: plain convolutions
     rep_stem: bool = False  # use the RepConv branches in the stem's two convolutions too: true or false
     activation: str = "relu"  # activation function of the network: relu, relu6, hardswish, silu or gelu
-    stage_branches: tuple[str, ...] = ()  # branches per stage, `3x3+1x1` or `plain`; empty: `branches` everywhere
+    stage_branches: tuple[str, ...] = ()  # for each stage, e.g. 3x3+1x1 or plain; empty: `branches` in all stages
 
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
@@ -101,7 +101,7 @@ class StudentConfig:
         for entry in self.strides:
             match = re.fullmatch(r"(b\d+):([1-9])x([1-9])", entry)
             if not match or match[1] in strides:
-                raise ValueError(f"student.strides: {entry!r}: expected block:FxT (e.g. b3:1x2), each block once")
+                raise ValueError(f"student.strides: {entry!r}: expected BLOCK:FREQxTIME (e.g. b3:1x2), each block once")
             strides[match[1]] = (int(match[2]), int(match[3]))
         return strides
 
@@ -128,7 +128,11 @@ FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of every layer, which pruning changes. `expand` and `out` hold one number per block."""
+    """Number of channels of each layer, which pruning reduces.
+
+    `stem` is for the stem's two convolutions. `expand` and `out` hold one number per block (family tf_sepnet: `out`
+    holds one number per part of a stage, and `expand` is empty).
+    """
 
     stem: tuple[int, int]
     expand: tuple[int, ...]
@@ -176,10 +180,10 @@ class Student(nn.Module):
         return deployed
 
     def rebuilt(self) -> "Student":
-        """Return the same network, built again from its configuration and widths, with the same weights.
+        """Return a copy of this network, built again from its configuration and widths, with the same weights.
 
-        Its tensors have the memory layout of new ones. So a run that was restored from a checkpoint computes bit for
-        bit the same as an uninterrupted one.
+        The copy's tensors have the memory layout of new tensors. So a run that was restored from a checkpoint computes
+        bit for bit the same as an uninterrupted run.
         """
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             fresh = type(self)(self.config, self.n_classes, self.widths, self.fused)  # type: ignore[call-arg]

@@ -20,7 +20,7 @@ BRANCHES = (*KERNELS, "identity")
 
 
 def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
-    """Return the branches in canonical order; ValueError for an unknown or repeated branch."""
+    """Return `branches` in the order of BRANCHES; ValueError for an unknown or repeated branch."""
     chosen = list(branches)
     unknown = [b for b in chosen if b not in BRANCHES]
     if unknown:

@@ -26,9 +26,9 @@ def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frame
 
 
 def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
-    """Replace `folder` by the weights and `teacher.json`, which holds `extra` and the network's description.
+    """Replace `folder` by a checkpoint of `teacher`: its weights, and `teacher.json`.
 
-    `extra` holds class names, front-end and measured values.
+    `teacher.json` holds `extra` (class names, front-end and measured values) and the network's description.
     """
 
     def write(temporary: Path) -> None:
@@ -39,15 +39,20 @@ def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
-    """Return the content of `teacher.json`, including `model` (the network's description)."""
+    """Return the content of `teacher.json` in `folder`; its key `model` is the network's description."""
     try:
         return json.loads((folder / "teacher.json").read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"no teacher checkpoint in {folder}: {error}") from error
+        raise CheckpointError(
+            f"no teacher checkpoint in {folder} ({error}): name a folder with teacher.json and the weights"
+        ) from error
 
 
 def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[str, Any]]:
-    """Return the teacher in `folder` and its `extra`; CheckpointError if missing, damaged or for other classes."""
+    """Return the teacher saved in `folder`, and the values that `save_teacher` received as `extra`.
+
+    CheckpointError if the checkpoint is missing or damaged, or if its classes are not `classes`.
+    """
     folder = Path(folder)
     extra = read_extra(folder)
     try:
@@ -61,7 +66,9 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"no teacher checkpoint in {folder}: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"no teacher checkpoint in {folder} that can be loaded ({' '.join(str(error).split())}): use another one"
+        ) from error
     return teacher.eval(), extra
 
 

@@ -16,11 +16,11 @@ FAMILIES = ("ast", "vit", "cnn")
 
 @dataclass(frozen=True)
 class TeacherModelConfig:
-    """Network of a teacher. With `pretrained` or `name`, their architecture is used instead of the sizes."""
+    """Network of a teacher. If `pretrained` or `name` is set, it gives the architecture, and the sizes are not used."""
 
     family: str = "ast"  # teacher family: ast, vit or cnn
-    name: str = ""  # timm's architecture name for vit and cnn; empty (vit only): built from the sizes
-    pretrained: str | None = None  # hub name, folder, or weights file of `name`; None: random initial weights
+    name: str = ""  # timm's architecture name (vit, cnn); empty: that of pretrained, or (vit) built from the sizes
+    pretrained: str | None = None  # Hugging Face repo or folder (ast: transformers; else timm or a file); null: random
     hidden_size: int = 128  # embedding size of a transformer without pretrained weights; a multiple of heads
     layers: int = 4  # number of transformer layers without pretrained weights (at least 1)
     heads: int = 4  # number of attention heads per layer without pretrained weights (at least 1)
@@ -54,7 +54,10 @@ class TeacherModelConfig:
                 "use them; remove them or set the family to vit or cnn"
             )
         if self.family == "cnn" and not (self.name or self.pretrained):
-            raise ValueError("teacher.model.name='': family cnn needs an architecture name of timm, e.g. resnet18")
+            raise ValueError(
+                "teacher.model.name='': family cnn needs an architecture name of timm, e.g. "
+                "resnet18, or teacher.model.pretrained"
+            )
 
 
 class Teacher(nn.Module, ABC):

@@ -1,7 +1,7 @@
 """Teachers of families `vit` and `cnn`: timm's vision transformers and convolutional networks on spectrograms.
 
 Networks have one input channel (timm sums pretrained weights over the colour channels). The patches of a ViT may
-overlap. Its positional embedding is interpolated to the F x T grid of patches, one embedding per patch as in DeiT
+overlap. A ViT's positional embedding is interpolated to the F x T grid of patches, one embedding per patch as in DeiT
 (PaSST has one for frequency and one for time). Patchout drops rows and columns of patches in training (PaSST, Koutini
 et al. 2022).
 """

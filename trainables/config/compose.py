@@ -32,8 +32,10 @@ def compose(overrides: Sequence[str]) -> TrialConfig:
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return key or group -> value of Hydra overrides, as Hydra reads them (0.250 is 0.25); the last value of a key
-    counts."""
+    """Return the value of each key or group in Hydra `overrides`, as Hydra parses it (0.250 becomes 0.25).
+
+    If a key occurs several times, its last value is returned. Raise ConfigError for invalid syntax.
+    """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:

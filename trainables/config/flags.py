@@ -28,8 +28,11 @@ REPCONV = {"true": "student=rep_mobile", "false": "student=cp_mobile"}  # --repc
 
 
 def flags() -> dict[str, str]:
-    """Return flag -> dotted key. A flag is the last part of its key; if several keys end in it, `train.` wins, and keys
-    of the teacher have no flag."""
+    """Return the dotted key of every flag.
+
+    A flag is the last part of its key. If several keys have the same last part, the flag means the key in `train.`; if
+    none of them is in `train.`, there is no such flag. Keys of the teacher have no flag.
+    """
     owners: dict[str, list[str]] = {}
     for key in key_types():
         if not key.startswith("teacher."):  # --lr means train.lr; teacher.train.lr needs its full name
@@ -41,8 +44,10 @@ def flags() -> dict[str, str]:
 
 
 def flags_to_overrides(argv: Sequence[str]) -> list[str]:
-    """Return words such as `--kd_alpha=0.6 --subset 5 profile=full` as Hydra overrides; ConfigError for an unknown
-    flag."""
+    """Return typed words, such as `--kd_alpha=0.6 --subset 5 profile=full`, as Hydra overrides.
+
+    Raise ConfigError for an unknown flag, a flag without a value, or a value that is not supported.
+    """
     known, kinds = flags(), key_types()
     overrides, words = [], list(argv)
     while words:
@@ -58,7 +63,7 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             raise ConfigError(unknown_name(name, [*known, *kinds, "repconv"], "flag --"))
         if not equals:
             if not words:
-                raise ConfigError(f"--{name} needs a value")
+                raise ConfigError(f"--{name} needs a value: write --{name}=<value>")
             value = words.pop(0)
         if name == "repconv":
             if value.lower() not in REPCONV:
@@ -66,21 +71,23 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             overrides.append(REPCONV[value.lower()])
         elif key is None:
             if value != FIXED[name]:
-                raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported")
+                raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported; drop the flag")
         else:
             overrides.append(f"{key}={_literal(value, kinds[key])}")
     return overrides
 
 
 def keep_epochs(overrides: Sequence[str]) -> list[str]:
-    """Return defaults that switch `min_steps` off for parts whose number of epochs is in `overrides`."""
+    """Return overrides that set `min_steps` to 0 for a network (student, teacher) whose epochs are in `overrides`."""
     parts = ("train", "teacher.train")
     return [f"{p}.min_steps=0" for p in parts if any(o.startswith(f"{p}.epochs=") for o in overrides)]
 
 
 def command_parser(description: str) -> argparse.ArgumentParser:
-    """Return a parser whose --help ends with every configuration key; words that the command's own options do not
-    match are left for `flags_to_overrides`."""
+    """Return an argument parser whose --help ends with all configuration keys.
+
+    A command passes the words that its own options do not match (`parse_known_args`) to `flags_to_overrides`.
+    """
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
@@ -90,8 +97,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _literal(value: str, hint: Any) -> str:
-    """Return the text of a flag's value in Hydra's grammar: strings quoted (a path may hold any character), `a,b` as a
-    list if the key has a list."""
+    """Return the value of a flag in Hydra's grammar; `hint` is the type of its key.
+
+    Strings are quoted, because a path may hold any character. If the key has a list, `a,b` becomes `[a,b]`.
+    """
     if typing.get_origin(hint) is tuple:
         items = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
         return f"[{','.join(_literal(item, typing.get_args(hint)[0]) for item in items)}]"

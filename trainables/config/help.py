@@ -26,7 +26,8 @@ Configuration
   Groups set several keys at once: student=cp_mobile, teacher=ast,
   prune=three_steps, profile=quick or profile=full; their files are in
   trainables/config/groups/. --repconv True means student=rep_mobile, False
-  student=cp_mobile. A search space overrides the keys that it searches."""
+  student=cp_mobile. A search space overrides the keys that it searches.
+  Defaults are shown as they are typed; `null` means none."""
 TITLES = {
     "": "seeds of all parts",
     "data": "data set",
@@ -78,7 +79,7 @@ def _value(value: Any) -> str:
 
 
 def _comments(cls: type, prefix: str) -> dict[str, str]:
-    """Return dotted key -> comment of its field, of a configuration dataclass and those inside it."""
+    """Return the comment of every field of a configuration dataclass and the dataclasses in it, by dotted key."""
     hints, own = typing.get_type_hints(cls), field_comments(cls)
     found: dict[str, str] = {}
     for item in dataclasses.fields(cls):
@@ -91,7 +92,7 @@ def _comments(cls: type, prefix: str) -> dict[str, str]:
 
 @cache
 def field_comments(cls: type) -> dict[str, str]:
-    """Return field -> the comment at the end of its line; "" if it has none."""
+    """Return the comment at the end of each field's line, by name of the field; "" for a field without one."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}

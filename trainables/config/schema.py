@@ -1,8 +1,8 @@
-"""`TrialConfig`, the configuration of one trial, which holds the dataclasses of all parts; three ways to make one:
+"""The configuration of one trial, `TrialConfig`: a dataclass of one dataclass per topic. Three ways to make one:
 
     compose(["student=rep_mobile", "train.lr=1e-3"])                     Hydra overrides (compose.py)
     compose(flags_to_overrides(["--kd_alpha=0.6", "--subset", "5"]))     flags of the DCASE baseline (flags.py)
-    TrialConfig.from_flat({"distill.kd_alpha": 0.6})                     dotted names, as a search samples them
+    TrialConfig.from_flat({"distill.kd_alpha": 0.6})                     dotted keys, as a search samples them
 
 An unknown key raises ConfigError, which names the most similar known keys.
 """
@@ -30,7 +30,7 @@ from data.tau import DataConfig
 from trainables.config.distill import DistillConfig
 from trainables.config.train import TrainConfig
 
-# keys that population based training changes while a trial runs: rates, which are valid with any weights
+# keys that population based training may change while a trial runs: they do not affect the network's shape
 MUTABLE_KEYS = (
     *("train.lr", "distill.kd_alpha", "distill.kd_temp"),
     *("augment.mixstyle_p", "augment.mixstyle_alpha", "augment.mixup_alpha"),
@@ -62,8 +62,8 @@ class TeacherConfig:
 class TrialConfig:
     """All settings of one trial."""
 
-    seed: int = 0  # random seed: held-out locations, initial weights, every draw of training
-    replicate: int = 0  # number of the repetition: draws initial weights and training anew, on the same clips
+    seed: int = 0  # random seed of held-out locations, initial weights and all draws of training
+    replicate: int = 0  # index of the replicate: new initial weights and training draws, same held-out clips
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -78,7 +78,7 @@ class TrialConfig:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed={self.seed}: expected 0 to 2**32 - 1")
         if self.replicate < 0:
-            raise ValueError(f"replicate={self.replicate}: expected 0 (the configuration's first training) or more")
+            raise ValueError(f"replicate={self.replicate}: expected 0 (the first training of a configuration) or more")
 
     @property
     def training_seed(self) -> int:
@@ -88,12 +88,12 @@ class TrialConfig:
         return int(np.random.SeedSequence([self.seed, self.replicate]).generate_state(1)[0])
 
     def flat(self) -> dict[str, Any]:
-        """Return dotted name -> value, with tuples as lists, as Ray and JSON need it."""
+        """Return the value of every dotted key; tuples become lists, as Ray and JSON need them."""
         return _flatten(self)
 
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> "TrialConfig":
-        """Return the defaults overridden by dotted names; ConfigError for an unknown name or an invalid value."""
+        """Return the defaults with the `values` of dotted keys; ConfigError for an unknown key or an invalid value."""
         known, default = key_types(), _default_flat()
         tree = copy.deepcopy(_template())  # the template is built once: a search builds thousands of configurations
         for key, value in values.items():
@@ -109,7 +109,7 @@ class TrialConfig:
 
 
 def key_types() -> dict[str, Any]:
-    """Return dotted key -> type of every key of TrialConfig."""
+    """Return the type of every key of TrialConfig, by dotted key."""
 
     def walk(cls: type, prefix: str) -> dict[str, Any]:
         hints = typing.get_type_hints(cls)
@@ -124,7 +124,10 @@ def key_types() -> dict[str, Any]:
 
 
 def schema_tree() -> DictConfig:
-    """Return TrialConfig as an OmegaConf tree that can be changed; OmegaConf makes frozen dataclasses read-only."""
+    """Return the defaults of TrialConfig as an OmegaConf tree that can be changed.
+
+    By itself, OmegaConf makes frozen dataclasses read-only.
+    """
 
     def unlock(node: DictConfig) -> None:
         OmegaConf.set_readonly(node, None)
@@ -170,7 +173,7 @@ def _flatten(part: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unknown_name(name: str, known: list[str], kind: str = "configuration key ") -> str:
-    """Return the message for an unknown name, with the most similar known ones."""
+    """Return the error message for an unknown `name` of some `kind`, with the most similar `known` names."""
     near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(
         name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], 3
     )

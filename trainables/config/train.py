@@ -12,15 +12,15 @@ AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Dense training: AdamW with linear warm-up and cosine decay, as the DCASE 2024 baseline."""
+    """Training with AdamW; by default with linear warm-up and cosine decay, as in the DCASE 2024 baseline."""
 
     epochs: int = 150  # epochs of dense training
-    min_steps: int = 0  # least number of optimiser steps; a study raises `epochs` to reach it on small data sets
+    min_steps: int = 0  # least number of optimiser steps; `epochs` is raised to reach it on small data sets
     batch_size: int = 256  # clips per batch
     lr: float = 5e-3  # peak learning rate
     weight_decay: float = 1e-4  # weight decay of AdamW
-    warmup: float = 0.1  # share of the steps in which the learning rate rises, in [0, 1)
-    warmup_steps: int | None = None  # length of the rise in steps, of dense training; None: `warmup` decides
+    warmup: float = 0.1  # share of the optimiser steps in which the learning rate rises, in [0, 1)
+    warmup_steps: int | None = None  # warm-up of dense training in optimiser steps; null: `warmup` decides
     schedule: str = "cosine"  # learning-rate schedule: cosine, or jku (rise, constant, linear fall, constant)
     rampdown_start: float = 1 / 3  # schedule jku: share of the steps before the learning rate falls
     rampdown: float = 0.56  # schedule jku: share of the steps in which the learning rate falls
@@ -39,18 +39,18 @@ class TrainConfig:
         if self.epochs < 1 or self.batch_size < 2 or self.threads < 1 or self.min_steps < 0:
             raise ValueError(
                 f"train.epochs={self.epochs}, train.batch_size={self.batch_size}, train.threads={self.threads}, "
-                f"train.min_steps={self.min_steps}: expected epochs and threads >= 1, a batch of 2 at least (batch "
-                "normalisation) and no negative number of steps"
+                f"train.min_steps={self.min_steps}: expected epochs and threads >= 1, batch_size >= 2 (batch "
+                "normalisation needs it) and min_steps >= 0"
             )
         if not 0 < self.lr < math.inf or not 0 <= self.weight_decay < math.inf or not 0 <= self.warmup < 1:
             raise ValueError(
                 f"train.lr={self.lr}, train.weight_decay={self.weight_decay}, train.warmup={self.warmup}: "
-                "expected a finite lr above 0, a finite weight decay >= 0, warm-up in [0, 1)"
+                "expected a finite lr above 0, a finite weight_decay >= 0, a warmup in [0, 1)"
             )
         if self.accumulate < 1 or (self.warmup_steps is not None and self.warmup_steps < 0):
             raise ValueError(
-                f"train.accumulate={self.accumulate}, train.warmup_steps={self.warmup_steps}: expected at least one "
-                "batch a step and no negative number of steps"
+                f"train.accumulate={self.accumulate}, train.warmup_steps={self.warmup_steps}: expected "
+                "accumulate >= 1, and warmup_steps null or >= 0"
             )
         for name in ("rampdown_start", "rampdown", "last_lr"):
             if not 0 <= getattr(self, name) <= 1:

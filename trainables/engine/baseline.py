@@ -21,7 +21,7 @@ FORMAT = 1  # raise it when the regression or its features change
 
 
 def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> float:
-    """Return `baseline_accuracy`; it is computed only if it is not cached in `cache_dir` yet."""
+    """Return the baseline's macro average accuracy on `evaluated`; fit it only if `cache_dir` does not hold it yet."""
     path = baseline_file(train, evaluated, front_end, cache_dir)
     cached = read_baseline(path)
     if cached is not None:
@@ -32,7 +32,7 @@ def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, c
 
 
 def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> Path:
-    """Return the cache file of the baseline of these clips and this front-end; its name is a hash of both."""
+    """Return the path of the baseline's cached accuracy; the file name is a hash of the clips and the front-end."""
     key = {
         "format": FORMAT,
         "front_end": asdict(front_end),
@@ -43,7 +43,7 @@ def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cac
 
 
 def read_baseline(path: Path) -> float | None:
-    """Return a cached accuracy; None if the file does not exist or is damaged."""
+    """Return the accuracy cached in the file at `path`; None if it does not exist or is damaged."""
     try:
         accuracy = json.loads(path.read_text())["macro_avg_acc"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -52,7 +52,7 @@ def read_baseline(path: Path) -> float | None:
 
 
 def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig) -> float:
-    """Return the macro average accuracy on `evaluated` of a regression fitted to `train`."""
+    """Return the macro average accuracy on `evaluated` of a logistic regression fitted to `train`."""
     from sklearn.linear_model import LogisticRegression  # imported here because the import takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -65,7 +65,7 @@ def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig)
 
 @torch.no_grad()
 def statistics(clips: Clips, config: FrontEndConfig, batch_size: int = 64) -> np.ndarray:
-    """Return the mean and the standard deviation over time of each mel bin, `[N, 2 * n_mels]`."""
+    """Return the mean and the standard deviation over time of each mel bin of each clip, `[N, 2 * n_mels]`."""
     front_end, parts = LogMel(config), []
     for start in range(0, len(clips.rows), batch_size):
         x = front_end(clips.cache.batch(clips.rows[start : start + batch_size])).squeeze(1)  # [B, F, T]

@@ -18,8 +18,8 @@ def placed(model: Student, device: torch.device) -> Student:
 def deploy(model: Student, precision: str) -> Student:
     """Return the deployed form of a network: branches fused, parameters rounded to fp16 unless `precision` is fp32.
 
-    Arithmetic stays float32, and BN statistics are not rounded. For int8 the bytes are counted, but the rounding to
-    int8 is not simulated.
+    Arithmetic stays float32, and BN statistics are not rounded. With `precision` int8, parameters are rounded to fp16
+    too: the bytes of int8 are counted elsewhere, but the rounding to int8 is not simulated.
     """
     deployed = model.fuse()
     if precision != "fp32":

@@ -1,4 +1,4 @@
-"""The device on which a network is trained, and settings of its process."""
+"""The device on which a network is trained, and settings of the process that trains it."""
 
 import ctypes
 
@@ -15,17 +15,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def training_device(config: TrainConfig) -> torch.device:
-    """Return the device on which `config` is trained; ValueError if it is not available or does not support `amp`."""
+    """Return the device of `config.device`; ValueError if it is not available or does not support `config.amp`."""
     device = pick_device(config.device)
     if config.amp == "fp16" and device.type != "cuda":
-        raise ValueError("train.amp='fp16' needs a CUDA device: its scaled gradients have no CPU form; use bf16 or off")
+        raise ValueError("train.amp='fp16' needs a CUDA device, but the training is on the CPU; use bf16 or off")
     return device
 
 
 def set_up_process(threads: int) -> None:
-    """Set the number of threads, and make glibc keep large memory blocks.
+    """Set the number of CPU threads of this process, and make glibc keep large memory blocks.
 
-    By default it maps each activation anew, which takes half of the time of a CPU epoch.
+    By default, glibc maps new memory for each activation, which takes half of the time of an epoch on a CPU.
     """
     torch.set_num_threads(threads)
     try:

@@ -1,6 +1,6 @@
 """The only access to the test split, and predictions for the unlabelled evaluation set.
 
-`tune/evaluate.py` uses it for the networks of a study's front, `run_training.py` for the network that it trained.
+`tune/evaluate.py` uses this module for the networks of a study's front, `run_training.py` for the network of its run.
 """
 
 from pathlib import Path
@@ -25,10 +25,10 @@ from trainables.inputs.clips import Clips, clips_of
 
 
 class Deployed:
-    """A deployed network from its checkpoint folder, with the front-end with which it was trained.
+    """A deployed network that is loaded from a checkpoint `folder`, with the front-end with which it was trained.
 
-    Raise CheckpointError if the folder is damaged, the network has other classes, or its size is not `expected`
-    (MACs, parameters). Raise ConfigError if `device` is not available.
+    Raise CheckpointError if the folder is damaged, if the network has other classes than the task, or if its size
+    (MACs, parameters) is not `expected`. Raise ConfigError if `device` is not available.
     """
 
     def __init__(self, folder: Path, device: str, expected: tuple[int, int] | None = None):
@@ -52,7 +52,7 @@ class Deployed:
         self.front_end = LogMel(self.front_end_config).to(where)
 
     def logits(self, clips: Clips) -> torch.Tensor:
-        """Return the logits `[N, C]` on the CPU."""
+        """Return the logits `[N, C]` of the network for `clips`, on the CPU."""
         return predict(self.student, clips, self.front_end)
 
     def measure(self, clips: Clips) -> Metrics:
@@ -61,7 +61,7 @@ class Deployed:
 
 
 def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> Clips:
-    """Return the clips of the test split."""
+    """Return the clips of the test split at `sample_rate` Hz."""
     d = config.data
     root, cache_dir = tau.dataset_root(d.dataset_dir), Path(d.cache_dir)
     table = tau.read_split(root, "test", d.split_dir, cache_dir / "split_setup")
@@ -70,10 +70,10 @@ def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = Fals
 
 
 def predict_evaluation_set(deployed: Deployed, config: TrialConfig, path: Path, progress: bool = False) -> int:
-    """Write the predictions for the evaluation set in the challenge's format and return the number of clips.
+    """Write the predictions for the evaluation set to `path` and return the number of clips.
 
-    The file is tab-separated: filename without its folder, scene_label, one probability per scene. Raise DatasetError
-    if there is no evaluation set.
+    The file has the challenge's format: tab-separated, filename without its folder, scene_label, one
+    probability per scene. Raise DatasetError if there is no evaluation set.
     """
     d = config.data
     root, names = tau.read_evaluation(tau.dataset_root(d.dataset_dir))

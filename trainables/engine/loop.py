@@ -32,7 +32,7 @@ def batches(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarra
 class WeightAverage:
     """Exponential moving average of a network's weights: `network <- d * network + (1 - d) * model` after each step.
 
-    d = min(decay, (1 + t) / (10 + t)), where t is the number of steps before; so the average of a short training is
+    d = min(decay, (1 + t) / (10 + t)), where t is the number of earlier steps; so the average of a short training is
     not dominated by the initial weights. BN statistics are averaged like the weights; counters are copied.
     """
 
@@ -41,7 +41,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Update the average after step number `step` (from 0)."""
+        """Update the average with the weights of `model` after step number `step` (from 0)."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.network.state_dict().values(), model.state_dict().values(), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -54,14 +54,14 @@ class WeightAverage:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """The output of the teachers for one batch."""
+    """The output of the teachers for one batch, in online distillation."""
 
     logits: torch.Tensor  # [B, C], of the ensemble
     features: torch.Tensor | None = None  # [B, D], of the single teacher whose features are distilled; None: not used
 
 
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # (logits, labels, teacher logits)
-BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]  # (indices of the clips, their random draws)
+BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]  # (clip indices, draws, mixup)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Means over the epoch's training batches: augmented clips, each predicted with the weights of its step."""
+    """Loss and accuracies on the augmented training clips of an epoch, each predicted with the weights of its step."""
 
     loss: float
     acc: float  # share of the clips
@@ -91,7 +91,7 @@ class EpochResult:
 
 
 def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips, epoch: Epoch) -> EpochResult:
-    """Train one pass over `clips`. The learning rate of a parameter group is `lr_of(i)`, times its `lr_scale` if set.
+    """Train one pass over `clips`; in step i, the learning rate is `epoch.lr_of(i)`, times a group's `lr_scale` if set.
 
     One step accumulates the gradients of `accumulate` batches, weighted by their numbers of clips, so that it equals a
     step on one large batch (except for batch normalisation). Raise TrainingDiverged if a loss or gradient is not
@@ -185,7 +185,7 @@ def _check_finite(values: np.ndarray, first: int, n_steps: int, epoch: Epoch) ->
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, front_end: LogMel, batch_size: int = 64) -> torch.Tensor:
-    """Return the logits `[N, C]` on the CPU, predicted in evaluation mode without augmentation."""
+    """Return the logits `[N, C]` of `clips` on the CPU, predicted in evaluation mode without augmentation."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()

@@ -7,7 +7,7 @@ classes, so ten times a mean over batch and classes). `kd_alpha` is the weight o
 `similarity_loss`.
 
 Mixup mixes losses: lam * loss(clip) + (1 - lam) * loss(partner). A loss against mixed targets (the labels, and the
-teacher's probabilities at T) differs from it by a term that does not depend on the student, so the gradients are equal.
+teacher's probabilities at T) differs only by a term that does not depend on the student, so the gradients are equal.
 Mixed logits would give a geometric mean of probabilities, which is not the prediction for a mixture of two clips. An
 online teacher predicts the mixed clip.
 """
@@ -24,7 +24,10 @@ def kd_loss(
     temp: float,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the scalar loss of `logits [B, C]` for `labels [B]` and teacher logits `[B, C]` (None: only CE)."""
+    """Return the scalar loss of `logits [B, C]` for `labels [B]` and the logits `teacher [B, C]`.
+
+    Without a teacher, the loss is the cross-entropy alone.
+    """
     hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if teacher is None:
         return hard
@@ -38,10 +41,10 @@ def kd_loss(
 
 
 def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return ||G_T - G_S||_F^2 / B^2 of features `[B, D]` and `[B, E]`, where G is F F^T with rows scaled to length 1.
+    """Return the similarity loss of the features `student [B, D]` and `teacher [B, E]`: ||G_T - G_S||_F^2 / B^2.
 
-    Similarity-preserving distillation, Tung and Mori 2019. It compares which clips of a batch are similar, so D and E
-    may differ and no projection is needed.
+    G is F F^T of the features F, with rows scaled to length 1. Similarity-preserving distillation, Tung and Mori 2019.
+    The loss compares which clips of a batch are similar, so D and E may differ and no projection is needed.
     """
     ours, theirs = (F.normalize(f @ f.T, dim=1) for f in (student, teacher))
     return (theirs - ours).square().sum() / len(student) ** 2

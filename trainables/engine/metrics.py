@@ -16,7 +16,7 @@ class Metrics:
     macro_avg_acc: float  # mean of the class-wise accuracies: the task's primary metric
     class_acc: dict[str, float]
     device_acc: dict[str, float]
-    group_acc: dict[str, float]  # real, seen, unseen devices
+    group_acc: dict[str, float]  # groups of devices: real, seen, unseen, and other for unknown devices
     ece: float  # expected calibration error
     confusion: list[list[int]]  # [C, C] clips: rows are the true scenes, columns the predicted ones
 

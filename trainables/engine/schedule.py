@@ -7,7 +7,7 @@ from trainables.config.train import TrainConfig
 
 
 def learning_rate(step: int, n_steps: int, peak: float, warmup: float) -> float:
-    """Return the learning rate of a step: a linear rise over `warmup * n_steps` steps, then a cosine to 0."""
+    """Return the learning rate of `step`: a linear rise over `warmup * n_steps` steps, then a cosine to 0."""
     rise = warmup * n_steps
     if step < rise:
         return peak * (step + 1) / (rise + 1)
@@ -15,13 +15,13 @@ def learning_rate(step: int, n_steps: int, peak: float, warmup: float) -> float:
 
 
 def jku_factor(step: int, rise: float, start: float, length: float, last: float) -> float:
-    """Return the learning rate of a step in the JKU recipes, as a share of the peak rate:
+    """Return the learning rate of `step` in the JKU recipes, divided by the peak learning rate:
 
         exp(-5 (1 - step / rise)^2) while rising;  1 - (1 - last) * (step - start) / length while falling
 
-    If both apply, the share is their product. This is `exp_warmup_linear_down` of PaSST (Koutini et al. 2022) and of
-    CPJKU's DCASE 2022 and 2023 code; the rise is from Laine and Aila 2017. Their unit is the epoch, ours is the step;
-    as in their code, the rise begins at half a unit.
+    In steps in which it rises and falls, it is the product of both. This is `exp_warmup_linear_down` of PaSST (Koutini
+    et al. 2022) and of CPJKU's DCASE 2022 and 2023 code; the rise is from Laine and Aila 2017. That code counts in
+    epochs, this function in steps; as in that code, the rise begins at half a unit.
     """
     up = math.exp(-5 * (1 - max(step, 0.5) / rise) ** 2) if step < rise else 1.0
     fallen = min(max(step - start, 0) / length, 1.0) if length else float(step > start)
@@ -32,14 +32,14 @@ def schedule(config: TrainConfig, n_steps: int, peak: float | None = None) -> Ca
     """Return the learning rate as a function of the step, for a training of `n_steps` steps.
 
     Without `peak` it is for dense training. With `peak` it is for retraining, whose warm-up is always the share
-    `warmup` of the steps. Raise ValueError if the warm-up would not end.
+    `warmup` of the steps. Raise ValueError if `config.warmup_steps` is not below `n_steps`.
     """
     warmup = config.warmup
     if peak is None and config.warmup_steps is not None:
         if config.warmup_steps >= n_steps:
             raise ValueError(
-                f"train.warmup_steps={config.warmup_steps}: the training has {n_steps} steps, so the rate would never "
-                "reach its peak; lower it, or train for more epochs"
+                f"train.warmup_steps={config.warmup_steps}: the training has {n_steps} steps, so the learning "
+                "rate would never reach its peak; lower train.warmup_steps, or train for more epochs"
             )
         warmup = config.warmup_steps / n_steps
     top = config.lr if peak is None else peak

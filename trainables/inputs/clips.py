@@ -1,4 +1,4 @@
-"""The clips of one trial: both parts of the training split from the waveform cache, and the epochs for this many."""
+"""The training and validation clips of a trial, read from the waveform cache, and the number of epochs for them."""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from trainables.config.train import enough_epochs
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of one part: rows of the waveform cache with labels, devices and cached teacher logits."""
+    """The clips for training, validation or test: rows of the waveform cache, labels, devices, teacher logits."""
 
     cache: WaveformCache
     rows: np.ndarray  # [N]
     labels: np.ndarray  # [N]
     devices: np.ndarray  # [N]
-    teacher: torch.Tensor | None = None  # [N, C]
+    teacher: torch.Tensor | None = None  # [N, C], cached teacher logits
 
 
 @dataclass(frozen=True)
 class SplitClips:
-    """Both parts of the training split at one sample rate; `notes` describe what is unusual about the data."""
+    """The training and the validation clips of a split; `notes` describe what is unusual about the data."""
 
     train: Clips
     validation: Clips
@@ -36,7 +36,7 @@ class SplitClips:
 
 
 def read_parts(config: TrialConfig):
-    """Return the data set's root, and the training split divided into training and validation (`holdout.HoldOut`)."""
+    """Return the data set's root folder, and its training split divided into training and validation (`HoldOut`)."""
     root = tau.dataset_root(config.data.dataset_dir)
     split = tau.read_split(
         root, f"split{config.data.subset}", config.data.split_dir, Path(config.data.cache_dir) / "split_setup"
@@ -45,7 +45,11 @@ def read_parts(config: TrialConfig):
 
 
 def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> SplitClips:
-    """Return both parts at `sample_rate` Hz, without teacher logits; for `content` see `open_cache`."""
+    """Return the training and validation clips at `sample_rate` Hz, without teacher logits.
+
+    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known: then a cache with this
+    content is opened without reading the WAV files.
+    """
     root, parts = read_parts(config)
     names = [*parts.train.filename, *parts.validation.filename]
     cache_dir = Path(config.data.cache_dir)
@@ -57,9 +61,9 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, co
 
 
 def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
-    """Return the clips of `table` (from `tau.read_split`), except those that `cache` has skipped.
+    """Return the clips of `table` (from `tau.read_split`), except broken ones that `cache` has skipped.
 
-    Raise DatasetError if no clip of a scene is left (`check_all_scenes`).
+    Raise DatasetError, which names the `part`, if no clip of a scene is left.
     """
     table = table.loc[~table.filename.isin(list(cache.skipped))]
     rows = cache.rows(list(table.filename))
@@ -74,7 +78,7 @@ def filenames(clips: Clips) -> list[str]:
 
 
 def check_all_scenes(clips: Clips, part: str) -> None:
-    """Raise DatasetError if a scene has no clip: a mean over nine classes would be another metric."""
+    """Raise DatasetError if a scene has no clip in `clips`: a mean over nine classes would be another metric."""
     absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
     if absent:
         raise tau.DatasetError(
@@ -84,7 +88,7 @@ def check_all_scenes(clips: Clips, part: str) -> None:
 
 
 def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
-    """Return the configuration with `min_steps` of student and teacher converted to epochs.
+    """Return `config` with more epochs, if `n_train` clips need them for `min_steps` of student and teacher.
 
     The epochs of retraining after pruning grow in proportion to those of the student.
     """

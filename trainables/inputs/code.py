@@ -23,17 +23,17 @@ def code_hash() -> str:
 
 
 def check_code(expected: str | None) -> None:
-    """Raise ConfigError if `code_hash` of this process is not `expected`, the driver's. None is not checked."""
+    """Raise ConfigError if this process runs other code than the driver, whose hash is `expected` (None: no check)."""
     if expected is not None and expected != code_hash():
         raise ConfigError(
-            f"code={expected!r} is the driver's, but this worker on {socket.gethostname()} runs other code "
-            f"({code_hash()} in {Path(__file__).resolve().parents[2]}): install the driver's version on every machine "
-            "and do not edit it while a study runs"
+            f"this worker on {socket.gethostname()} runs code with hash {code_hash()} in "
+            f"{Path(__file__).resolve().parents[2]}; expected {expected}, the hash of the driver's code: install the "
+            "driver's version on every machine and do not edit it while a study runs"
         )
 
 
 def code_files(packages: Iterable[str]) -> dict[str, str]:
-    """Return path -> hash of every Python file of `packages` (folders, or single files)."""
+    """Return the hash of every Python file of `packages` (folders or single files), by path."""
     root = Path(__file__).parents[2]
     paths = [p for name in packages for p in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths)}

@@ -27,15 +27,15 @@ class DataFingerprint:
     """The parts that identify a data set: short hashes, and values to show in messages."""
 
     sound: str  # content digest of all clips of the split (`WaveformCache.content`)
-    clips: str  # hash of the filenames of both parts, sorted
+    clips: str  # hash of the sorted filenames of training and validation clips
     train: str  # hash of the training clips' filenames in order: batches are drawn by position
-    validation: str  # the same for the validation clips
+    validation: str  # hash of the validation clips' filenames in order
     n_train: int
     n_validation: int
     labels: str  # hash of each clip's label
-    scenes: dict[str, int]  # scene -> number of clips of both parts
+    scenes: dict[str, int]  # scene -> number of training and validation clips
     devices: str  # hash of each clip's device
-    device_counts: dict[str, int]  # device -> number of clips of both parts
+    device_counts: dict[str, int]  # device -> number of training and validation clips
     subset: int  # data.subset, per cent
     validation_share: float  # data.validation_share
     seed: int  # seed of the hold-out
@@ -49,7 +49,7 @@ class DataFingerprint:
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "DataFingerprint":
-        """Return the fingerprint of the JSON values of `as_dict`; DatasetError for another format or other fields."""
+        """Return the fingerprint that `as_dict` gave as `values`; DatasetError for another format or other fields."""
         known = {field.name for field in dataclasses.fields(DataFingerprint)}
         if not isinstance(values, Mapping) or values.get("format") != FORMAT or set(values) != known:
             raise tau.DatasetError(
@@ -91,9 +91,9 @@ def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
 
 
 def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
-    """Return one sentence for each part that differs, with both values; an empty list for equal data.
+    """Return one sentence, with both values, for each part in which the fingerprints `old` and `new` differ.
 
-    If the sets of clips differ, then sound, labels and devices cannot be compared and are not mentioned.
+    If the sets of clips differ, sound, labels and devices cannot be compared and are not mentioned.
     """
     found = []
     for name, key in (("subset", "data.subset"), ("validation_share", "data.validation_share"), ("seed", "seed")):
@@ -127,7 +127,7 @@ def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
 
 
 def check_unchanged(old: DataFingerprint, new: DataFingerprint) -> None:
-    """Raise DatasetError with all differences, if there are any."""
+    """Raise DatasetError, which lists all differences, if the fingerprints `old` and `new` differ."""
     if changed := differences(old, new):
         raise tau.DatasetError(
             f"the data changed since the study was started: {' '.join(changed)} Restore the data, start a new study, "
@@ -143,7 +143,7 @@ def _skipped(data: DataFingerprint) -> str:
 def _changed(
     before: Mapping[str, int], now: Mapping[str, int], old: DataFingerprint, new: DataFingerprint, part: str
 ) -> str:
-    """Return the groups whose number of clips changed; if all numbers are equal, both hashes."""
+    """Return the scenes or devices whose number of clips changed; if no number changed, both hashes of `part`."""
     changed = [
         f"{name} {before.get(name, 0)} clips before, {now.get(name, 0)} now"
         for name in sorted({*before, *now})

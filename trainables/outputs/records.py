@@ -63,6 +63,7 @@ class Record:
     finished: bool  # True at the last epoch of the last stage
 
 
+# columns of points.csv with the figures of a point
 FIGURES = (
     *(
         "step",
@@ -82,7 +83,7 @@ FIGURES = (
 def point_row(
     trial_id: str, status: str, folder: str, point: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a row of points.csv: the point's figures, the path of its network, the sampled configuration."""
+    """Return a row of points.csv: the point's figures, the path of its network below `folder`, the configuration."""
     row: dict[str, Any] = {"trial_id": trial_id, **{k: point.get(k) for k in FIGURES}, "status": status}
     row["checkpoint"] = f"{folder}/{point['checkpoint']}"
     row |= {f"val_acc/{scene}": value for scene, value in point["class_acc"].items()}
@@ -92,17 +93,17 @@ def point_row(
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write `rows` to the csv file at `path`, replacing it. It has the union of their columns, `columns` first."""
+    """Write `rows` to the csv file at `path`, replacing it; its columns are `columns`, then all other keys of rows."""
     replace_text(path, rows_text(rows, columns))
 
 
 def points_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the content of points.csv: `rows` of `point_row`, first the names of trial and configuration."""
+    """Return the content of points.csv for rows of `point_row`; the first columns name trial and configuration."""
     return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Return `rows` as csv text with the union of their columns, `columns` first."""
+    """Return `rows` as csv text; its columns are `columns`, then all other keys of the rows."""
     names = list(dict.fromkeys([*columns, *(k for row in rows for k in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

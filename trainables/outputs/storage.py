@@ -1,6 +1,6 @@
 """Storage of a study's folder: on a local or shared disk, or in an object store (`s3://bucket/path`).
 
-pyarrow reads and writes both, as in Ray. Credentials and the endpoint come from the environment only
+Both are read and written with pyarrow, as in Ray. Credentials and the endpoint come from the environment only
 (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...): as a part of a path they would
 be written to Ray's files.
 """
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class Store:
-    """The files in the folder `uri`; their names are relative to it."""
+    """The files in the folder `uri`; all names are relative to this folder."""
 
     def __init__(self, uri: str):
         self.uri = uri.rstrip("/")
@@ -34,16 +34,16 @@ class Store:
         return Path(self.path) if isinstance(self.files, fs.LocalFileSystem) else None
 
     def push(self, local: Path, name: str) -> None:
-        """Copy a file or a folder to `name`."""
+        """Copy the local file or folder `local` to `name` in the store."""
         target = f"{self.path}/{name}"
         self.files.create_dir(target if local.is_dir() else target.rpartition("/")[0])
         fs.copy_files(str(local), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
 
     def pull(self, name: str, local: Path) -> None:
-        """Copy the file or folder `name` to `local`. An interrupted pull leaves no partial file there.
+        """Copy the file or folder `name` of the store to `local`. An interrupted pull leaves no partial file there.
 
-        A folder that does not exist locally is created when all its files are copied. In an existing folder, files of
-        the same name are replaced one by one, and other files are kept.
+        If the folder `local` does not exist, it appears when all its files are copied. If it exists, files of the same
+        name are replaced one by one, and other files are kept.
         """
         if self.files.get_file_info(f"{self.path}/{name}").type != fs.FileType.Directory:
             self._pull_file(name, local)
@@ -63,26 +63,26 @@ class Store:
             fs.copy_files(source, str(temporary), source_filesystem=self.files, destination_filesystem=target)
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file; FileNotFoundError if it does not exist."""
+        """Return the content of the file `name`; FileNotFoundError if it does not exist."""
         with self.files.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write the complete content of a file."""
+        """Write `content` to the file `name`, replacing it."""
         target = f"{self.path}/{name}"
         self.files.create_dir(target.rpartition("/")[0])
         with self.files.open_output_stream(target) as stream:
             stream.write(content)
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return the bytes and the modification time (ns) of a file; FileNotFoundError if it does not exist."""
+        """Return size (bytes) and modification time (ns) of the file `name`; FileNotFoundError if it does not exist."""
         info = self.files.get_file_info(f"{self.path}/{name}")
         if info.type != fs.FileType.File:
             raise FileNotFoundError(f"{self.uri}/{name}")
         return info.size, info.mtime_ns
 
     def stamps(self, name: str, recursive: bool = False) -> dict[str, tuple[int, int]]:
-        """Return name -> (bytes, modification time in ns) of the files in the folder `name`.
+        """Return (size in bytes, modification time in ns) of each file in the folder `name`, by file name.
 
         With `recursive`, files in its sub-folders are included.
         """
@@ -101,7 +101,7 @@ class Store:
         return sorted(info.base_name for info in found)
 
     def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
-        """Return name -> bytes of the files in the folder `name`; with `recursive`, also in its sub-folders."""
+        """Return the size in bytes of each file in the folder `name`; with `recursive`, also in its sub-folders."""
         return {name: size for name, (size, _) in self.stamps(name, recursive).items()}
 
     def delete(self, name: str) -> None:
@@ -144,9 +144,9 @@ class TrialCheckpoints:
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove checkpoints that are older than the `keep` newest complete ones.
+        """Remove the checkpoints that are older than the `keep` newest complete ones.
 
-        Incomplete ones do not count as kept: a full disk or a kill may have left them.
+        An incomplete checkpoint (left by a full disk or a kill) does not count as one of the `keep`.
         """
         for name in self.newest_first():
             if keep <= 0:
@@ -155,7 +155,7 @@ class TrialCheckpoints:
                 keep -= 1
 
     def _is_complete(self, name: str) -> bool:
-        """Return whether all files that the seal lists exist with their sizes. Hashes are checked when it is loaded."""
+        """Return whether all files in the seal of checkpoint `name` exist with their sizes; hashes are not checked."""
         sizes = self.store.sizes(name, recursive=True)
         try:
             with self.store.files.open_input_stream(f"{self.store.path}/{name}/{SEAL}") as stream:
@@ -166,7 +166,7 @@ class TrialCheckpoints:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Path]:
-        """Yield the checkpoint's local folder; for an object store, a copy that is removed afterwards."""
+        """Yield the local folder of checkpoint `name`; for an object store, a copy that is removed afterwards."""
         if self.store.local:
             yield self.store.local / name
             return

@@ -83,12 +83,12 @@ class Tracker:
         _LOG.warning("trial %s is not tracked by W&B; its local files are complete", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the metrics of one epoch; only numbers and texts (info.json has the other values)."""
+        """Log the metrics of epoch number `step`; only numbers and strings (info.json has the other values)."""
         if self._run:
             self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set summary figures of the run: those of each measured point."""
+        """Add `values`, the figures of a measured point, to the summary of the W&B run."""
         if self._run:
             self._run.summary.update(dict(values))
 
@@ -97,5 +97,5 @@ class Tracker:
             self._run.finish()
 
     def files(self) -> list[Path]:
-        """Return the run's folders on disk, after `finish`; `wandb sync` uploads the offline ones."""
+        """Return the local folders of the W&B run. Call `finish` first. `wandb sync` uploads offline runs."""
         return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run.id}")) if self._run else []

@@ -41,14 +41,14 @@ USER_ERRORS = (
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of a command. Arguments that it does not know are passed to `configure`."""
+    """Return an argument parser with --storage; a command passes the arguments it does not know to `configure`."""
     p = command_parser(description)
     p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default: runs)")
     return p
 
 
 def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) -> TrialConfig:
-    """Return the configuration of `default`, overridden by the typed `words` (flags and Hydra overrides).
+    """Return the configuration of the overrides `default`, overridden by the typed `words` (flags, Hydra overrides).
 
     Paths become absolute. Raise an error at once if a teacher, the data set or the device is missing.
     """
@@ -71,9 +71,10 @@ def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) 
 
 
 def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialData]:
-    """Load the clips and the teachers' logits; set the number of epochs for this many clips.
+    """Load the clips and the teachers' logits; return the configuration to train with, and this data.
 
-    If the configuration needs a teacher and names none, one is fine-tuned. The returned configuration names it.
+    In this configuration, `min_steps` is converted to epochs. If `config` needs a teacher and names none, a teacher is
+    fine-tuned, and the returned configuration names it.
     """
     clips = load_clips(config, config.frontend.sample_rate, progress=True)
     train, validation = len(clips.train.rows), len(clips.validation.rows)
@@ -92,14 +93,16 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
         console.print(f"teacher: {shown(source)}", highlight=False, soft_wrap=True)
         metadata = read_manifest(source) if source.is_file() else read_extra(source)
         if metadata.get("validation") not in (validation_hash(clips.validation), None):
-            console.print("  note: fine-tuned on another division; it may have been trained on the validation clips")
+            console.print(
+                "  note: fine-tuned on another division of the clips; it may have been trained on validation clips"
+            )
     return config, load_trial_data(config, progress=True)
 
 
 def guarded(work: Callable[[Console], int]) -> int:
     """Run a command's `work` and return its exit status.
 
-    It is 2 after a user error, which is printed in one line, and 130 after Ctrl-C or SIGTERM.
+    The status is 2 after a user error, which is printed in one line, and 130 after Ctrl-C or SIGTERM.
     """
     console = Console()
 

@@ -3,7 +3,7 @@
     trial = trial_of("dense", run, config, data, base, progressive)     # driven by trainables/progressive_prune.py
 
 Pruning has to beat a dense network of equal size that is trained from scratch (Liu et al. 2019, "Rethinking the Value
-of Network Pruning"). Random channels show what the criterion is worth; one large step shows what the plan is worth.
+of Network Pruning"). The control `random` shows the gain by the pruning criterion, `one_shot` that by several steps.
 """
 
 import json
@@ -29,7 +29,10 @@ PROGRESSIVE = "progressive"
 def trial_of(
     arm: str, run: Run, config: TrialConfig, data: TrialData, base: Student, progressive: Trial | None
 ) -> Trial:
-    """Return the trial of one arm; controls get the final size and the epochs of the `progressive` trial."""
+    """Return the trial of one arm. A control has the final size and the number of epochs of the `progressive` trial.
+
+    `progressive` is None for the progressive arm itself.
+    """
     p, folder = config.prune, run.folder / arm
     if progressive is None:
         return Trial(config, data, run.folder, Start(base), validate_pruned=True)
@@ -90,6 +93,6 @@ def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
 
 
 def write_steps(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of all arms to prune_steps.csv and prune_steps.json."""
+    """Write the rows of all arms to prune_steps.csv and prune_steps.json in the folder of `run`."""
     write_rows(run.folder / "prune_steps.csv", rows)
     replace_text(run.folder / "prune_steps.json", json.dumps(rows, indent=1))

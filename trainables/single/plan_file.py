@@ -1,4 +1,4 @@
-"""Read a pruning plan: a YAML file of `prune` keys, or one that is shipped under a name."""
+"""Read a pruning plan: a YAML file of `prune` keys, or the name of a plan in trainables/config/groups/prune/."""
 
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,24 @@ SHIPPED = CONFIG_DIR / "prune"
 
 
 def read_schedule(name: str) -> dict[str, Any]:
-    """Return the values of a plan's file by dotted key; the file may omit the prefix `prune.`."""
+    """Return the values of a pruning plan by dotted key; `name` is the path of its YAML file, or a shipped plan.
+
+    Keys in the file may omit the prefix `prune.`. Raise ConfigError if there is no such plan or it is invalid.
+    """
     path = next((p for p in (Path(name), SHIPPED / f"{name}.yaml") if p.is_file()), None)
     if path is None:
         there = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise ConfigError(f"--config {name}: no such file and no such plan; expected a YAML file or one of {there}")
+        raise ConfigError(
+            f"--config {name}: neither a file nor a shipped plan; expected the path of a YAML file, or one of {there}"
+        )
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct the file") from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(content).__name__}; expected keys of `prune`, such as ratios: [0.3, 0.3]"
+            f"{path} holds a {type(content).__name__}; expected `prune` keys with values: write, for example, "
+            "ratios: [0.3, 0.3]"
         )
     flat: dict[str, Any] = {}
 
@@ -40,5 +46,7 @@ def read_schedule(name: str) -> dict[str, Any]:
     for key in flat:
         if key not in known:
             bare = ", ".join(k.removeprefix("prune.") for k in known if k.startswith("prune."))
-            raise ConfigError(f"{path}: unknown key {key}; expected {bare}, or a dotted key such as train.lr")
+            raise ConfigError(
+                f"{path}: unknown key {key}; expected {bare}, or a dotted key such as train.lr: correct the file"
+            )
     return flat

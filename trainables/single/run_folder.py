@@ -27,7 +27,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 class RunError(RuntimeError):
-    """A run that cannot be started, found or continued."""
+    """A run cannot be started, found or continued, or an option is invalid."""
 
 
 class Run:
@@ -46,7 +46,7 @@ class Run:
 
     @staticmethod
     def new(storage: Path, kind: str, config: TrialConfig, command: Sequence[str], run_id: str = "") -> "Run":
-        """Return a new run. Nothing is written before the first `update`."""
+        """Return a new run, with a random id if `run_id` is empty. Nothing is written before the first `update`."""
         folder = storage.expanduser().resolve() / EXPERIMENTS / (run_id or secrets.token_hex(4))
         return Run(
             folder,
@@ -72,19 +72,23 @@ class Run:
             run = Run(folder, json.loads((folder / "info.json").read_text()))
         except FileNotFoundError as error:
             there = ", ".join(r.id for r in newest_runs(storage)[:8]) or "none yet"
-            raise RunError(f"no run {run_id!r} in {runs}; expected one of these ids (newest first): {there}") from error
+            raise RunError(
+                f"no run {run_id!r} in {runs}; expected the path of a run's folder, or an id (newest first: {there}): "
+                "correct it, or give the folder of the runs with --storage"
+            ) from error
         except json.JSONDecodeError as error:
             raise RunError(
                 f"{folder / 'info.json'} is damaged: {error}; expected JSON: restore the file, or start a new run"
             ) from error
         if "kind" not in run.info:
             raise RunError(
-                f"{folder} is a trial of a study; expected a single run: measure the study with tune/evaluate.py"
+                f"{folder} is a trial of a study (no key 'kind' in its info.json); expected a run of run_training.py "
+                "or progressive_prune.py: measure a study with tune/evaluate.py"
             )
         return run
 
     def update(self, **figures: Any) -> None:
-        """Add `figures` to the info and write info.json."""
+        """Add `figures` to `info` and write info.json."""
         self.info |= figures
         write_info(self.folder, self.info)
 
@@ -96,7 +100,9 @@ class Run:
             with locked(self.folder / ".lock", wait=False):
                 yield
         except BlockingIOError as error:
-            raise RunError(f"run {self.id} ({self.folder}) is locked by another process: wait for its end") from error
+            raise RunError(
+                f"run {self.id} is locked by another process, which uses {self.folder}: wait until that process ends"
+            ) from error
 
 
 def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
@@ -121,15 +127,18 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         runs = [r for r in newest_runs(storage, "train") if (r.folder / LAST).is_dir()]
         if not runs:
             raise RunError(
-                f"{LAST}: expected it here, or a finished training run in {storage / EXPERIMENTS}; found neither: "
-                "train one with python trainables/run_training.py"
+                f"there is no folder {LAST} in {Path.cwd()} and no finished training run in {storage / EXPERIMENTS}; "
+                "expected one of them: train a student with python trainables/run_training.py"
             )
         return runs[0].folder / LAST
     folder = path if path.is_dir() else Run.find(storage, name).folder
     for candidate in (folder / LAST, folder):
         if (candidate / "student.json").is_file():
             return candidate.resolve()
-    raise RunError(f"{folder} has no student checkpoint; expected {LAST}/student.json: give a finished run")
+    raise RunError(
+        f"{folder} has no student checkpoint; expected student.json or {LAST}/student.json in it: give a finished run "
+        "or the folder of a checkpoint"
+    )
 
 
 def shown(path: Path) -> str:

@@ -47,10 +47,10 @@ class Form:
     parameter_bytes: int  # size of the parameters; for int8 with the int32 biases and the scales
     file_bytes: int
     val_macro_avg_acc: float
-    max_difference: float  # largest absolute difference of a logit, over all clips
-    agreement: float  # share of the clips for which both forms predict the same scene
+    max_difference: float  # largest absolute difference of a logit from the first form's, over all clips
+    agreement: float  # share of the clips for which this form predicts the same scene as the first form
     latency_ms: float  # wall-clock time, median over single clips
-    latency_iqr_ms: float  # interquartile range of the same
+    latency_iqr_ms: float  # interquartile range of the wall-clock time
     cpu_ms: float  # median CPU time of the thread, which other processes do not affect
     cpu_ratio: float  # `cpu_ms` relative to the first form
 
@@ -58,7 +58,7 @@ class Form:
 def compare(
     variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int
 ) -> tuple[list[Form], dict[str, float]]:
-    """Return the figures of every variant, and the latency of the front-end (`latency_ms`, `cpu_ms`).
+    """Return the figures of every variant on `clips`, and the latency of the front-end (`latency_ms`, `cpu_ms`).
 
     Raise ExportError if the logits of a variant are not finite.
     """

@@ -37,18 +37,19 @@ def teacher_logits(
 ) -> torch.Tensor:
     """Return the logits `[len(filenames), C]` of a teacher, in the order of `filenames`.
 
-    `source` is a teacher's folder, whose logits are computed once, or a logits file. For `content` see `open_cache`.
-    Raise CheckpointError for a teacher of other classes, or if a clip has no logits.
+    `source` is a teacher's folder, whose logits are computed once, or a logits file.
+    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
+    Raise CheckpointError if the teacher's classes are not the task's, or if a clip has no logits.
     """
     path = source if source.is_file() else logits_file(config, source, progress, content)
     return load_logits(path, filenames, tau.SCENES)
 
 
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
-    """Return the file with the logits of the teacher in `folder` for both parts of the training split.
+    """Return the file with the logits of the teacher in `folder` for the training and validation clips.
 
-    Logits that are not cached yet are computed. The cache key is checkpoint, waveforms, front-end. For `content` see
-    `open_cache`.
+    Logits that are not cached yet are computed. The cache key depends on checkpoint, waveforms and front-end.
+    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
     """
     if content is not None and (path := logits_path(config, folder, content)).is_file():
         return path
@@ -82,9 +83,9 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
 
 
 def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
-    """Return the cache file for the logits of the teacher in `folder` and clips of this content digest.
+    """Return the path at which the logits of the teacher in `folder` are cached. The file need not exist yet.
 
-    The file need not exist yet.
+    `content` is the content digest of the clips' waveforms (`WaveformCache.content`).
     """
     extra = _teacher_facts(folder)
     waveforms = cache_key(content, FrontEndConfig(**extra["frontend"]).sample_rate, config.data.skip_broken)
@@ -96,7 +97,7 @@ def _teacher_facts(folder: Path) -> dict[str, Any]:
     extra = read_extra(folder)
     if not set(_FACTS) <= set(extra):
         raise CheckpointError(
-            f"{folder / 'teacher.json'} lacks {', '.join(f for f in _FACTS if f not in extra)}; expected "
+            f"{folder / 'teacher.json'} lacks {', '.join(f for f in _FACTS if f not in extra)}; expected the keys "
             f"{', '.join(_FACTS)}: fine-tune the teacher again"
         )
     return extra
@@ -113,7 +114,7 @@ def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = Fals
 def ensemble_weights(config: TrialConfig, data: SplitClips, progress: bool = False) -> tuple[float, ...]:
     """Return one weight for each teacher of `distill.teacher_ckpts`, or an empty tuple for equal weights.
 
-    With distill.ensemble=greedy the weights are chosen on the validation clips.
+    With distill.ensemble=greedy, the weights are chosen on the validation clips; else they are distill.teacher_weights.
     """
     d = config.distill
     if not d.teacher_ckpts:

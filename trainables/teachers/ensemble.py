@@ -24,8 +24,8 @@ PICKS = 20  # picks of the greedy selection: the weights are multiples of 1/20 o
 def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float] = ()) -> torch.Tensor:
     """Combine the logits `[N, C]` of several teachers into the logits `[N, C]` of their ensemble.
 
-    The method `greedy` is the mean of probabilities with the `weights` of a `Selection`. Raise ValueError for weights
-    that do not fit the number of teachers.
+    `method` is logits, probabilities or greedy, which means probabilities with the `weights` of a `Selection`. Raise
+    ValueError for weights that do not fit the number of teachers.
     """
     method = "probabilities" if method == "greedy" else method
     check_ensemble(method, weights, len(logits))
@@ -40,7 +40,7 @@ def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float
 
 @dataclass(frozen=True)
 class Selection:
-    """The picks of a greedy selection in order, and the accuracy after each."""
+    """Result of a greedy selection: the picked teachers in order, the accuracy after each pick, the weights."""
 
     picks: tuple[int, ...]  # indices of teachers
     accuracies: tuple[float, ...]  # macro average accuracy after each pick, on the clips used for the selection
@@ -60,7 +60,7 @@ class Accuracies:
 def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequence[float] = ()) -> Accuracies:
     """Return the accuracies of teachers' logits `[M, C]` and of their ensembles for `labels [M]`.
 
-    `weights` apply to the two means; the greedy weights are chosen on these clips.
+    `weights` apply to the means of logits and of probabilities. The greedy weights are chosen on the same M clips.
     """
     selection = greedy(logits, labels)
     together = {method: combine(logits, method, weights) for method in ("logits", "probabilities")}
@@ -73,16 +73,16 @@ def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequ
 
 
 def macro_accuracy(logits: torch.Tensor, labels: np.ndarray) -> float:
-    """Return the mean of the class-wise accuracies of `logits [M, C]`."""
+    """Return the mean of the class-wise accuracies of `logits [M, C]` for `labels [M]`."""
     return measure(logits.numpy(), labels, np.full(len(labels), "")).macro_avg_acc
 
 
 def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PICKS) -> Selection:
     """Choose the weights of an ensemble by greedy forward selection with replacement.
 
-    Each of the `n_picks` picks adds the teacher that gives the highest macro accuracy of the mean probabilities; of
-    equal ones, that with the lower cross-entropy. A teacher may be picked more than once. The selection keeps the most
-    accurate of the ensembles after each pick; of equal ones, the smallest.
+    Each of the `n_picks` picks adds the teacher that gives the highest macro accuracy of the mean probabilities; among
+    equal teachers, the one with the lowest cross-entropy. A teacher may be picked more than once. The result is the
+    most accurate ensemble that was found after any pick; among equal ensembles, the one with the fewest picks.
     """
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
     true = torch.tensor(labels, dtype=torch.int64)

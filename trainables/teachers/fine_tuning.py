@@ -1,4 +1,4 @@
-"""Fine-tune a teacher on the training part and keep its best epoch on validation.
+"""Fine-tune a teacher on the training clips and keep the epoch with the best validation accuracy.
 
 folder = fine_tuned_teacher(config)                       # content-addressed: trained once
 logits = teacher_logits(config, folder, filenames)        # [N, C], computed once (cached_logits.py)
@@ -36,7 +36,7 @@ FORMAT = 2  # version of cached teachers and cached logits, part of their keys
 def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str | None = None) -> Path:
     """Return the folder of the teacher that `config.teacher` describes; if it is not cached yet, train it first.
 
-    For `content` see `open_cache`.
+    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
     """
     clips = load_clips(config, config.teacher.frontend.sample_rate, progress, content)
     folder = teacher_folder(config, clips)
@@ -153,7 +153,7 @@ def validation_hash(validation: Clips) -> str:
 
 
 def teacher_summary(source: Path) -> dict[str, object]:
-    """Return the name and the validation figures of a teacher, for manifests and reports."""
+    """Return the name and the validation figures of the teacher at `source`, a folder or a logits file."""
     extra = read_manifest(source) if source.is_file() else read_extra(source) | {"teacher": source.name}
     try:
         return {
@@ -163,6 +163,6 @@ def teacher_summary(source: Path) -> dict[str, object]:
         }
     except KeyError as error:
         raise CheckpointError(
-            f"{source} lacks the key {error}; expected teacher, val_macro_avg_acc, validation: make the file again "
+            f"{source} lacks the key {error}; expected teacher, val_macro_avg_acc and validation: make the file again "
             "with trainables/cache_logits.py"
         ) from error

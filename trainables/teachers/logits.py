@@ -40,9 +40,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def load_logits(path: Path, filenames: Sequence[str], classes: tuple[str, ...] | None = None) -> torch.Tensor:
-    """Return the logits `[len(filenames), C]` as float32, in the order of `filenames`.
+    """Return the logits `[len(filenames), C]` in the file `path` as float32, in the order of `filenames`.
 
-    Raise CheckpointError for clips that the file does not have, a teacher of other `classes`, logits that are not
+    Raise CheckpointError if a clip is not in the file, if the teacher's classes are not `classes`, or if logits are not
     finite.
     """
     stored, logits, manifest = _read_logits(path)
@@ -63,7 +63,8 @@ def load_logits(path: Path, filenames: Sequence[str], classes: tuple[str, ...] |
     broken = [filenames[i] for i in (~selected.isfinite().all(dim=1)).nonzero().flatten().tolist()]
     if broken:
         raise CheckpointError(
-            f"{path}: the logits of {len(broken)} clips are not finite, first {broken[0]}: make the file again"
+            f"{path}: the logits of {len(broken)} clips are not finite, first {broken[0]}: make the file again "
+            "with trainables/cache_logits.py"
         )
     return selected
 
@@ -87,7 +88,7 @@ def _read_logits(path: Path) -> tuple[list[str], torch.Tensor, dict[str, Any]]:
 
 
 def folder_hash(folder: Path) -> str:
-    """Return the content hash of a checkpoint folder, which is part of the cache key of its logits."""
+    """Return a hash of names and content of all files in a checkpoint `folder`."""
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())

@@ -5,8 +5,9 @@
     output = predict(picked, draws, mix)                       # TeacherOutput: logits [B, C], features [B, D]
 
 Every teacher reads its clips from the waveform cache at its own sample rate, so that nothing is resampled twice. The
-random draws of the student's clips are applied to them: the same impulse response, the same roll, the same mixup of
-log-mels. So without augmentation the logits equal the cached ones of offline distillation, up to float16 rounding.
+random draws of the student's clips are applied to the teacher's clips: the same impulse response, the same roll, the
+same mixup of log-mels. So without augmentation the logits equal the cached ones of offline distillation, up to float16
+rounding.
 Freq-MixStyle and masks are applied to the student only: they change its mel bins, and a teacher predicts the complete
 clip.
 """
@@ -51,7 +52,7 @@ class OnlineTeachers:
     def batch_teacher(
         self, augment: AugmentConfig, device: torch.device, amp: str = "off", with_features: bool = False
     ) -> BatchTeacher:
-        """Return the function for `Epoch.teachers`: it computes the teachers' output for one batch."""
+        """Return a function that computes the teachers' output for one batch (for `Epoch.teachers`)."""
         front_ends = [LogMel(m.front_end).to(device) for m in self.members]
         impulses = [impulses_for(augment, m.front_end.sample_rate, device) for m in self.members]
         for member in self.members:
@@ -75,7 +76,8 @@ class OnlineTeachers:
 def load_online(config: TrialConfig, data: SplitClips, progress: bool = False) -> OnlineTeachers:
     """Load the teachers of `distill.teacher_ckpts` for the training clips of `data`.
 
-    Raise CheckpointError for a logits file in place of a teacher, a damaged teacher, or a teacher of other classes.
+    Raise CheckpointError for a logits file instead of a teacher's folder, a damaged teacher, or other classes than the
+    task's.
     """
     members = []
     for source in map(Path, config.distill.teacher_ckpts):

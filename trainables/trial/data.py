@@ -17,7 +17,7 @@ from trainables.teachers.online import OnlineTeachers, load_online
 
 @dataclass(frozen=True)
 class TrialData(SplitClips):
-    """Both parts of the training split, and the teachers of online distillation."""
+    """The training and validation clips of a trial, and the teachers of online distillation."""
 
     online: OnlineTeachers | None = None  # with distill.mode=online, instead of `Clips.teacher`
 
@@ -26,7 +26,7 @@ def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFing
     """Return the clips with the logits of the teacher ensemble; logits that are not cached yet are computed.
 
     `known` is the fingerprint that the driver computed for the study's data. If it describes the clips of this
-    configuration, their files are not read again. Raise DatasetError if the loaded clips differ from it.
+    configuration, their files are not read again, and DatasetError is raised if the loaded clips differ from it.
     """
     if known and not known.describes(config):
         known = None  # the search space varies the division of the data, so the driver's fingerprint does not apply

@@ -51,7 +51,7 @@ def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator
 
     Epochs that no trial has trained yet are trained here. `code` is the version of the running code (None:
     `code_hash()`). `seconds` of a shared record is the time of the trial that trained the epoch. The dense phase is
-    not shared by a trial on a base, which has none, and by a trial that adopted another one's state.
+    not shared by a trial that prunes a given base (it has none), nor by one that adopted another trial's state.
     """
     if trial.stage == 0 and not trial.start.from_base and trial.weights is not Weights.ADOPTED:
         yield from _dense_stage(trial, Parent(parents / parent_key(trial, code or code_hash())))
@@ -95,14 +95,14 @@ class Parent:
         make_folder(folder)
 
     def refresh(self) -> int:
-        """Return the number of published epochs. This is cheap: files are read only if there is a new state."""
+        """Return the number of epochs in the folder. This is cheap: files are read only if there is a new state."""
         newest = self._states()[:1]
         if newest and newest[0].name != self._newest_read:
             self.read()
         return len(self.records)
 
     def read(self) -> int:
-        """Read the newest valid state from disk and return the number of published epochs."""
+        """Read the newest valid state in the folder and return the number of epochs that it has records of."""
         states = self._states()
         self._newest_read = states[0].name if states else ""
         self.state, self.records = None, []
@@ -115,9 +115,9 @@ class Parent:
         return len(self.records)
 
     def publish(self, trial: Trial, record: Record) -> None:
-        """Write the trial's state after `record`.
+        """Write the state of `trial`, which has just trained the epoch of `record`, to the folder.
 
-        The caller holds the lock, and its state is the one that follows `self.records`.
+        The caller must hold the lock, and `record` must be of the epoch after the last one in `self.records`.
         """
         records = [*self.records, asdict(record)]
         state = self.folder / f"state-{record.epochs:04d}"
@@ -133,7 +133,7 @@ class Parent:
             shutil.rmtree(old)
 
     def take_over(self, trial: Trial) -> None:
-        """Load the newest valid state into `trial`. The caller holds the lock and has just called `read`."""
+        """Load the newest valid state into `trial`. The caller must hold the lock and have called `read` since."""
         assert self.state is not None
         sizes = trial.sizes  # sizes of this trial's own prune steps
         trial.load(self.state, adopt=_free_keys(trial))
@@ -146,7 +146,7 @@ class Parent:
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
     """Yield the remaining records of stage 0; stop early if the trial has to continue alone."""
     n_epochs = trial.stage_epochs(0)
-    loaded = 0 if not trial.epochs else None  # epoch of the parent whose state `trial` has in memory; None: no such
+    loaded = 0 if not trial.epochs else None  # epoch of the parent whose state `trial` has in memory; None: of no epoch
     while trial.stage == 0:
         epoch = trial.epoch + 1
         if parent.refresh() < epoch or epoch == n_epochs:
@@ -169,7 +169,10 @@ def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
 
 
 def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
-    """Train and publish the epochs up to `epoch`: more than one if the newest state has been lost."""
+    """Train and publish the epochs up to `epoch`: more than one if the newest state has been lost.
+
+    `has_state` tells that `trial` has the newest state of `parent` in memory already. The caller must hold the lock.
+    """
     if not has_state and parent.state:
         parent.take_over(trial)
     elif not has_state:
@@ -182,10 +185,10 @@ def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
 
 
 def _take_record(trial: Trial, parent: Parent, epoch: int, n_epochs: int) -> Record:
-    """Advance the trial to `epoch` and return its record.
+    """Advance the trial to `epoch`, which another trial has trained, and return the record of this epoch.
 
-    After the last epoch of the stage the trial has the parent's weights and a point; before it, only the position
-    changes.
+    In the last epoch of the stage, the trial also loads the parent's weights and gets its point; before, only the
+    position changes.
     """
     if trial.epochs == 0:
         start_stage(trial)

@@ -33,7 +33,7 @@ from trainables.trial.trial import Trial
 
 
 def run_trial(trial: Trial) -> Iterator[Record]:
-    """Train, measure, prune, retrain, measure ...: yield a record after each epoch, with a point at a stage's end."""
+    """Yield a record after each epoch of the remaining stages; the last one of a stage has the measured point."""
     c = trial.config
     if trial.weights is Weights.SHARED:  # no shared phase here: train its epochs again, without their records
         reported = trial.epochs

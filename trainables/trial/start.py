@@ -15,7 +15,8 @@ class Start:
     Start(base=student)             from a base: stage 0 measures this trained student as it is, then it is pruned
     Start(base=student, widths=w)   from a base to widths: one prune step, to exactly these widths
 
-    `base` is in its training form. A restored trial has the weights of its base in its own state (`had_base`).
+    `base` must be in its training form. A restored trial has no `base`, because its own state holds the weights;
+    `had_base` tells that it started from one.
     """
 
     base: Student | None = None
@@ -24,7 +25,7 @@ class Start:
 
     @property
     def from_base(self) -> bool:
-        """Whether nothing is trained before the first prune step."""
+        """Whether the trial starts from a base, so that nothing is trained before the first prune step."""
         return self.base is not None or self.had_base
 
     @property

@@ -96,7 +96,7 @@ class Trial:
         return self.stage_epochs(0) + self.stage_epochs(1) * (self.n_stages - 1)
 
     def stage_epochs(self, stage: int) -> int:
-        """Return the number of epochs of a stage; 0 if a base is only measured."""
+        """Return the number of epochs of a stage; 0 for stage 0 of a trial that starts from a base."""
         if stage:
             return self.config.prune.epochs
         return 0 if self.start.from_base else self.config.train.epochs
@@ -115,10 +115,10 @@ class Trial:
         self.place(model)
 
     def end_stage(self, point: Point, deployed: Student) -> None:
-        """Store the stage's point, save its network as deployed, and advance to the next stage.
+        """Store the stage's `point`, save its `deployed` network, and advance to the next stage.
 
-        The network is on disk when this returns, so before the point is reported. It replaces the network that an
-        earlier run of this trial saved for the same stage: a reported network exists until its replacement does.
+        The network is on disk when this returns, so before the point is reported. It replaces the network that this
+        trial may have saved for the same stage before a restore: a reported network exists until its replacement does.
         """
         extra = describe_use(self.config) | {"point": point_dict(point)}
         mend_folder(self.folder / point.checkpoint)  # no other process writes here
@@ -128,7 +128,7 @@ class Trial:
         self.stage, self.epoch, self.optimizer, self.val_acc_pruned = point.step + 1, 0, None, None
 
     def save(self, folder: Path) -> None:
-        """Save the complete state: the network with its architecture, the optimiser, the position, the points."""
+        """Save the trial's complete state to `folder`: network, architecture, optimiser, position, points."""
         checkpoint.save_student(folder / "student", self.model, describe_use(self.config))
         state = {
             "config": json.dumps(self.config.flat()),
@@ -148,11 +148,11 @@ class Trial:
         torch.save(state, folder / "trial.pt")
 
     def load(self, folder: Path, adopt: Collection[str] = ()) -> None:
-        """Restore the state that `save` wrote.
+        """Restore the state that `save` wrote to `folder`.
 
         Raise CheckpointError for a damaged file, another architecture, other clips or another configuration.
-        Directories may differ, because a study may have moved, and so may the keys in `adopt`: with these, a trial
-        adopts the state of another trial and continues with its own values.
+        Directories may differ, because a study may have moved. The keys in `adopt` may differ too: then the trial
+        adopts the state of another trial and continues with its own values of these keys.
         """
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
@@ -160,13 +160,13 @@ class Trial:
         refused = "; ".join(f"{k}: {values}" for k, values in differing.items() if k not in adopt)
         if refused:
             raise CheckpointError(
-                f"{folder} belongs to another configuration: {refused}; continue with its values, or start a new run"
+                f"{folder} belongs to another configuration: {refused}; set the checkpoint's values, or start a new run"
             )
         weights = _weights_of(state)
         if differing and weights is Weights.SHARED:
             raise CheckpointError(
-                f"{folder} holds no weights for another configuration, because they are in its trial's shared dense "
-                f"phase; expected a checkpoint of a later stage, or equal values of {', '.join(differing)}"
+                f"{folder} has no weights that a trial with another {', '.join(differing)} can adopt: they are in the "
+                "shared dense phase; expected a checkpoint of a later stage: use one, or equal values"
             )
         if state.get("clips", self.clips_hash) != self.clips_hash:
             raise CheckpointError(
@@ -197,7 +197,7 @@ class Trial:
             self.average = WeightAverage(placed(network, self.device), self.config.train.ema_decay)
 
     def _plan_sizes(self) -> list[tuple[int, int]]:
-        """Return (MACs, params) of every stage, as far as they are known; PruningError if a step is impossible."""
+        """Return the planned (MACs, parameters) of every stage; PruningError if a prune step is impossible."""
         c, start = self.config, self.start
         first = start.base.widths if start.base else start.widths
         measure = partial(

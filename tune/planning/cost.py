@@ -19,7 +19,7 @@ _Z = 1.96  # standard normal quantile of a 95 % interval
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Return the 95 % score interval of the share hits / n.
+    """Return the 95 % score interval of the share `hits / n`.
 
     Wilson 1927: (p + z^2/2n -+ z sqrt(p (1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     """
@@ -31,9 +31,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def trial_hours(
     config: TrialConfig, macs: Sequence[int], clips: tuple[int, int], steps: Sequence[tuple[int, StepTime]]
 ) -> list[float]:
-    """Return the hours of each stage of a trial whose networks have `macs`, on `clips` (training, validation).
+    """Return the hours of each stage of a trial. `macs` holds the MACs of its network in each stage, `clips` the number
+    of training clips and of validation clips.
 
-    The time is interpolated linearly in MACs between the measured networks `steps`, and constant outside of them.
+    The time of a step is interpolated linearly in MACs between the measured networks `steps`, and constant outside.
     """
     by_macs = sorted(steps, key=lambda step: step[0])
     measured = [m for m, _ in by_macs]
@@ -60,13 +61,14 @@ class Rungs:
         return bool(self.epochs) or self.after_steps
 
     def hours(self, stages: Sequence[float]) -> list[float]:
-        """Return the hours after which a trial with these stages reaches each rung, except the end of the trial."""
+        """Return the hours after which a trial whose stages take `stages` hours reaches each rung before its end."""
         dense = [stages[0] * epoch / self.dense_epochs for epoch in self.epochs]
         return dense + (np.cumsum(stages)[1:-1].tolist() if self.after_steps else [])
 
 
 def until_stopped(stages: Sequence[float], rungs: Rungs, rng: np.random.Generator) -> float:
-    """Return the hours of a trial when each rung promotes it at random with probability `rungs.kept`."""
+    """Return the hours of a trial whose stages take `stages` hours, if each rung promotes it at random with probability
+    `rungs.kept`."""
     for spent in rungs.hours(stages):
         if rng.random() >= rungs.kept:
             return spent

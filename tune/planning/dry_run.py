@@ -95,7 +95,8 @@ def dry_run(space: Space, config: TrialConfig, asked: Asked, console: Console, n
 
 
 def draw(space: Space, base: dict[str, Any], seed: int, n: int = DRAWS, seconds: float = SAMPLING_S) -> Draws:
-    """Return `n` checked random samples of `space` over `base`, or as many as `seconds` allow; at least one."""
+    """Draw `n` random samples of `space`, or as many as `seconds` allow (at least one), and check their feasibility.
+    Their values override the flat configuration `base`."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
     gate = NetworkGate(base)
     draws, until = Draws([], [], Counter(), {}), time.monotonic() + seconds
@@ -132,7 +133,7 @@ def nothing_fits(draws: Draws, limits: Limits) -> str:
         for name, least, limit in (("MACs", macs, limits.macs), ("bytes", nbytes, limits.bytes))
         if least > limit
     ]
-    missed = missed or ["some samples meet each limit, but none meets both"]
+    missed = missed or ["each limit alone is met by some sample, but no sample meets both"]
     return f"no sample fits the limits: {'; '.join(missed)}. Widen the limits or narrow the space"
 
 
@@ -182,7 +183,7 @@ def step_table(steps: Sequence[tuple[int, StepTime]], config: TrialConfig) -> Ta
 def print_study_hours(
     asked: Asked, hours: Sequence[list[float]], rungs: Rungs, gpu: bool, console: Console
 ) -> dict[int, tuple[float, float]]:
-    """Print and return the study's hours for each number of workers: (no trial is stopped early, early stopping).
+    """Print and return {number of workers: (hours of the study without early stopping, hours with it)}.
 
     The trials are drawn at random from the measured samples and queued on the workers.
     """

@@ -8,7 +8,7 @@
     ray_asc_tune_trials{study, status}              number of trials
     ray_asc_tune_rejected{study, reason}            number of sampled configurations that were not trained
     ray_asc_tune_front_size{study}                  number of non-dominated networks within the limits
-    ray_asc_tune_best_val_macro_avg_acc{study}      their best validation accuracy
+    ray_asc_tune_best_val_macro_avg_acc{study}      best validation accuracy of these networks
 
 All values come from the state of the study, so a resumed study continues with its earlier values. Gauges cannot be
 deleted, but Ray drops a series two report intervals (20 s) after it was last set. Only running trials are set, so a

@@ -4,8 +4,9 @@
     optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(FILE)))
 
 Every trial and every rejected sample becomes an Optuna trial. Complete trials have the values of their last network;
-rejected samples and early-stopped trials have the state PRUNED. User attributes hold our name, status and reason, and
-the accuracy and MACs of every measured network; also the parameters, if they are outside the edited search space.
+rejected samples and early-stopped trials have the state PRUNED. User attributes hold the name of our trial, its status
+and reason, and the accuracy and MACs of every measured network. If the parameters are outside the edited search space,
+they are a user attribute, too.
 """
 
 import warnings

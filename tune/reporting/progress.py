@@ -1,6 +1,6 @@
 """The lines that a driver prints while its study runs: measured networks, and trials that stopped, failed or crashed.
 
-This reducer is attached after the replay, so that only new events are printed.
+`ProgressLines` must be attached to the log after the replay, so that it prints new events only.
 """
 
 import time

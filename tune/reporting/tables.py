@@ -36,7 +36,7 @@ REPLAY_CHUNK = 500  # number of events between two writes of tables during a rep
 
 @dataclass
 class _Trial:
-    """The data behind a trial's files that StudyState does not keep."""
+    """The data that a trial's files need and that StudyState does not keep."""
 
     events: int = 0  # number of the trial's events, also stored in info.json when it is written
     curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
@@ -77,8 +77,8 @@ class StudyTables:
             self._stale = True
 
     def flush(self, last: bool = False) -> None:
-        """Write tables that changed since the last call. points.csv takes at most a twentieth of the time, except in
-        the `last` call."""
+        """Write tables that changed since the last call. Writing points.csv takes at most a twentieth of the driver's
+        time, except in the `last` call, which always writes it."""
         self.flush_trials(self._changed)
         now = time.monotonic()
         if self._stale and (last or now > self._table_at + max(1.0, 20 * self.table_took_s)):
@@ -140,8 +140,8 @@ class StudyTables:
 
 
 def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
-    """Apply a journal to `log`, of which `tables` is a reducer, and write the tables that are out of date. JournalError
-    names the line of an event that is not valid after the earlier ones."""
+    """Apply the journal `reading` to `log` and write the tables that are out of date. `tables` must be a reducer of
+    `log`. JournalError names the line of an event that is not valid after the earlier ones."""
     n_events = itertools.count(1)
 
     def apply(event: Event) -> None:
@@ -154,8 +154,8 @@ def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
 
 
 def rebuild_tables(folder: Path, config: Mapping[str, Any], elsewhere: Collection[str] = ()) -> StudyState:
-    """Restore tables that are lost, damaged or out of date, except those of the ended trials `elsewhere`. Return the
-    state of the study. OSError if a table cannot be written."""
+    """Restore tables that are lost, damaged or out of date; return the state of the study. `elsewhere` names ended
+    trials whose files are in an object store and are not restored here. OSError if a table cannot be written."""
     log = StudyLog()
     tables = StudyTables(folder, log.state, config, Patience(lambda message: None, limit_s=0))
     tables.elsewhere = elsewhere

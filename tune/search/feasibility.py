@@ -29,7 +29,7 @@ class Verdict:
     """The result of a feasibility check."""
 
     key: str  # identical for configurations that train the same networks in the same way
-    excess: float  # relative excess over the limits of the cheapest stage; above 0: infeasible
+    excess: float  # relative excess of the cheapest stage over the limits; above 0: infeasible
     reason: str = ""
     example: str = ""
 
@@ -41,7 +41,7 @@ Gate = Callable[[dict[str, Any]], Verdict]
 def stages(
     student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int, precision: str = "fp16"
 ) -> tuple[tuple[int, int, Widths], ...]:
-    """Return (MACs, params, widths) of every stage; estimated unless `prune.exact`.
+    """Return (MACs, params, widths) of the network of every stage; pruned networks are estimates unless `prune.exact`.
 
     Results are cached, because samplers often return to the same architectures.
     """
@@ -49,14 +49,16 @@ def stages(
 
 
 def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
-    """Return the smallest relative excess over the limits of any stage; <= 0 if at least one stage fits."""
+    """Return the relative excess of the cheapest stage over the limits; <= 0 if at least one stage fits. `sizes` holds
+    (MACs, params) of each stage."""
     return min(
         max(macs / limits.macs, size_bytes(params, limits.precision) / limits.bytes) - 1 for macs, params in sizes
     )
 
 
 class NetworkGate:
-    """Checks whether a network of the sampled values fits the limits; `base` is the configuration they override."""
+    """Checks whether sampled values give a network that fits the limits. The values override the flat configuration
+    `base`."""
 
     def __init__(self, base: dict[str, Any]):
         self.base = base
@@ -81,8 +83,8 @@ class NetworkGate:
 def _key(config: TrialConfig, networks: tuple[tuple[int, int, Widths], ...]) -> str:
     """Return a hash that is identical for configurations that train the same networks in the same way.
 
-    For example, different widths that round to the same channels, or ratios that remove the same channels. If the
-    widths depend on the weights, it is the hash of the configuration itself.
+    Examples are different widths that round to the same channels, or ratios that remove the same channels. If the
+    widths of pruned networks depend on the trained weights, it is the hash of the configuration itself.
     """
     flat = config.flat()
     if not config.prune.rounds:

@@ -24,7 +24,7 @@ SCHEDULERS = {
     "mo_asha": "stops trials with low accuracy for their MACs",
     "asha": "stops trials with low accuracy",
     "fifo": "stops no trial",
-    "pbt": "population based training: trials of one network copy the weights and rates of better ones",
+    "pbt": "population based training: trials of one network copy the weights and hyperparameters of better ones",
 }
 Rung = tuple[str, int]  # ("dense", epoch), or ("step", k): the network retrained after prune step k
 Values = tuple[float, ...]
@@ -129,7 +129,7 @@ class SuccessiveHalving:
 
 
 def milestones(first: int, last: int, factor: float) -> list[int]:
-    """Return the epochs first, first * factor, first * factor^2, ... up to `last`."""
+    """Return the epochs `first`, `first * factor`, `first * factor^2`, ... up to `last`, rounded."""
     found, epoch = [], float(first)
     while round(epoch) <= last:
         found.append(round(epoch))
@@ -138,7 +138,8 @@ def milestones(first: int, last: int, factor: float) -> list[int]:
 
 
 def crowding_distance(values: np.ndarray) -> np.ndarray:
-    """Return the crowding distance `[N]` of `values [N, M]` of one rank; it is infinite at the ends of an objective.
+    """Return the crowding distances `[N]` of N trials of one rank with the objectives `values [N, M]`. The distance of
+    the best and of the worst trial in an objective is infinite.
 
     Deb et al. 2002 (NSGA-II), section III.B.
     """

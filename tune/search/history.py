@@ -65,7 +65,7 @@ class OptunaHistory:
         self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, but feasibility unknown so far
         self._newest: TrialCreated | None = None  # newest trial, without confirmations
         self._confirmations: set[str] = set()  # trials that are not reported to Optuna
-        self._drawn: optuna.Trial | None = None  # a trial that was drawn; the next event is its own
+        self._drawn: optuna.Trial | None = None  # a trial that was drawn; the next event describes it
 
     def apply(self, event: Event) -> None:
         if isinstance(event, SampleRejected):
@@ -173,10 +173,10 @@ class OptunaHistory:
             self._crashed[config_id] = configuration
 
     def _report(self, ended: _Configuration) -> None:
-        """Report the end of a configuration to Optuna, then the shorter schedules that it trained.
+        """Report the end of a configuration to Optuna, then its shorter pruning plans, which it trained as well.
 
-        The values are means over the complete replicates. Without one the state is PRUNED if a replicate was stopped,
-        else FAIL.
+        The values are means over the complete replicates. If no replicate is complete, the state is PRUNED if one was
+        stopped, else FAIL.
         """
         complete = [points for name, points in ended.points.items() if ended.outcomes[name] == "completed"]
         if complete:
@@ -193,8 +193,8 @@ class OptunaHistory:
                 self._report_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES})
 
     def _report_known(self, params: dict[str, Any], figures: dict[str, float]) -> None:
-        """Report a configuration that was trained elsewhere to Optuna, once its feasibility is known. Configurations
-        outside the edited search space are ignored."""
+        """Report to Optuna a measured configuration that was not drawn (fewer prune steps, or an earlier study), once
+        its feasibility is known. Configurations outside the edited search space are ignored."""
         verdict = self._verdicts.get(parameters_key(params))
         if verdict is None:
             if self._contains(params):
@@ -213,7 +213,7 @@ class OptunaHistory:
         return True
 
     def _keep_short(self) -> None:
-        """Cut a history of CAPACITY trials to half: keep running trials, the best CAPACITY / 4, then the latest."""
+        """Cut a study of CAPACITY Optuna trials to half: keep running ones, the best CAPACITY / 4, then the latest."""
         trials = self.study.get_trials(deepcopy=False)
         if len(trials) < CAPACITY:
             return
@@ -249,7 +249,7 @@ class OptunaHistory:
 
 
 def configuration_of(name: str) -> str:
-    """Return the configuration of a trial: t0003 for t0003 and for its replicate t0003r1."""
+    """Return the name of a trial's configuration: t0003 for trial t0003 and for its replicate t0003r1."""
     return name.partition("r")[0]
 
 

@@ -72,7 +72,7 @@ class SessionSearcher(Searcher):
         """Do nothing: a study resumes from its journal, and Ray's snapshots are not used."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("a study resumes from its journal, not from Ray's snapshots")
+        raise NotImplementedError("Ray's snapshots are not used; resume a study from its journal: tune/run.py --resume")
 
 
 class SessionStopper(rt.Stopper):
@@ -80,7 +80,7 @@ class SessionStopper(rt.Stopper):
 
     def __init__(self, session: SearchSession):
         self._session = session
-        self.lost: StudyLost | OSError | None = None  # lost to another driver, or no storage
+        self.lost: StudyLost | OSError | None = None  # why no more can be written: another driver, or no storage
 
     def __getstate__(self) -> dict[str, Any]:  # Ray pickles it with its snapshots, which are not used
         return {}
@@ -116,7 +116,7 @@ class SessionCallback(rt.Callback):
         self._guarded(lambda: self._step(running))
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Run an action that writes, unless the study is lost."""
+        """Run an action that writes to the study, unless the study is lost."""
         if self._stopper.lost is None:
             try:
                 action()
@@ -181,12 +181,13 @@ def check_population(space: Space) -> None:
 
 
 class Population(PopulationBasedTraining):
-    """Population based training (Jaderberg et al. 2017) of one network and the rates that `space` searches.
+    """Population based training (Jaderberg et al. 2017) of one network and the hyperparameters that `space` searches.
 
     Every 1/8 of the dense phase, a trial in the worst quarter copies weights and configuration of a better trial in the
-    best quarter, and perturbs the searched rates. After the dense phase nothing is copied, because its networks are
-    points of the front. If trials wait for a worker, they train in turns; a trial that is 1/8 ahead of its donor may
-    fall back by this 1/8, but only once. Random numbers are drawn from (seed, trial, epoch).
+    best quarter, and perturbs the searched hyperparameters. After the dense phase nothing is copied, because its
+    networks are points of the front. If trials wait for a worker, they train in turns; a trial that is 1/8 of the dense
+    phase ahead of its donor may fall back by this 1/8, but only once. Random numbers are drawn from (seed,
+    trial, epoch).
     """
 
     def __init__(self, space: Space, dense_epochs: int, seed: int):
@@ -205,7 +206,7 @@ class Population(PopulationBasedTraining):
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Ray does not allow a search algorithm with PBT, because it would learn from configurations that it has not
-        # drawn. Ours draws the first generation; in a space of rates alone this error is small
+        # drawn. Ours draws the first generation; in a space of training settings alone this error is small
         super().on_trial_add(_NoSearch, trial)  # type: ignore[arg-type]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -246,10 +247,10 @@ class Population(PopulationBasedTraining):
 
 
 def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
-    """Return a perturbed value of a rate (Jaderberg et al. 2017, section 4.1).
+    """Return a perturbed value of a hyperparameter whose range is `spec` (Jaderberg et al. 2017, section 4.1).
 
     With probability 1/4 it is a new draw; otherwise a number is multiplied by 0.8 or 1.2 and clipped to its range, and
-    a choice is replaced by a neighbour.
+    a choice is replaced by a neighbour in the list of choices.
     """
     fresh = rng.random() < 0.25
     if "choice" in spec:

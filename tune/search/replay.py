@@ -1,4 +1,4 @@
-"""Convert recorded configurations to Optuna parameters: from values, for shorter schedules, from earlier studies.
+"""Convert configurations to Optuna parameters: recorded ones, those with fewer prune steps, those of earlier studies.
 
 params_of(space, {"train.lr": 0.01, "prune.ratios": [0.2, 0.3]})   # {"train.lr": 0.01, "prune.steps": 2, ...}
 replay(space, params)                                              # the values and their distributions
@@ -18,7 +18,8 @@ from tune.study.journal import read_state
 
 @dataclass
 class _Recorded:
-    """Trial that suggests the values of `params` and records the distributions; SpaceError for a value outside them."""
+    """Stand-in for an Optuna trial that suggests the values of `params` and records their distributions. SpaceError for
+    a value outside its distribution."""
 
     params: Mapping[str, Any]
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
@@ -42,12 +43,12 @@ class _Recorded:
 
     def _value(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self.params:
-            raise SpaceError(f"{name} is missing; expected a value in {distribution}")
+            raise SpaceError(f"parameter {name} is missing in the configuration; expected a value in {distribution}")
         return self.params[name]
 
     def _checked(self, name: str, value: Any, distribution: BaseDistribution, fits: bool) -> Any:
         if not fits:
-            raise SpaceError(f"{name}={value!r} is outside {distribution}")
+            raise SpaceError(f"{name}={value!r}: expected a value in {distribution}")
         self.distributions[name] = distribution
         return value
 
@@ -62,8 +63,8 @@ def replay(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], dic
     recorded = _Recorded(params)
     values = space.sample(recorded)
     if unknown := sorted(set(params) - set(recorded.distributions)):
-        expected = ", ".join(recorded.distributions)
-        raise SpaceError(f"{unknown[0]}={params[unknown[0]]!r}: space {space.name} expects only {expected}")
+        name, searched = unknown[0], ", ".join(recorded.distributions)
+        raise SpaceError(f"{name}={params[name]!r}: space {space.name} does not search {name}; it searches {searched}")
     return values, recorded.distributions
 
 
@@ -72,7 +73,7 @@ def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
     params: dict[str, Any] = {}
     for key, spec in space.parameters.items():
         if key not in values:
-            raise SpaceError(f"{key} is missing; expected a value in {dict(spec)}")
+            raise SpaceError(f"key {key} is missing in the configuration; expected a value in {dict(spec)}")
         value = values[key]
         if "choice" in spec:
             params[key] = json.dumps(value)
@@ -85,13 +86,13 @@ def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             params[key] = value
     if replay(space, params)[0] != {key: values[key] for key in space.parameters}:
-        raise SpaceError(f"{dict(values)}: expected a configuration that space {space.name} can draw")
+        raise SpaceError(f"space {space.name} cannot draw {dict(values)}; expected values in its ranges")
     return params
 
 
 def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """Return `params` with only the first `steps` prune steps, a configuration that the trial has also trained. None if
-    the space does not allow this number of steps."""
+    """Return `params` with only the first `steps` prune steps. A trial of `params` has trained this configuration, too.
+    None if the space does not allow this number of steps."""
     spec = space.parameters.get("prune.ratios", {})
     if "each" not in spec or steps < space.auxiliary[spec["each"]]["int"][0]:
         return None
@@ -104,7 +105,8 @@ def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, 
 def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yield (parameters, point) of every measured network of an earlier study that `space` could have drawn.
 
-    This is the last point of each complete trial, and of all trials the points that a shorter schedule gives.
+    The last point of a complete trial has the trial's parameters; every other point has the parameters shortened to its
+    number of prune steps. Replicates are skipped.
     """
     for trial in read_state(study).trials.values():
         if trial.replicate:

@@ -1,4 +1,4 @@
-"""The sampler: draws feasible configurations with Optuna, whose study is a fold over our events.
+"""The sampler: draws feasible configurations from an Optuna study, which is a fold over the events of our study.
 
     sampler = FeasibleSampler(space, gate, sampler="tpe", seed=0)
     log.attach(sampler)
@@ -90,8 +90,8 @@ class FeasibleSampler(OptunaHistory):
         ]
 
     def settle(self, log: StudyLog) -> None:
-        """Check the feasibility of trained configurations for which it is unknown. Call it after the end of a trial,
-        and after a replay."""
+        """Check the feasibility of trained configurations for which it is unknown, and add the results to `log`. Must
+        be called after the end of a trial and after a replay."""
         while self._waiting:
             params, _ = self._waiting[0]
             self._judge(log, params)
@@ -111,7 +111,7 @@ class FeasibleSampler(OptunaHistory):
         return new
 
     def _judge(self, log: StudyLog, params: dict[str, Any]) -> Verdict:
-        """Return the feasibility of a configuration that was not drawn here, and write it as an event for a resume."""
+        """Return the feasibility of a configuration that was not drawn here; record it as an event, for a resume."""
         if parameters_key(params) not in self._verdicts:
             verdict = self._gate(replay(self._space, params)[0])
             log.add(ConfigurationJudged(params=params, key=verdict.key, excess=verdict.excess))

@@ -27,11 +27,11 @@ from tune.study.events import (
 from tune.study.log import StudyLog
 from tune.study.state import TrialState
 
-HOPELESS = 3  # the study ends if this many trials fail for one reason before any network was measured
+HOPELESS = 3  # the study ends if this many trials fail for the same reason before any network is measured
 
 
 class SearchSession:
-    """Supplies the open trials, then new ones from `sampler`; `n_trials` is the total number of the study."""
+    """Supplies the open trials, then new ones from `sampler`; `n_trials` is the number of trials of the study."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class SearchSession:
         return events
 
     def _after_end(self, trial: TrialState) -> None:
-        """Settle the sampler, and stop the study if all its trials fail for one reason."""
+        """Settle the sampler (`FeasibleSampler.settle`), and stop the study if all trials fail for the same reason."""
         self.sampler.settle(self.log)
         if trial.outcome in ("failed", "crashed") and not self._any_point:
             self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # numbers are ignored

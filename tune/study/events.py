@@ -52,7 +52,8 @@ class DriverStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class DriverFinished(Event):
-    """A driver ended in order. `digests` are hashes of its reducers' states, to be compared with those of a replay."""
+    """A driver ended normally. `digests` are hashes of the states of its sampler and its rungs; a resume compares them
+    with the hashes after its replay."""
 
     kind = "driver_finished"
     digests: dict[str, str | None] = field(default_factory=dict)
@@ -60,7 +61,8 @@ class DriverFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationJudged(Event):
-    """The feasibility of a configuration that the sampler did not draw: a shorter schedule, or one of another study."""
+    """The feasibility of a configuration that the sampler did not draw: a drawn one with fewer prune steps, or one of
+    an earlier study (`--warm-start`)."""
 
     kind = "configuration_judged"
     params: dict[str, Any]
@@ -70,7 +72,7 @@ class ConfigurationJudged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PointImported(Event):
-    """A point of another study (`--warm-start`); `point` holds the objectives."""
+    """A network that an earlier study measured (`--warm-start`); `point` holds its objective values."""
 
     kind = "point_imported"
     params: dict[str, Any]
@@ -85,7 +87,7 @@ class SampleRejected(Event):
     params: dict[str, Any]
     reason: str
     example: str
-    excess: float  # relative excess over the limits of the cheapest stage
+    excess: float  # relative excess of the cheapest stage over the limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,7 @@ class TrialCreated(Event):
     excess: float = 0.0
     key: str = ""  # identical for configurations that train the same networks in the same way
     attributes: dict[str, Any] = field(default_factory=dict)  # system attributes of the Optuna trial
-    confirms: bool = False  # added by --confirm
+    confirms: bool = False  # whether --confirm added it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +237,7 @@ def _json_types(kind: Any) -> tuple[type, ...]:
 
 
 def migrated(old: Any) -> Iterator[Event]:
-    """Yield the events of format 2 that replace an event of format 1; EventError if it is not a valid one."""
+    """Yield the events of format 2 that replace an event of format 1; EventError if `old` is invalid."""
     if not isinstance(old, dict) or not isinstance(old.get("event"), str):
         raise EventError(f"expected an object with the key 'event', found {json.dumps(old)[:80]}")
     if old["event"] not in _MIGRATIONS:

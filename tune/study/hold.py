@@ -35,11 +35,11 @@ class Held:
             self.lease.check()
 
     def ended_elsewhere(self) -> frozenset[str]:
-        """Return the trials whose info.json is in the object store and need not be written here."""
+        """Return the names of trials whose info.json is in the object store, so that no local copy is needed."""
         return self.mirror.ended_elsewhere() if self.mirror else frozenset()
 
     def push(self, last: bool = False) -> None:
-        """Upload changed files to the object store, if the study has one."""
+        """If the study is in an object store, upload changed files. Only the `last` push is never skipped."""
         if self.mirror:
             self.mirror.push(last)
 

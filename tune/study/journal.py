@@ -61,8 +61,8 @@ def segments(study: Path) -> list[Segment]:
 
 
 def counting(study: Path) -> list[tuple[Segment, int]]:
-    """Return the valid segments, oldest first, each with the number of its valid bytes. JournalError names a damaged
-    header."""
+    """Return the valid segments, oldest first, each with the number of its valid bytes. The headers of later segments
+    decide what is valid. JournalError names a damaged header."""
     found: list[tuple[Segment, int]] = []
     for segment in segments(study):
         header = read_header(segment)
@@ -89,8 +89,8 @@ def _check_follows(segment: Segment, after: list[Any] | None, found: list[tuple[
         if size is None or size < after[1]:
             problem = "is missing" if size is None else f"has only {size:,} bytes"
             raise JournalError(
-                f"{segment.path} follows {after[1]:,} bytes of {after[0]}, which {problem}: a part of the journal was "
-                "lost. Restore that file from a copy"
+                f"the header of {segment.path} says that this segment follows {after[1]:,} bytes of {after[0]}, but "
+                f"{after[0]} {problem}: a part of the journal was lost. Restore {after[0]} from a copy"
             )
 
 
@@ -106,18 +106,20 @@ def read_header(segment: Segment) -> dict[str, Any] | None:
         header = json.loads(line)
         after = header["after"]
         if after is not None and (segment_of(Path(after[0])) is None or after[1] < 0):
-            raise ValueError(f"after is {after}; expected null or [segment, bytes]")
+            raise ValueError(f"field 'after' is {after}; expected null or [name of a segment, number of bytes]")
         if header["segment"] != FORMAT:
-            raise ValueError(f"format {header['segment']}; this version of asc-tune reads format {FORMAT}")
+            raise ValueError(f"field 'segment' is {header['segment']}; this version of asc-tune reads format {FORMAT}")
     except (ValueError, KeyError, TypeError, IndexError) as error:
+        problem = f"field {error} is missing" if isinstance(error, KeyError) else error
         raise JournalError(
-            f"{segment.path}, line 1 is not a valid header: {error}. Restore this file from a copy"
+            f"{segment.path}, line 1 is not a valid header: {problem}. Restore this file from a copy"
         ) from error
     return header
 
 
 def parse(segment: Segment, content: bytes, first_line: int = 1) -> Iterator[tuple[int, Event]]:
-    """Yield the events in the complete lines of a segment, each with its line number. JournalError names the line."""
+    """Yield the events in `content`, the complete lines of a segment from `first_line` on, each with its line number.
+    JournalError names an invalid line."""
     for number, line in enumerate(content.splitlines(), start=first_line):
         if segment.number and number == 1:
             continue  # the header
@@ -184,13 +186,13 @@ def read_state(study: Path) -> StudyState:
 
 
 def next_generation(study: Path) -> int:
-    """Return the generation of a driver that starts now."""
+    """Return the generation of a driver that starts now: the highest one in the journal plus 1."""
     return max((segment.generation for segment in segments(study)), default=0) + 1
 
 
 class Journal:
-    """Writer of a study's journal: appends events to segments of its own generation. Only the driver that holds the
-    study may create one.
+    """Writer of a study's journal: appends events to segments of its own generation. The caller must hold the study
+    (tune/study/hold.py).
 
     `after` is the position where the reading of the earlier segments ended (`Reading.after`). `check` is called before
     each write and raises StudyLost if the driver has lost the study.
@@ -260,7 +262,7 @@ class Journal:
         assert self._handle is not None
         opened = os.fstat(self._handle)
         if not os.path.samestat(opened, self._path.stat()):
-            raise FileNotFoundError(f"{self._path} was replaced by another file")
+            raise FileNotFoundError(f"{self._path} was replaced by another file; put the file of this driver back")
         try:
             if opened.st_size > self._size:  # a partial line, left when the storage became unavailable
                 os.ftruncate(self._handle, self._size)

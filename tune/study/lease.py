@@ -7,8 +7,8 @@
 Object stores have no locks, and pyarrow has no conditional writes. So each driver claims the study with an object of
 its own, <study>/lease/000007-<owner>.json. The number (generation) is one above the highest existing one; the owner is
 a random string. The claim with the highest number holds the study. Among claims with the same number the first one
-that the store received wins; at the same time, the first name in sort order. A driver waits SETTLE_S after its claim
-and checks again, to see a simultaneous claim. If the other claim wins, it deletes its own.
+that the store received wins; if it received them at the same time, the first name in sort order. A driver waits
+SETTLE_S after its claim and checks again, to see a simultaneous claim. If that claim wins, the driver deletes its own.
 
 The owner rewrites 000007-<owner>.alive every RENEW_S; a driver without a renewal for FRESH_S is considered dead. A
 driver that was paused or disconnected checks its claim before each write to the store (`verify`) and stops if it has
@@ -66,7 +66,8 @@ class CurrentClaim:
 
     @property
     def alive(self) -> bool:
-        """Whether the driver of the claim seems to run; on this machine the process itself is checked."""
+        """Whether the driver of the claim seems to run: it renewed the claim within FRESH_S and did not release it. If
+        it runs on this machine, its process must exist, too."""
         if self.claim.released or self.age_s >= FRESH_S:
             return False
         same_machine = self.claim.process.partition("/")[0] == _machine()
@@ -119,7 +120,9 @@ class StoreLease:
         except StudyLost as error:
             with suppress(OSError):
                 self.store.files.delete_file(f"{self.store.path}/{self._name('json')}")
-            raise StudyError(f"{error}; both were started at the same time") from error
+            raise StudyError(
+                f"{error}. Two drivers were started at the same time; if none runs now, start one of them again"
+            ) from error
         self._write("alive")
         for name in self.store.names(LEASE):
             number = name.partition("-")[0]
@@ -135,7 +138,7 @@ class StoreLease:
             raise self._lost
 
     def verify(self) -> None:
-        """Check the claim in the store. StudyLost if another driver holds the study; OSError without a connection."""
+        """Check the claim in the store. StudyLost if another driver holds it; OSError if the store is unreachable."""
         self.check()
         first = _first_claim(self.store.stamps(LEASE))
         if first is None:
@@ -184,8 +187,8 @@ class StoreLease:
 def find_claim(store: Store, now_ns: int | None = None) -> CurrentClaim | None:
     """Return the claim that holds the study in `store`; None if there is none.
 
-    The time is read from the store by writing an object. A reader that may not write passes the time of its own clock
-    (`now_ns`). StudyError for a claim that this version cannot read.
+    The age of the claim needs the store's time, which is read by writing an object. A caller without permission to
+    write passes the time of its own clock (`now_ns`). StudyError for a claim that this version cannot read.
     """
     stamps = store.stamps(LEASE)
     first = _first_claim(stamps)
@@ -211,7 +214,7 @@ def _read(store: Store, name: str) -> Claim | None:
     try:
         content = json.loads(store.read(f"{LEASE}/{name}"))
         if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}; this version of asc-tune reads format {FORMAT}")
+            raise ValueError(f"field 'format' is {content['format']}; this version of asc-tune reads format {FORMAT}")
         return Claim(**content)
     except FileNotFoundError:
         return None

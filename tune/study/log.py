@@ -26,7 +26,7 @@ class StudyLog:
         self._reducers += reducers
 
     def replay(self, events: Iterable[Event]) -> None:
-        """Apply events that were written before."""
+        """Apply events that earlier drivers wrote, without writing them again."""
         for event in events:
             self._apply(event)
 

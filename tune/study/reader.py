@@ -24,7 +24,7 @@ from tune.study.store import Stamp, is_uri
 
 
 class Place:
-    """The location of a study to read; `folder` holds its files, for an object store a copy of the needed ones."""
+    """A study to read; `folder` holds its files. For an object store it is a temporary copy of journal and tables."""
 
     def __init__(self, text: str):
         self.text = text
@@ -80,7 +80,8 @@ def open_place(text: str) -> Place:
 def is_held(lock: Path) -> bool:
     """Return whether a process holds the lock file.
 
-    The test takes a shared lock for microseconds. A driver that starts within them fails and can be started again.
+    The test takes a shared lock for microseconds. A driver that starts in this time finds the study locked and ends; it
+    can be started again.
     """
     try:
         with lock.open() as handle:

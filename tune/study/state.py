@@ -37,7 +37,8 @@ _BULKY = ("confusion", "widths")  # fields of a point that are written to info.j
 
 
 def is_first(point: dict[str, Any], known: list[dict[str, Any]]) -> bool:
-    """Return whether no known point has the same prune step; only the first measurement of a step counts."""
+    """Return whether `point` is the first measurement of its prune step; `known` are the earlier points of its trial.
+    Later measurements of a step are ignored."""
     step = point["step"]
     return all(other["step"] != step for other in known)
 
@@ -100,7 +101,7 @@ class StudyState:
         return isinstance(other, StudyState) and repr(vars(self)) == repr(vars(other))  # repr: NaN equals NaN
 
     def apply(self, event: Event) -> None:
-        """EventError for an event that cannot follow those before it."""
+        """Update the state by one event; EventError if the event is not valid after the earlier ones."""
         self.time = event.time
         name = getattr(event, "trial", None)
         if isinstance(event, DriverStarted):
@@ -124,7 +125,10 @@ class StudyState:
         if event.trial in self.trials:
             raise EventError(f"trial {event.trial!r} is created a second time; expected a new name")
         if event.config_id != event.trial and event.config_id not in self.trials:
-            raise EventError(f"trial {event.trial!r} is a replicate of {event.config_id!r}, which does not exist")
+            raise EventError(
+                f"trial {event.trial!r} is a replicate of {event.config_id!r}; expected a trial that an earlier event "
+                "created"
+            )
         names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms")
         shared = {name: getattr(event, name) for name in names}
         self.trials[event.trial] = TrialState(event.trial, **shared, created=event.time, changed=event.time)
@@ -132,7 +136,8 @@ class StudyState:
     def _change(self, trial: TrialState, event: Event) -> None:
         if trial.ended and not (isinstance(event, TrialRetried) and trial.outcome == "crashed"):
             raise EventError(
-                f"event {event.kind!r} of trial {trial.name!r}, which has ended ({trial.outcome}); expected an open one"
+                f"event {event.kind!r} names trial {trial.name!r}, which has ended ({trial.outcome}); expected a trial "
+                "that has not ended"
             )
         trial.changed = event.time
         if isinstance(event, TrialRetried):

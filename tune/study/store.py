@@ -59,7 +59,7 @@ def working_folder(storage: str) -> Path:
 
 
 def check_store(storage: str) -> Store:
-    """Return the store of a URI; StudyError, which shows no secrets, if it cannot be reached or written."""
+    """Return the store at the URI `storage`; StudyError, which shows no secrets, if it cannot be reached or written."""
     parts = urlsplit(storage)
     if parts.username or parts.password or re.search(r"(?i)key|secret|token|password", parts.query):
         raise StudyError(
@@ -88,7 +88,7 @@ class Mirror:
     def __init__(self, folder: Path, uri: str, verify: Callable[[], None] = lambda: None):
         self.folder, self.store, self._verify = folder, Store(uri), verify
         self._due = 0.0
-        self._agreed = self._read_state()  # file -> (stamp in the store, stamp here) when both were identical
+        self._agreed = self._read_state()  # file -> (stamp in the store, local stamp) of identical files
 
     def pull(self) -> None:
         """Download manifest, journal and tables. Local events that a driver of this machine did not upload in time are
@@ -104,8 +104,8 @@ class Mirror:
         self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
     def _extends(self, name: str, stamp: Stamp) -> bool:
-        """Return whether a local journal segment begins with the store's copy of it: its driver was killed before it
-        had uploaded the rest, or recorded the upload."""
+        """Return whether a local journal segment begins with the store's copy. This is so if its driver was killed
+        before it had uploaded the rest, or before it had recorded the upload."""
         local = self.folder / name
         if not local.is_file():
             return False
@@ -113,7 +113,7 @@ class Mirror:
         return (agreed is not None and agreed[0] == stamp) or local.read_bytes().startswith(self.store.read(name))
 
     def _has(self, name: str, stamp: Stamp) -> bool:
-        """Return whether the local file is the store's version, or a later change of it."""
+        """Return whether the local file `name` is the store's version `stamp`, perhaps with later local changes."""
         return self._agreed.get(name, (None, None))[0] == stamp and (self.folder / name).is_file()
 
     def pull_networks(self, checkpoints: Iterable[str]) -> None:
@@ -123,7 +123,8 @@ class Mirror:
             self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
     def push(self, last: bool = False) -> None:
-        """Upload locally changed files. Takes about a twentieth of the time, except for the `last` push."""
+        """Upload locally changed files. A call soon after a push does nothing, so that uploads take at most about a
+        twentieth of the driver's time; the `last` push always uploads."""
         if not last and time.monotonic() < self._due:
             return
         started = verified = time.monotonic()
@@ -165,7 +166,7 @@ class Mirror:
         self._agreed[name] = (self.store.stamp(name), here)
 
     def _empty(self) -> None:
-        """Delete the local files, which belong to another state of the study."""
+        """Delete the local files, because the study in the store has not developed from them."""
         if self.folder.is_symlink():
             raise StudyError(
                 f"{self.folder} is a symbolic link; expected a folder, because its content is replaced: remove the link"
@@ -176,7 +177,7 @@ class Mirror:
         make_folder(self.folder)
 
     def _changed(self) -> list[Path]:
-        """Return the local files that changed since they were identical with the store."""
+        """Return the local files that changed since they were last identical with the store's files."""
         found = []
         for top in self.folder.iterdir():
             if top.name in _SKIPPED or top.name.startswith("."):

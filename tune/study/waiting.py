@@ -19,7 +19,8 @@ _T = TypeVar("_T")
 class Patience:
     """Repeats an action that fails with OSError until it succeeds, or raises the error after `limit_s` of one outage.
 
-    An outage may span several calls. `warn` is called when it begins and when it ends.
+    An outage may span several calls. `warn` is called when an outage begins and when it ends. An error that waiting
+    cannot end (`is_lasting`) is raised at once.
     """
 
     def __init__(self, warn: Callable[[str], None], limit_s: float = LIMIT_S):
