@@ -17,7 +17,7 @@ _DRAWS = 64  # random orders tried per scene; the one closest to the requested s
 
 @dataclass(frozen=True)
 class HoldOut:
-    """The two parts of one split, with notes on the division for the user."""
+    """A split divided into a training part and a held-out part; `notes` tell the user how it was divided."""
 
     train: pd.DataFrame
     validation: pd.DataFrame

@@ -30,7 +30,7 @@ def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
         if keys and set(keys) <= set(space.parameters):
             found = ", ".join(f"{k} ({_range(space.parameters[k])})" for k in keys)
             raise ConfigError(
-                f"{key}={value} is typed, but space {space.name} searches {found}, so the value would have no effect: "
+                f"{key}={value} was given, but space {space.name} searches {found}, so the value would have no effect: "
                 f"drop it, or search a copy of the space's YAML file without {', '.join(keys)}"
             )
 
@@ -102,7 +102,7 @@ def resolve_gpus(config: TrialConfig, gpus: float | None, available: float) -> t
 
 
 def check_space(space: Space, config: TrialConfig) -> None:
-    """Raise SpaceError unless both ends of every range and every choice can be built and measured."""
+    """Raise SpaceError unless networks with the ends of every range, and with every choice, can be measured."""
     known, base = key_types(), config.flat()
     for key in space.parameters:
         if key not in known:

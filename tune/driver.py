@@ -194,6 +194,6 @@ def shares_dense(space: Space) -> bool:
 
 
 def is_continuous(spec: Any) -> bool:
-    """Return whether a searched range is one of floats, not of integers or choices; for a key with a list, the range
-    of its entries."""
+    """Return whether `spec` is a range of floats, not of integers or choices. For a key whose value is a list, this is
+    asked of the range of its entries."""
     return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))

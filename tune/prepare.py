@@ -52,7 +52,8 @@ def prepare(
 ) -> tuple[TrialConfig, dict[str, Any]]:
     """Prepare a study; return its configuration (enough epochs, named teachers) and the content for its manifest.
 
-    `run(part, flat)` executes a part that is not cached yet (None: in this process). `known` is the fingerprint of the
+    `run(part, flat)` executes one of the expensive functions below with a flat configuration; it is called only if the
+    result is not cached (None: in this process). `known` is the fingerprint of the
     data that the study was started with. If the data have changed, DatasetError is raised before anything is computed.
     """
     run = run or run_here

@@ -70,7 +70,7 @@ def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: in
         if config.patch_size > min(n_mels, frames):
             raise CheckpointError(
                 f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames: "
-                "expected a smaller patch, or a front-end with more of both"
+                "reduce it, raise teacher.frontend.n_mels, or reduce teacher.frontend.hop_length (more frames)"
             )
         shape = ASTConfig(
             hidden_size=config.hidden_size,

@@ -35,7 +35,8 @@ class Start:
 
 
 class Weights(StrEnum):
-    """Where the weights of a trial's current epoch are, and who trained them."""
+    """Where the weights of a trial's current epoch are: by this trial, by one that shares its dense phase, or
+    adopted from a trial with another configuration."""
 
     OWN = "own"  # here, trained by this trial
     SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial read only the records

@@ -204,7 +204,9 @@ def decode(content: Any) -> Event:
         raise EventError(f"event {kind!r}: unknown field {sorted(unknown)[0]!r}; expected {', '.join(fields)}")
     for name, value in values.items():
         if not isinstance(value, fields[name]) or (isinstance(value, bool) and bool not in fields[name]):
-            raise EventError(f"event {kind!r}: {name} is {json.dumps(value)[:80]}; expected {_names(fields[name])}")
+            raise EventError(
+                f"event {kind!r}: field {name!r} is {json.dumps(value)[:80]}; expected {_names(fields[name])}"
+            )
     try:
         event = KINDS[kind](**values)
     except TypeError as error:
