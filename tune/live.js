@@ -1,7 +1,7 @@
 // Keeps the live page up to date (served by tune/live.py): asks for the strip, and for the report when it changed.
 // What the reader did stays: scroll, zoom, hidden groups, the order of the table.
 const column = document.querySelector("main"), strip = document.getElementById("strip");
-let version = strip.dataset.version, shown = "";
+let version = strip.dataset.version, displayed = "";
 
 async function ask(what) {
   const answer = await fetch(what, {cache: "no-store"});
@@ -29,15 +29,15 @@ async function follow() {
   const begun = performance.now();
   try {
     const now = await ask("version");
-    if (shown !== now.strip) strip.innerHTML = shown = now.strip;
+    if (displayed !== now.strip) strip.innerHTML = displayed = now.strip;
     if (now.version !== version) {
       if (typeof Plotly === "undefined") return location.reload();  // a page without plots: there may be some now
       update(await ask("report.json"));
       version = now.version;
     }
   } catch (error) {
-    shown = error instanceof TypeError ? "the server does not answer: what is shown may be old" : error.message;
-    strip.replaceChildren(Object.assign(document.createElement("p"), {className: "warning", textContent: shown}));
+    displayed = error instanceof TypeError ? "the server does not answer: what is shown may be old" : error.message;
+    strip.replaceChildren(Object.assign(document.createElement("p"), {className: "warning", textContent: displayed}));
   }
   const took = performance.now() - begun;
   setTimeout(follow, Math.min(15000, Math.max(2000, 2 * took)));  // a huge study's server has other work, too
