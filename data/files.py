@@ -22,7 +22,7 @@ import os
 import re
 import secrets
 import shutil
-import time
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,24 +51,22 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     path = Path(path)
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _lock(handle, path, SILENT_S if wait else None)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            message = "waiting for another process, which holds the lock %s (it may be paused)"
+            warning = threading.Timer(SILENT_S, _LOG.warning, [message, path])
+            warning.daemon = True
+            warning.start()
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            finally:
+                warning.cancel()
         yield
     finally:
         os.close(handle)
-
-
-def _lock(handle: int, path: Path, silent_s: float | None) -> None:
-    started = time.monotonic()
-    while True:
-        try:
-            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if silent_s is None:
-                raise
-        if time.monotonic() - started >= silent_s:
-            _LOG.warning("waiting for another process, which holds the lock %s (it may be paused)", path)
-            return fcntl.flock(handle, fcntl.LOCK_EX)
-        time.sleep(0.05)
 
 
 def replace_text(path: Path, text: str, durable: bool = True) -> None:

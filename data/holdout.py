@@ -17,7 +17,7 @@ _DRAWS = 64  # random orders tried per scene; the one closest to the requested s
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A split divided into a training part and a held-out part; `notes` tell the user how it was divided."""
+    """A split divided into a training part and a held-out part; `notes` describe for the user how it was divided."""
 
     train: pd.DataFrame
     validation: pd.DataFrame

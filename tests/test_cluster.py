@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from machines import PATIENCE_S, TOKEN
+from machines import PATIENCE_S, TOKEN, wait_until
 
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides
@@ -200,15 +200,6 @@ def two_nodes() -> Iterator[subprocess.Popen[str]]:
     process.communicate(timeout=PATIENCE_S)  # closes its input
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
-    until = time.monotonic() + seconds
-    while not what():
-        if process.poll() is not None or time.monotonic() > until:
-            process.kill()
-            raise AssertionError(f"did not come about: {process.communicate()[0]}")
-        time.sleep(0.2)
-
-
 def gauges(addresses: list[str]) -> dict[tuple[str, str], float]:
     """(name, trial or status) -> value of our gauges that any of the nodes exports."""
     found = {}
@@ -238,9 +229,10 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
-    wait_for(lambda: any(t.epochs >= 2 for t in read_state(study).trials.values()), driver)
-    wait_for(lambda: ("macs", "t0000") in gauges(cluster["metrics"]), driver)
+    wait_until(lambda: any(t.epochs >= 2 for t in read_state(study).trials.values()), driver)
+    wait_until(lambda: ("macs", "t0000") in gauges(cluster["metrics"]), driver)
     told = gauges(cluster["metrics"])
     two_nodes.stdin.write("kill\n")
     two_nodes.stdin.flush()

@@ -1,20 +1,18 @@
 """The text of --help about configuration keys: each key with its flag, its default and the comment of its field.
 
-print(configuration_help())
+print(configuration_help(flags()))
 """
 
 import ast
-import dataclasses
 import inspect
 import io
 import textwrap
 import tokenize
-import typing
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from trainables.config.schema import TrialConfig
+from trainables.config.schema import TrialConfig, key_fields
 
 WIDTH = 80  # columns
 INTRO = """\
@@ -49,7 +47,8 @@ def configuration_help(flags: Mapping[str, str]) -> str:
     names: dict[str, list[str]] = {}
     for name, key in flags.items():
         names.setdefault(key, []).append(f"--{name}")
-    default, comments, sections = TrialConfig().flat(), _comments(TrialConfig, ""), [INTRO]
+    default, sections = TrialConfig().flat(), [INTRO]
+    comments = {key: field_comments(owner)[key.rpartition(".")[2]] for key, owner, _ in key_fields(TrialConfig)}
     for part, title in TITLES.items():
         lines = [f"{part or 'general'}: {title}"]
         for key, comment in comments.items():
@@ -76,18 +75,6 @@ def _value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_value, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _comments(cls: type, prefix: str) -> dict[str, str]:
-    """Return the comment of every field of a configuration dataclass and the dataclasses in it, by dotted key."""
-    hints, own = typing.get_type_hints(cls), field_comments(cls)
-    found: dict[str, str] = {}
-    for item in dataclasses.fields(cls):
-        inner = hints[item.name]
-        key = prefix + item.name
-        nested = _comments(inner, f"{key}.") if dataclasses.is_dataclass(inner) else None  # type: ignore[arg-type]
-        found |= {key: own[item.name]} if nested is None else nested
-    return found
 
 
 @cache

@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -110,17 +110,18 @@ class TrialConfig:
 
 def key_types() -> dict[str, Any]:
     """Return the type of every key of TrialConfig, by dotted key."""
+    return {key: hint for key, _, hint in key_fields(TrialConfig)}
 
-    def walk(cls: type, prefix: str) -> dict[str, Any]:
-        hints = typing.get_type_hints(cls)
-        keys: dict[str, Any] = {}
-        for item in dataclasses.fields(cls):
-            hint = hints[item.name]
-            inner = dataclasses.is_dataclass(hint)
-            keys |= walk(hint, f"{prefix}{item.name}.") if inner else {prefix + item.name: hint}  # type: ignore[arg-type]
-        return keys
 
-    return walk(TrialConfig, "")
+def key_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
+    """Yield each dotted key of a configuration dataclass, the dataclass that has its field, and the field's type."""
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        key, hint = prefix + item.name, hints[item.name]
+        if dataclasses.is_dataclass(hint):
+            yield from key_fields(hint, f"{key}.")  # type: ignore[arg-type]
+        else:
+            yield key, cls, hint
 
 
 def schema_tree() -> DictConfig:

@@ -35,8 +35,7 @@ class Start:
 
 
 class Weights(StrEnum):
-    """Where the weights of a trial's current epoch are: by this trial, by one that shares its dense phase, or
-    adopted from a trial with another configuration."""
+    """The trial that trained the weights of the current epoch, and where these weights are."""
 
     OWN = "own"  # here, trained by this trial
     SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial read only the records
