@@ -29,17 +29,17 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import ray
-from conftest import make_tau
 from ray.cluster_utils import Cluster
 
+from tests.support.paths import ROOT
+from tests.support.tau import make_tau
 from tune.search.halving import build_rungs
 from tune.study.events import DriverFinished, DriverStarted, EpochReported, TrialEnded
 from tune.study.journal import read_events, read_state, segments
 
-ROOT = Path(__file__).parents[2]
 EPOCHS = 8  # dense epochs; the rung is at epoch 4
 FREE = """
 base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]

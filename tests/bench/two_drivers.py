@@ -20,13 +20,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import boto3
-from conftest import make_tau
-from machines import AS_IT_IS, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
 from moto.server import ThreadedMotoServer
 
+from tests.support.machines import AS_IT_IS, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
+from tests.support.tau import make_tau
 from trainables.outputs.storage import Store
 from tune.study.events import PointMeasured
 from tune.study.journal import read_events

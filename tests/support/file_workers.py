@@ -1,0 +1,78 @@
+"""What tests/data/test_files.py runs in fresh processes (`conftest.fresh_processes`)."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from data import files
+
+
+def replace_often(path: Path, letter: str) -> None:
+    """Replace the file at `path` by 100 kB of one letter, 100 times."""
+    for _ in range(100):
+        files.replace_text(path, letter * 100_000)
+
+
+def read_often(path: Path, result: Path) -> None:
+    """Read the file at `path` 300 times; write the different (length, letters) that were seen."""
+    seen = set()
+    for _ in range(300):
+        text = path.read_text()
+        seen.add(f"{len(text)} {''.join(sorted(set(text)))}")
+        time.sleep(0.001)
+    result.write_text(json.dumps(sorted(seen)))
+
+
+def count_up(folder: Path, by_file: bool) -> None:
+    """Add 1 to a number on disk 200 times, under a lock file or a lock on the folder itself."""
+    for _ in range(200):
+        with files.locked(folder / "lock" if by_file else folder):
+            (folder / "number").write_text(str(int((folder / "number").read_text()) + 1))
+
+
+def die_holding(path: Path) -> None:
+    """SIGKILL while holding a lock."""
+    with files.locked(path):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_replacing(path: Path) -> None:
+    """SIGKILL while the temporary file is written."""
+    with files.replacing(path) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_between_renames(folder: Path) -> None:
+    """SIGKILL in `replace_folder` when the old folder has been renamed and the new one has not."""
+    rename = Path.rename
+
+    def rename_once(self: Path, target: Path) -> None:
+        rename(self, target)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Path.rename = rename_once  # type: ignore[method-assign]
+    files.replace_folder(folder, lambda temporary: (temporary / "a").touch())
+
+
+def die_pulling(uri: str, name: str, local: Path, n_files: int) -> None:
+    """SIGKILL after `n_files` files were copied from a store, in the middle of the next."""
+    from trainables.outputs import storage
+
+    copy, count = storage.fs.copy_files, iter(range(10**6))
+
+    def copy_or_die(source: str, target: str, **options) -> None:
+        if next(count) == n_files:
+            Path(target).write_bytes(b"")
+            os.kill(os.getpid(), signal.SIGKILL)
+        copy(source, target, **options)
+
+    storage.fs.copy_files = copy_or_die
+    storage.Store(uri).pull(name, local)
+
+
+def call(function, arguments: tuple) -> None:
+    """Any of these, for several at once."""
+    function(*arguments)

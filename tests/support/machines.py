@@ -1,0 +1,177 @@
+"""Several machines and one object store, on this machine: drivers with folders of their own, and a line to the store
+that can be cut."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tests.support.paths import ROOT
+from trainables.outputs.storage import Store
+
+PATIENCE_S = 1200  # ends a test that hangs; a busy machine needs many minutes for a few trials
+# a driver whose claims age fast, so that a test need not wait a minute
+QUICK = """
+import sys
+import tune.study.lease as lease
+lease.FRESH_S, lease.RENEW_S, lease.SETTLE_S = 4.0, 0.5, 1.0
+from tune.{command} import main
+sys.exit(main())
+"""
+AS_IT_IS = """
+import sys
+from tune.{command} import main
+sys.exit(main())
+"""
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}  # the tests' own
+SPACE = (
+    "base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]\n"
+    "parameters:\n  train.lr: {loguniform: [0.002, 0.02]}\n  prune.ratios: {choice: [[0.2], [0.3]]}\n"
+)
+SMALL = (
+    *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
+    *("train.batch_size=8", "prune.epochs=2"),
+)
+
+
+class Machine:
+    """A place where drivers run: a home for their working folders, a current directory, an endpoint of the store.
+
+    The claims of its drivers age fast (QUICK), unless `script` is another."""
+
+    def __init__(self, folder: Path, endpoint: str, script: str = QUICK):
+        self.folder, self.endpoint, self._script = folder, endpoint, script
+        self.directory = folder / "cwd"
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def start(self, *words: str, command: str = "run") -> subprocess.Popen[str]:
+        environment = os.environ | {
+            **{"XDG_CACHE_HOME": str(self.folder / "home"), "AWS_ENDPOINT_URL": self.endpoint},
+            **{"WANDB_MODE": "disabled", "COLUMNS": "160", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            **{"AWS_EC2_METADATA_DISABLED": "true", **TOKEN},
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", self._script.format(command=command), *words],
+            cwd=self.directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *words: str, command: str = "run", timeout: float = PATIENCE_S) -> tuple[int, str]:
+        """The command's exit status and what it printed."""
+        process = self.start(*words, command=command)
+        try:
+            said, _ = process.communicate(timeout=timeout)
+        finally:
+            end(process)
+        return process.returncode, said
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a process that is still running, with its children."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
+    """Wait for `condition` while `process` runs."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > until:
+            end(process)
+            raise AssertionError(f"it did not come about: {process.communicate()[0][-3000:]}")
+        time.sleep(0.2)
+
+
+def content(store: Store) -> dict[str, tuple[int, int, str]]:
+    """File -> bytes, time of change and hash, of everything that describes a study in a store."""
+    found = store.stamps("", recursive=True)
+    kept = {n: s for n, s in found.items() if n.partition("/")[0] not in ("lease", "ray", "wandb")}
+    return {n: (*s, hashlib.sha256(store.read(n)).hexdigest()) for n, s in kept.items()}
+
+
+@contextmanager
+def ray_nodes() -> Iterator[str]:
+    """The address of a Ray cluster of two nodes with a CPU each, in a process of its own with this environment."""
+    process = subprocess.Popen(
+        [sys.executable, "tests/support/two_nodes.py"],
+        cwd=ROOT,
+        env=os.environ | TOKEN | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        yield json.loads(process.stdout.readline())["address"]
+    finally:
+        process.communicate(timeout=PATIENCE_S)  # closes its input, which ends it
+
+
+class Line:
+    """A TCP line to a server that can be cut and mended."""
+
+    def __init__(self, target: str):
+        self._target = (urlsplit(target).hostname, urlsplit(target).port)
+        self._server: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        self._port = 0
+        self.mend()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def mend(self) -> None:
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", self._port))
+        server.listen(64)
+        self._port, self._server = server.getsockname()[1], server
+        threading.Thread(target=self._accept, args=(server,), daemon=True).start()
+
+    def cut(self) -> None:
+        """Refuse new connections and break those that are open."""
+        if self._server:
+            self._server.shutdown(socket.SHUT_RDWR)
+            self._server.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self._server, self._open = None, []
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                near, _ = server.accept()
+                far = socket.create_connection(self._target)  # type: ignore[arg-type]
+            except OSError:
+                return
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+        for end_ in (source, sink):
+            with suppress(OSError):
+                end_.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,39 @@
+"""A Ray cluster on this machine: two nodes of one CPU, a head without any. For tests of `tune/run.py --address`.
+
+    python tests/support/two_nodes.py
+
+It prints one line of JSON with the keys "address" and "metrics". A line on its standard input kills the node on which a
+trial runs, as a power cut would. The end of its input stops the cluster.
+
+A process of its own, so that nothing of the cluster is left in the tests'.
+"""
+
+import json
+import sys
+
+import ray
+from ray._private.state import actors
+from ray.cluster_utils import Cluster
+
+
+def main() -> int:
+    answers, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it has to say of a dead node
+    quick = {"metrics_report_interval_ms": 1000}  # else 10 s until a gauge is seen
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    ray.init(cluster.address, log_to_driver=False)
+    ports = [f"http://{n['NodeManagerAddress']}:{n['MetricsExportPort']}/metrics" for n in ray.nodes()]
+    print(json.dumps({"address": cluster.address, "metrics": ports}), file=answers, flush=True)
+    for _ in sys.stdin:
+        [where] = {a["Address"]["NodeID"] for a in actors().values() if a["State"] == "ALIVE"}
+        [node] = [n for n in nodes if n.node_id == where]
+        cluster.remove_node(node, allow_graceful=False)
+        print("killed", file=answers, flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

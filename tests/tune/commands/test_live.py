@@ -1,0 +1,164 @@
+"""What the live page's server answers, and its command; test_report_browser.py opens the page itself."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.front import pareto_points
+from tests.support.driven_study import Driver, measured
+from tests.support.example_study import write_study
+from tests.support.paths import ROOT
+from tune.live import Server, main
+from tune.status import current_study
+from tune.study.journal import read_state, segments
+from tune.study.reader import open_place
+
+
+def running_study(folder: Path, trials: int = 12) -> Path:
+    """A study under way: `trials` trials have measured their networks, and t0000 trains."""
+    write_study(folder, status="running", trials=None, num_samples=18)
+    (folder / "points.csv").unlink()
+    driver = Driver(folder)
+    driver.create("t0000")
+    driver.epoch("t0000", 3)
+    measure_more(driver, 1, trials)
+    driver.close()
+    return folder
+
+
+def measure_more(driver: Driver, first: int, last: int) -> None:
+    """Trials `first` to `last`, each with a dense and a pruned network; the front grows with them."""
+    for i in range(first, last + 1):
+        name = f"t{i:04d}"
+        driver.create(name)
+        driver.epoch(name, 8)
+        driver.point(name, measured(0, 0.5 + 0.01 * i, 4_000_000 + 100_000 * i))
+        driver.epoch(name, 10, stage=1, epoch=2)
+        driver.point(name, measured(1, 0.4 + 0.01 * i, 2_000_000 + 100_000 * (i % 5)))
+        driver.end(name)
+
+
+def best_points(folder: Path) -> list[list[Any]]:
+    """Trial and step of the front's points, by MACs."""
+    best = pareto_points(current_study(folder, read_state(folder)))
+    return best[["trial_id", "step"]].to_numpy().tolist()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[int]:
+    """The port of a server that ends with the block."""
+    server = Server(open_place(str(folder)), "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return running_study(tmp_path / "study")
+
+
+@pytest.fixture
+def port(study: Path) -> Iterator[int]:
+    with serving(study) as port:
+        yield port
+
+
+def get(port: int, path: str, method: str = "GET", host: str = "127.0.0.1") -> tuple[int, str]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request(method, path, headers={"Host": host})
+    answer = connection.getresponse()
+    found = answer.status, answer.read().decode()
+    connection.close()
+    return found
+
+
+@pytest.mark.slow
+def test_what_the_server_answers(study, port):
+    code, page = get(port, "/")
+    assert code == 200 and 'id="strip"' in page and "t0000 dense, epoch 3" in page and 'id="front"' in page
+    assert "connect-src 'self'" in page
+    assert get(port, "/points.csv") == (200, (study / "points.csv").read_text())
+    status = json.loads(get(port, "/status.json")[1])
+    assert status["running"][0]["trial"] == "t0000"
+    assert [[p["trial_id"], p["step"]] for p in status["front"]] == best_points(study)
+    before = json.loads(get(port, "/version")[1])
+    assert json.loads(get(port, "/version")[1])["version"] == before["version"]
+    driver = Driver(study)
+    driver.epoch("t0000", 4)
+    after = json.loads(get(port, "/version")[1])
+    assert after["version"] == before["version"] and "epoch 4" in after["strip"]  # the report is as it was
+    measure_more(driver, 13, 14)  # points.csv is behind now: its driver writes it now and then
+    assert json.loads(get(port, "/version")[1])["version"] != before["version"]
+    report = json.loads(get(port, "/report.json")[1])
+    assert "pareto" in report["figures"] and 'data-trial="t0014"' in report["main"]
+    assert "\nt0014," in get(port, "/points.csv")[1] and "\nt0014," not in (study / "points.csv").read_text()
+
+
+def test_nothing_else_is_served(study, port):
+    for path in ("/study.json", "/../study.json", "//etc/passwd", "/points.csv/", "/%2e%2e/study.json"):
+        assert get(port, path)[0] == 404
+    for method in ("POST", "PUT", "DELETE", "HEAD"):
+        assert get(port, "/status.json", method)[0] == 501
+    assert get(port, "/status.json", host="evil.example")[0] == 403
+    assert get(port, "/status.json", host=f"localhost:{port}")[0] == 200
+
+
+def test_damage_is_answered_by_its_line_and_points_csv_is_not_needed(study, port):
+    (study / "points.csv").write_text("trial_id\n")
+    assert get(port, "/")[0] == 200
+    path = segments(study)[0].path
+    whole = path.read_text()
+    more = whole.splitlines(keepends=True)[-1].replace("t0012", "t0000")
+    path.write_text(f"{whole}{more}damaged\n")
+    for _ in range(2):
+        code, text = get(port, "/")
+        assert code == 503 and f"{path.name}, line {whole.count(chr(10)) + 2} " in text
+    path.write_text(whole)
+    assert get(port, "/")[0] == 200
+
+
+def test_a_study_without_points_says_so(tmp_path):
+    study = running_study(tmp_path / "new", trials=0)
+    (study / "points.csv").unlink()
+    with serving(study) as port:
+        code, page = get(port, "/")
+        assert code == 200 and "No feasible point yet" in page and "t0000 dense, epoch 3" in page
+        table = get(port, "/points.csv")
+        assert table[0] == 200 and table[1].count("\n") == 1  # the header
+
+
+def test_bad_input(study, tmp_path, capsys):
+    assert main([str(tmp_path / "absent")]) == 2
+    assert "no study there" in capsys.readouterr().out
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main([str(study), "--port", str(taken.getsockname()[1])]) == 2
+    assert "[Errno 98] Address already in use): choose another --port" in capsys.readouterr().out
+    assert main([str(study), "--port", "70000"]) == 2
+
+
+@pytest.mark.slow
+def test_the_command_prints_its_address_and_ends_with_ctrl_c(study):
+    command = [sys.executable, "tune/live.py", str(study), "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert "study live at http://127.0.0.1:" in said and "Ctrl-C" in said
+    assert get(int(said.split()[3].rpartition(":")[2]), "/status.json")[0] == 200
+    process.send_signal(signal.SIGINT)
+    assert "Traceback" not in process.communicate(timeout=300)[0] and process.returncode == 0

@@ -1,0 +1,310 @@
+"""The search of one driver without Ray: what results become, what a kill leaves, when trials and studies stop."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import load_space
+from tests.support.simulated import RandomStudy, Reducers, point, result
+from tune.search.halving import SuccessiveHalving
+from tune.search.session import SearchSession
+from tune.study.events import (
+    ConfigurationChanged,
+    EpochReported,
+    Event,
+    PointMeasured,
+    TrialEnded,
+    TrialRestored,
+)
+from tune.study.state import TrialState
+
+
+class Driver:
+    """A driver of a study of space kd; the events of its predecessors are replayed, and its own added to them."""
+
+    def __init__(self, folder: Path, events: list[Event] | None = None, **options: Any):
+        self.events = [] if events is None else events
+        options = {"space": load_space("kd"), "scheduler": "fifo", "sampler": "random", **options}
+        self.reducers = Reducers(folder, write=self.events.extend, **options)
+        self.log = self.reducers.log
+        self.log.replay(list(self.events))
+        self.session: SearchSession = self.reducers.session()
+
+    def next(self) -> TrialState:
+        trial = self.session.next_trial()
+        assert trial is not None
+        return trial
+
+    def report(self, *results: dict[str, Any]) -> list[bool]:
+        return [self.session.report(r["config"]["trial"], r) for r in results]
+
+    def new_events(self, action: Any) -> list[Event]:
+        before = len(self.events)
+        action()
+        return self.events[before:]
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [event.kind for event in events]
+
+
+def row(epochs: int, stage: int = 0) -> dict[str, Any]:
+    """A record of the learning curve that a checkpoint holds."""
+    return {"stage": stage, "epoch": epochs, "epochs": epochs, "val_macro_avg_acc": epochs / 10, "macs": 1e6}
+
+
+def test_a_trial_from_its_first_epoch_to_its_end(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    dense = [point(0, 0.5, 2e6)]
+    new = driver.new_events(
+        lambda: driver.report(
+            result(name, 0, 1, 1),
+            result(name, 0, 2, 2, points=dense, train_loss=0.25),
+            result(name, 1, 1, 3, points=[*dense, point(1, 0.4, 1e6)], done=True, finished=True),
+        )
+    )
+    assert kinds(new) == [
+        "epoch_reported",
+        *("epoch_reported", "point_measured"),
+        *("epoch_reported", "point_measured", "trial_ended"),
+    ]
+    assert isinstance(new[1], EpochReported)
+    assert (new[1].stage, new[1].epoch, new[1].epochs, new[1].figures["train_loss"]) == (0, 2, 2, 0.25)
+    assert [e.point["step"] for e in new if isinstance(e, PointMeasured)] == [0, 1]
+    assert isinstance(new[-1], TrialEnded) and (new[-1].outcome, new[-1].by) == ("completed", None)
+    assert driver.report(result(name, 1, 2, 4, done=True, finished=True)) == [True]  # Ray says it twice
+    driver.session.crashed(name, "later")
+    driver.session.stopped(name, by="ray tune")
+    assert driver.events[-1] is new[-1]
+
+
+def test_trials_that_have_not_ended_come_before_new_ones(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    names = [driver.next().name for _ in range(4)]
+    driver.session.stopped(names[1], by="ray tune")
+    again = Driver(tmp_path, driver.events)
+    assert [again.next().name for _ in range(5)] == ["t0000", "t0002", "t0003", "t0004", "t0005"]
+
+
+# restores
+
+
+def test_what_a_checkpoint_knows_and_no_event_does(tmp_path: Path) -> None:
+    """Killed between a checkpoint and its report: the epochs and the point of it are recorded after the restore."""
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    driver.report(result(name, 0, 1, 1))
+    again = Driver(tmp_path, driver.events)
+    curve, dense = [row(1), row(2), row(3)], [point(0, 0.5, 2e6)]
+    new = again.new_events(
+        lambda: again.report(result(name, 1, 1, 4, points=dense, restored_epochs=3, curve=[*curve, row(4, 1)]))
+    )
+    assert kinds(new) == ["trial_restored", *["epoch_reported"] * 3, "point_measured"]
+    assert isinstance(new[0], TrialRestored) and new[0].epochs == 3
+    assert [(e.stage, e.epochs) for e in new if isinstance(e, EpochReported)] == [(0, 2), (0, 3), (1, 4)]
+    trial = again.log.state.trials[name]
+    assert (trial.epochs, trial.repeated, trial.restores, trial.points[0]["step"]) == (4, 0, 1, 0)
+    assert again.reducers.front.values == [[0.5, 2e6]]
+
+
+def test_epochs_of_a_lost_driver_reach_their_rungs(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8)
+    assert driver.reducers.rungs
+    name = driver.next().name
+    driver.report(result(name, 0, 5, 5, restored_epochs=4, curve=[row(n) for n in range(1, 6)]))
+    assert driver.reducers.rungs.rungs["dense", 4] == {name: (0.4,)}
+
+
+def test_an_epoch_that_is_trained_again_is_counted(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    driver.report(result(name, 0, 1, 1), result(name, 0, 2, 2))
+    driver.report(result(name, 0, 2, 2, restored_epochs=1, curve=[row(1), row(2)], val_macro_avg_acc=0.9))
+    trial = driver.log.state.trials[name]
+    assert (trial.epochs, trial.repeated, trial.restores) == (2, 1, 1)
+    assert trial.figures["val_macro_avg_acc"] == 0.5, "the first result of an epoch counts"
+
+
+@pytest.mark.parametrize("known", [2, 3])
+def test_a_trial_that_is_restored_after_its_last_epoch(tmp_path: Path, known: int) -> None:
+    """`trained: False` is no repeated epoch; one that no event knows is recorded, with its point."""
+    driver = Driver(tmp_path)
+    name, dense = driver.next().name, [point(0, 0.5, 2e6)]
+    driver.report(*(result(name, 0, n, n, points=dense if n == 3 else []) for n in range(1, known + 1)))
+    again = Driver(tmp_path, driver.events)
+    more = {"restored_epochs": 3, "curve": [row(1), row(2), row(3)], "trained": False}
+    again.report(result(name, 0, 3, 3, points=dense, done=True, finished=True, **more))
+    trial = again.log.state.trials[name]
+    assert (trial.epochs, trial.repeated, trial.outcome) == (3, 0, "completed")
+    assert [p["step"] for p in trial.points] == [0]
+    assert kinds(again.events).count("epoch_reported") == 3
+
+
+# failures and crashes
+
+
+def test_a_failure_is_no_epoch_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    """The result of a failure repeats the figures of the last epoch; its points may be new to the events."""
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    driver.report(result(name, 0, 1, 1))
+    last = result(name, 0, 2, 2, points=[point(0, 0.5, 2e6)])
+    failure = {"done": True, "finished": False, "failure": "stage 1, epoch 1: the loss is nan"}
+    new = driver.new_events(lambda: driver.report(last | failure | {"restored_epochs": 2, "curve": [row(1), row(2)]}))
+    assert kinds(new) == ["trial_restored", "epoch_reported", "point_measured", "trial_ended"]
+    assert isinstance(new[-1], TrialEnded)
+    assert (new[-1].outcome, new[-1].reason) == ("failed", "stage 1, epoch 1: the loss is nan")
+    assert driver.log.state.trials[name].epochs == 2
+
+
+def test_a_failure_in_the_first_epoch_has_no_figures(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    failed = {"config": {"trial": name}, "done": True, "finished": False, "failure": "out of GPU memory"}
+    assert driver.report(failed) == [True]
+    trial = driver.log.state.trials[name]
+    assert (trial.outcome, trial.reason, trial.epochs) == ("failed", "out of GPU memory", 0)
+
+
+def test_ends_that_ray_alone_knows(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    first, second = (driver.next().name for _ in range(2))
+    driver.session.crashed(first, "the node died")
+    driver.session.stopped(second, by="ray tune")
+    assert driver.log.state.trials[first].outcome == "crashed"
+    assert driver.log.state.trials[second].outcome == "stopped"
+    assert [trial.name for trial in driver.log.state.crashed] == [first]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "hopeless"),
+    [
+        (["epoch 1: loss is nan", "epoch 2: loss is nan", "epoch 13: loss is nan"], True),
+        (["loss is nan", "out of GPU memory", "loss is nan"], False),
+        (["out of GPU memory", "loss is nan", "loss is nan", "loss is nan"], True),
+        (["loss is nan", "loss is nan"], False),
+    ],
+)
+@pytest.mark.parametrize("how", ["failed", "crashed"])
+def test_a_study_whose_first_trials_fail_for_one_reason_is_hopeless(
+    tmp_path: Path, reasons: list[str], hopeless: bool, how: str
+) -> None:
+    """Numbers in the reason do not make it another."""
+    driver = Driver(tmp_path)
+    for reason in reasons:
+        name = driver.next().name
+        if how == "failed":
+            driver.report({"config": {"trial": name}, "done": True, "failure": reason})
+        else:
+            driver.session.crashed(name, reason)
+    assert driver.session.hopeless == (reasons[-1] if hopeless else None)
+    again = Driver(tmp_path, driver.events)
+    again.session.crashed(again.next().name, reasons[-1])
+    assert again.session.hopeless is None, "a new driver may have ended the cause"
+
+
+def test_a_study_with_a_measured_network_is_not_hopeless(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    driver.report(result(name, 0, 1, 1, points=[point(0, 0.5, 2e6)]))
+    for session in (driver.session, Driver(tmp_path, driver.events).session):
+        for _ in range(5):
+            trial = session.next_trial()
+            assert trial is not None
+            session.crashed(trial.name, "the node died")
+        assert session.hopeless is None
+
+
+# population based training
+
+
+def test_configuration_keys_that_a_scheduler_changed(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    trial = driver.next()
+    values = dict(trial.values)
+    unchanged = result(trial.name, 0, 1, 1)
+    unchanged["config"] |= values | {"seed": 3}
+    changed = result(trial.name, 0, 2, 2)
+    changed["config"] |= values | {"train.lr": 0.015, "seed": 4}
+    new = driver.new_events(lambda: driver.report(unchanged, changed, changed | {"epoch": 3, "epochs": 3}))
+    (event,) = [e for e in new if isinstance(e, ConfigurationChanged)]
+    assert event.values == {"train.lr": 0.015}
+    assert kinds(new) == ["epoch_reported", "configuration_changed", "epoch_reported", "epoch_reported"]
+    assert driver.log.state.trials[trial.name].values == values | {"train.lr": 0.015}
+
+
+# early stopping
+
+
+def rung_of_two(folder: Path, accuracies: list[float], **options: Any) -> tuple[Driver, list[bool]]:
+    """Trials that reach the rung of epoch 4 one after another; whether each was stopped there."""
+    driver = Driver(folder, scheduler="asha", dense_epochs=8, **options)
+    stopped = []
+    for accuracy in accuracies:
+        name = driver.next().name
+        stopped += driver.report(result(name, 0, 4, 4, val_macro_avg_acc=accuracy))
+    return driver, stopped
+
+
+def test_a_trial_that_is_stopped_says_by_whom(tmp_path: Path) -> None:
+    driver, stopped = rung_of_two(tmp_path, [0.5, 0.4])
+    assert stopped == [False, True]
+    ended = driver.events[-1]
+    assert isinstance(ended, TrialEnded)
+    assert (ended.trial, ended.outcome, ended.by) == ("t0001", "stopped", "asha")
+    assert driver.report(result("t0001", 0, 5, 5, val_macro_avg_acc=0.9)) == [True]  # it had begun another epoch
+    assert driver.events[-1] is ended
+
+
+def test_replicates_share_the_fate_of_their_configurations_first_trial(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8, replicates=2)
+    assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
+    assert isinstance(driver.reducers.rungs, SuccessiveHalving)
+    fates = driver.report(
+        result("t0000", 0, 4, 4, val_macro_avg_acc=0.5),
+        result("t0000r1", 0, 4, 4, val_macro_avg_acc=0.1),
+        result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.9),
+        result("t0001", 0, 4, 4, val_macro_avg_acc=0.3),
+        result("t0001r1", 0, 5, 5, val_macro_avg_acc=0.9),
+    )
+    assert fates == [False, False, False, True, True]
+    assert driver.reducers.rungs.rungs == {("dense", 4): {"t0000": (0.5,), "t0001": (0.3,)}}
+    again = Driver(tmp_path, driver.events[:-1], scheduler="asha", dense_epochs=8, replicates=2)
+    assert again.report(result("t0001r1", 0, 6, 6, val_macro_avg_acc=0.9)) == [True]
+
+
+def test_a_replicate_goes_on_where_its_first_trial_failed_or_crashed(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8, replicates=2)
+    assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
+    driver.report(result("t0000", 0, 4, 4, val_macro_avg_acc=0.5))
+    driver.session.crashed("t0001", "the node died")
+    assert driver.report(result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.1)) == [False]
+
+
+def test_a_decision_that_a_kill_swallowed_is_taken_again(tmp_path: Path) -> None:
+    """Killed after the event of an epoch and before that of the decision, at any place of a study."""
+    swallowed = 0
+    for seed in range(4):
+        study = RandomStudy(tmp_path, seed, scheduler="mo_asha", replicates=1)
+        events = list(study.run(120))
+        for cut, event in enumerate(events):
+            if not (isinstance(event, TrialEnded) and event.by == "mo_asha"):
+                continue
+            before = Reducers(tmp_path, sampler="random", **study.options)
+            before.log.replay(events[:cut])
+            assert before.rungs and before.rungs.should_stop(event.trial)
+            swallowed += 1
+            trial = before.log.state.trials[event.trial]
+            epochs = trial.epochs + 1
+            session = before.session()
+            assert session.report(trial.name, result(trial.name, trial.stage, trial.epoch + 1, epochs))
+    assert swallowed > 2
+
+
+def test_a_failed_result_enters_no_rung(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8)
+    name = driver.next().name
+    driver.report(result(name, 0, 4, 4, done=True, failure="the loss is nan"))
+    assert driver.reducers.rungs and driver.reducers.rungs.rungs == {("dense", 4): {}}

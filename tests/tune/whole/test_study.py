@@ -1,0 +1,303 @@
+"""Whole studies through Ray, typed as a person does: finish, kill, interrupt, resume, open the test split."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from analysis.results import load_study
+from ascmodels.checkpoint import load_student
+from ascmodels.nessi import get_torch_size
+from tests.support.machines import PATIENCE_S
+from tests.support.paths import ROOT
+from tune.evaluate import main as evaluate
+from tune.study.journal import read_state
+from tune.study.manifest import read_manifest
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+TRIALS = 5
+
+
+class Studies:
+    """Starts `tune/run.py` on the tiny data set."""
+
+    def __init__(self, dataset: Path, folder: Path):
+        self.folder = folder
+        self.config = [
+            f"--dataset_dir={dataset}",
+            f"--cache_dir={folder / 'cache'}",
+            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
+            *("train.epochs=4", "train.batch_size=8", "prune.epochs=2", "teacher.train.epochs=1"),
+            *("teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"),
+        ]
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "tune/run.py", "--storage", str(self.folder), *words]
+        environment = os.environ | {"WANDB_MODE": "offline", "COLUMNS": "160"}
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def new(self, name: str, *words: str) -> subprocess.Popen[str]:
+        return self.start("--space", "kd_prune", "--name", name, "--num-samples", str(TRIALS), *words, *self.config)
+
+
+@pytest.fixture(scope="module")
+def studies(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Studies:
+    return Studies(tiny_tau, tmp_path_factory.mktemp("studies"))
+
+
+@pytest.fixture(scope="module")
+def finished(studies: Studies) -> tuple[Path, str]:
+    """A study that ran through, one trial at a time: its folder and what it said."""
+    process = studies.new("through", "--max-concurrent", "1", "--scheduler", "fifo")
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    return studies.folder / "through", said
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "points.csv").open() as handle:
+        return list(csv.DictReader(handle))
+
+
+def points_epochs(steps: list[dict[str, str]]) -> int:
+    return max(int(step["epochs"]) for step in steps)
+
+
+def wait_for_points(folder: Path, n: int, process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None:
+        if (folder / "points.csv").is_file() and len(rows(folder)) >= n:
+            return
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"no {n} points in time: {process.communicate()[0]}")
+
+
+def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
+    folder, said = finished
+    manifest = json.loads((folder / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["trials"] == {"complete": TRIALS, "rejected": 0}
+    for words in ("dashboard: http://127.0.0.1:", "baseline: logistic regression", "teacher:", "Pareto front"):
+        assert words in said
+    points = rows(folder)
+    by_trial: dict[str, list[dict[str, str]]] = {}
+    for row in points:
+        by_trial.setdefault(row["trial_id"], []).append(row)
+    assert sorted(by_trial) == [f"t{i:04d}" for i in range(TRIALS)]
+    for name, steps in by_trial.items():
+        info = json.loads((folder / "experiments" / name / "info.json").read_text())
+        assert info["status"] == "complete"
+        assert len(info["points"]) == len(steps) == 1 + len(info["sampled"]["prune.ratios"])
+        macs = [int(step["macs"]) for step in steps]
+        assert macs == sorted(macs, reverse=True)
+        assert len(set(macs)) == len(macs)
+        with (folder / "experiments" / name / "results.csv").open() as handle:
+            epochs = [int(row["epochs"]) for row in csv.DictReader(handle)]
+        assert epochs == list(range(1, points_epochs(steps) + 1))
+    assert (folder / "report.html").stat().st_size > 100_000
+    assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == TRIALS
+
+
+def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    study = load_study(folder)
+    for row in study.points.to_dict("records"):
+        student, extra = load_student(folder / row["checkpoint"])
+        frontend = extra["frontend"]
+        frames = frontend["sample_rate"] // frontend["hop_length"] + 1
+        assert get_torch_size(student, (1, 1, frontend["n_mels"], frames)) == (row["macs"], row["params"])
+        assert extra["point"]["val_macro_avg_acc"] == row["val_macro_avg_acc"]
+
+
+def test_actors_are_reused_and_leave_one_checkpoint_each(finished: tuple[Path, str]) -> None:
+    """A trial's old checkpoints go as it trains, all but the newest when the next trial begins."""
+    folder, _ = finished
+    left = {path.name: len(list(path.glob("checkpoint_*"))) for path in (folder / "ray" / "run001").glob("t0*")}
+    assert left == {f"t{i:04d}": 1 for i in range(TRIALS)}
+    logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*/logs/debug.log")]
+    assert len({re.search(r"MainThread:(\d+)", text)[1] for text in logs}) == 1  # type: ignore[index]
+
+
+def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[Path, str], studies: Studies) -> None:
+    folder, _ = finished
+    before = (folder / "points.csv").read_text()
+    process = studies.start("--resume", "--name", "through")
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert "complete already" in said
+    assert (folder / "points.csv").read_text() == before
+    refused = studies.start("--resume", "--name", "through", "--num-samples", "99")
+    said, _ = refused.communicate(timeout=PATIENCE_S)
+    assert refused.returncode == 2
+    assert all(text in said for text in ("--num-samples 99", f"has {TRIALS}", "--extend"))
+
+
+def test_complete_study_is_extended_and_its_front_confirmed(
+    finished: tuple[Path, str], studies: Studies, tmp_path: Path
+) -> None:
+    """Two more configurations, then one more seed for those of the front: means over two seeds make the front. What was
+    measured on the test split before stays."""
+    folder = Path(shutil.copytree(finished[0], tmp_path / "moved"))  # it has moved, too
+    assert evaluate([str(folder)]) == 0
+    tested = (folder / "test.csv").read_bytes()
+    baseline = read_manifest(folder).prepared.baseline
+    assert baseline is not None and baseline.test_macro_avg_acc is not None
+    before = rows(folder)
+    words = ["--storage", str(tmp_path), "--name", "moved"]
+    extended = studies.start(*words, "--extend", "2")
+    said, _ = extended.communicate(timeout=PATIENCE_S)
+    assert extended.returncode == 0, said
+    manifest = json.loads((folder / "study.json").read_text())
+    assert (manifest["num_samples"], sum(manifest["trials"].values())) == (TRIALS + 2, TRIALS + 2)
+    assert rows(folder)[: len(before)] == before
+    assert read_manifest(folder).prepared.baseline == baseline
+    front = {row["trial_id"] for row in csv.DictReader((folder / "front.csv").open())}
+    confirmed = studies.start(*words, "--confirm", "1")
+    said, _ = confirmed.communicate(timeout=PATIENCE_S)
+    assert confirmed.returncode == 0, said
+    found = {row["trial_id"] for row in rows(folder) if row["replicate"] == "1"}
+    assert found == {f"{name}r1" for name in front}
+    for name in front:
+        dense = [row for row in rows(folder) if row["config_id"] == name and row["step"] == "0"]
+        assert dense[0]["macs"] == dense[1]["macs"]
+        assert dense[0]["val_loss"] != dense[1]["val_loss"]
+    with (folder / "front.csv").open() as handle:
+        means = list(csv.DictReader(handle))
+    assert means
+    assert {row["n_seeds"] for row in means} == {"2"}
+    assert {row["trial_id"] for row in means} <= front
+    assert read_manifest(folder).prepared.baseline == baseline
+    assert (folder / "test.csv").read_bytes() == tested
+
+
+def check_interrupted(folder: Path, process: subprocess.Popen[str]) -> None:
+    """A signal ended the study in good order, and it said how to go on."""
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, said
+    assert f"--resume --name {folder.name}" in said
+    assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
+
+
+def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
+    finished: tuple[Path, str], studies: Studies
+) -> None:
+    """SIGTERM, then SIGKILL in the middle of the resume; every trial is accounted for, with equal figures (FIFO)."""
+    folder = studies.folder / "killed"
+    process = studies.new("killed", "--max-concurrent", "1", "--scheduler", "fifo")
+    wait_for_points(folder, 3, process)
+    process.send_signal(signal.SIGTERM)
+    check_interrupted(folder, process)
+    killed = studies.start("--resume", "--name", "killed")
+    wait_for_points(folder, len(rows(folder)) + 2, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    resumed = studies.start("--resume", "--name", "killed")
+    said, _ = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, said
+    assert json.loads((folder / "study.json").read_text())["trials"] == {"complete": TRIALS, "rejected": 0}
+    expected = {(r["trial_id"], r["step"]): r for r in rows(finished[0])}
+    found = {(r["trial_id"], r["step"]): r for r in rows(folder)}
+    assert len(rows(folder)) == len(found)
+    assert found == expected
+    state = read_state(folder)
+    assert state.drivers == 3 and state.n_ended == TRIALS
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: Studies) -> None:
+    n_trials = 3
+    folder = studies.folder / "interrupted"
+    process = studies.new("interrupted", "--num-samples", str(n_trials))
+    wait_for_points(folder, 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal's: to the whole process group, Ray's processes too
+    check_interrupted(folder, process)
+    resumed = studies.start("--resume", "--space", "kd_prune")
+    said, _ = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, said
+    manifest = json.loads((folder / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    counts = manifest["trials"]
+    assert counts.get("complete", 0) + counts.get("stopped early", 0) == n_trials
+    assert "failed" not in counts
+
+
+def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    command = [sys.executable, "tune/evaluate.py", str(folder)]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert first.returncode == 0, first.stdout + first.stderr
+    with (folder / "test.csv").open() as handle:
+        tested = list(csv.DictReader(handle))
+    with (folder / "front.csv").open() as handle:
+        front = list(csv.DictReader(handle))
+    assert {(r["trial_id"], r["step"]) for r in tested} == {(r["trial_id"], r["step"]) for r in front}
+    manifest = json.loads((folder / "study.json").read_text())
+    assert len(manifest["test_opened"]) == 1
+    assert 0 <= manifest["baseline"]["test_macro_avg_acc"] <= 1
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "measured on the test split before" in again.stdout
+    assert json.loads((folder / "study.json").read_text())["test_opened"] == manifest["test_opened"]
+
+
+def test_swapped_checkpoint_is_refused(
+    finished: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(finished[0], tmp_path / "study", ignore=shutil.ignore_patterns("ray", "wandb")))
+    (folder / "test.csv").unlink(missing_ok=True)
+    with (folder / "front.csv").open() as handle:
+        place = folder / next(csv.DictReader(handle))["checkpoint"]
+    other = next(p for p in place.parent.glob("step*") if p != place)
+    shutil.rmtree(place)
+    shutil.copytree(other, place)
+    assert evaluate([str(folder)]) == 2
+    assert f"{place.name} holds a network of" in " ".join(capsys.readouterr().out.split())
+    assert not (folder / "test.csv").exists()
+
+
+def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:
+    process = studies.start("--space", "kd", "--name", "starved", "--limits", "macs=1000", *studies.config)
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "no configuration of space kd fits the limits" in said
+    assert "over the limits at every stage" in said
+
+
+def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(studies: Studies, tmp_path: Path) -> None:
+    """Two configurations for five trials; one of them diverges at once (a rate that no network survives)."""
+    space = tmp_path / "two.yaml"
+    space.write_text(
+        "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+30]}"
+    )
+    process = studies.start("--space", str(space), "--name", "two", "--num-samples", "5", *studies.config)
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    assert "after 2 of 5 trials" in said
+    manifest = json.loads((studies.folder / "two" / "study.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["trials"]["complete"] == manifest["trials"]["failed"] == 1
+    failed = [json.loads(path.read_text()) for path in (studies.folder / "two").glob("experiments/*/info.json")]
+    assert ["stage 0, epoch" in info["failure"] for info in failed if info["status"] == "failed"] == [True]
+
+
+def test_cluster_that_does_not_answer(studies: Studies) -> None:
+    process = studies.new("nowhere", "--address", "127.0.0.1:1")
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 2
+    assert "no Ray cluster answers there" in said
