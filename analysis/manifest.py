@@ -1,10 +1,12 @@
-"""`study.json`, the manifest of a study: the user's request, its resolved values, prepared data, and progress.
+"""Read `study.json`, the manifest of a study, into typed dataclasses.
 
     manifest = read_manifest(Path("runs/my-study/study.json"))
-    manifest.asked.n_trials, manifest.resolved.limits.macs, manifest.prepared.baseline, manifest.progress.status
+    manifest.requested.n_trials, manifest.resolved.limits.macs, manifest.prepared.baseline, manifest.progress.status
 
-The file is one flat JSON object; each key belongs to one of the four parts below. Format 1 (without a `format` key) can
-also be read: it lacks keys, for which the defaults below are used. `tune/` writes the file, `analysis/` only reads it.
+A manifest has four parts: the request of the user (`requested`), the values that follow from it (`resolved`), data set,
+baseline and teachers (`prepared`), and the status (`progress`). The file is one flat JSON object; its keys are the
+fields of the four parts. Format 1 (a file without the key `format`) can also be read: a missing key has the default of
+its field. `tune/` writes the file, `analysis/` only reads it.
 """
 
 import dataclasses
@@ -20,40 +22,41 @@ from typing import Any, TypeVar
 FORMAT = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 DIRECTIONS = ("max", "min")
+REMEDY = "correct the file or restore it from a backup"
 STATUSES = ("new", "running", "interrupted", "complete", "extended")
 _T = TypeVar("_T")
 
 
 class ResultsError(Exception):
-    """A study folder cannot be read; the message names the file and the reason."""
+    """Error of a study folder that cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper limits of a deployed network; None if the study has no such limit."""
+    """Upper limits that a deployed network must not exceed; a limit of None is not checked."""
 
     macs: float | None = None  # multiply-accumulate operations for 1 s of audio, batch 1
-    bytes: float | None = None  # parameter memory at `precision`
-    precision: str = "fp32"
+    bytes: float | None = None  # memory of the parameters at `precision`
+    precision: str = "fp32"  # one of PRECISIONS
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The data that a study's search used."""
+    """The data set of a study and its division into training and validation clips."""
 
     dataset_dir: str = ""
     subset: int | None = None  # per cent of the training data
-    n_train: int | None = None  # clips
-    n_validation: int | None = None
+    n_train: int | None = None  # number of training clips
+    n_validation: int | None = None  # number of validation clips
     n_classes: int | None = None
     holdout: str = ""  # how the validation part was chosen
-    notes: tuple[str, ...] = ()
-    fingerprint: dict[str, Any] = field(default_factory=dict)  # hashes of sound, labels and division; empty in format 1
+    notes: tuple[str, ...] = ()  # unusual facts, e.g. clips that were left out because they are damaged
+    fingerprint: dict[str, Any] = field(default_factory=dict)  # hashes of audio, labels and division; empty in format 1
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The accuracy that every network of the study should beat."""
+    """A simple reference model (logistic regression on log-mel statistics); its accuracies are shares in [0, 1]."""
 
     name: str = ""
     val_macro_avg_acc: float | None = None
@@ -62,66 +65,66 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher of the distillation."""
+    """A teacher network for knowledge distillation, and its validation accuracy as a share in [0, 1]."""
 
     name: str = ""
     val_macro_avg_acc: float | None = None
-    validation: str | None = None  # hash of the validation clips on which it was selected
+    validation: str | None = None  # hash of the validation clips on which its best epoch was chosen
 
 
 @dataclass(frozen=True)
 class Change:
     """A change of code, space or data that `--allow-changes` accepted when the study was resumed."""
 
-    time: str
-    what: str
+    time: str  # UTC
+    what: str  # the change as a text
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The user's request."""
+class Requested:
+    """The request of the user: the options of `tune/run.py` with which the study was started or continued."""
 
     name: str
     created: str = ""  # UTC
-    command: str = ""
+    command: str = ""  # command line that started the study
     overrides: tuple[str, ...] = ()  # Hydra overrides as entered
-    num_samples: int | None = None  # configurations
+    num_samples: int | None = None  # number of configurations; None: unknown (older versions)
     seeds_per_config: int = 1
     sampler: str = "tpe"
     scheduler: str = "mo_asha"
     seed: int = 0
-    max_concurrent: int | None = None
+    max_concurrent: int | None = None  # maximum number of trials at a time; None: as many as the resources allow
     cpus_per_trial: float = 1.0
-    gpus_per_trial: float | None = None  # share of a GPU; None: not resolved yet
+    gpus_per_trial: float | None = None  # share or number of GPUs; None: not resolved yet
     warm_start: tuple[str, ...] = ()  # folders of earlier studies
-    confirmations: tuple[str, ...] = ()  # names of the trials that `--confirm` added
+    confirmations: tuple[str, ...] = ()  # names of the replicates that `--confirm` added
     extended_from: tuple[int, ...] = ()  # `num_samples` before each `--extend`
 
     @property
     def n_trials(self) -> int:
-        """The requested number of trials: configurations times seeds, plus confirmations."""
+        """Requested number of trials: configurations times seeds per configuration, plus replicates of `--confirm`."""
         return (self.num_samples or 0) * self.seeds_per_config + len(self.confirmations)
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """The values to which the request was resolved when the study was started or resumed."""
+    """Values that follow from the request, determined when the study was started or resumed."""
 
     folder: str = ""
     remote: str | None = None  # URI of a study in an object store
     space: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)  # flat TrialConfig, which the sampled values override
+    config: dict[str, Any] = field(default_factory=dict)  # base configuration: key -> value; sampled values override it
     objectives: dict[str, str] = field(default_factory=dict)  # column of points.csv -> "max" or "min"
     limits: Limits = field(default_factory=Limits)
     code: dict[str, str] = field(default_factory=dict)  # source file -> hash; empty in studies without a journal
     versions: dict[str, str] = field(default_factory=dict)  # package -> version
-    frontend: dict[str, Any] = field(default_factory=dict)
-    deployed_form: str = ""  # deployed form of the measured networks
+    frontend: dict[str, Any] = field(default_factory=dict)  # parameters of the log-mel features
+    deployed_form: str = ""  # form in which networks are measured, e.g. fused, pruned, float32, [1, 1, 256, 65]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Results made before the first trial and shared by all trials."""
+    """Data set, baseline and teachers, which are prepared before the first trial and shared by all trials."""
 
     dataset: Dataset = field(default_factory=Dataset)
     baseline: Baseline | None = None
@@ -130,94 +133,118 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of the study when its last driver wrote the manifest; the journal can be newer."""
+    """Status and counts of a study when a driver last wrote the manifest; the journal can be newer."""
 
     status: str = "new"
     trials: dict[str, int] | None = None  # status -> number of trials; "rejected" -> number of samples
-    rejected_reasons: dict[str, int] = field(default_factory=dict)
+    rejected_reasons: dict[str, int] = field(default_factory=dict)  # reason -> number of rejected samples
     finished: str | None = None  # UTC
-    wall_s: float = 0.0
-    drivers: int = 0
-    epochs_repeated: int = 0
+    wall_s: float = 0.0  # run time in seconds, summed over drivers
+    drivers: int = 0  # number of driver processes so far
+    epochs_repeated: int = 0  # epochs trained a second time after a kill or crash
     changes: tuple[Change, ...] = ()
     test_opened: tuple[str, ...] = ()  # UTC times at which the test split was opened
 
 
 @dataclass(frozen=True)
 class StudyManifest:
-    """The four parts of `study.json`."""
+    """Content of `study.json` in four typed parts."""
 
-    asked: Asked
+    requested: Requested
     resolved: Resolved = field(default_factory=Resolved)
     prepared: Prepared = field(default_factory=Prepared)
     progress: Progress = field(default_factory=Progress)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the flat content of `study.json`."""
+        """Return the content of `study.json`: one flat dict of JSON values with the keys of all four parts."""
         parts = (getattr(self, part.name) for part in dataclasses.fields(self))
         flat = {key: value for part in parts for key, value in dataclasses.asdict(part).items()}
         return {"format": FORMAT, **json.loads(json.dumps(flat))}
 
     def changed(self, **values: Any) -> "StudyManifest":
-        """Return a copy with the given values; the part of each key is found automatically."""
+        """Return a copy of the manifest with new values for the given keys, e.g. `changed(status="complete", seed=1)`.
+
+        A key is the name of a field of `Requested`, `Resolved`, `Prepared` or `Progress`. Any other key: TypeError.
+        """
         parts: dict[str, Any] = {}
         for part in dataclasses.fields(self):
             old = getattr(self, part.name)
             own = {f.name: values.pop(f.name) for f in dataclasses.fields(old) if f.name in values}
             parts[part.name] = dataclasses.replace(old, **own)
         if values:
-            raise TypeError(f"{sorted(values)[0]!r} is not a key of the study manifest")
+            raise TypeError(
+                f"changed() got the key {sorted(values)[0]!r}; expected a key of study.json: correct the name"
+            )
         return StudyManifest(**parts)
 
 
 def read_manifest(file: Path) -> StudyManifest:
-    """Return the manifest in `file`; ResultsError names the file, the key and the expected value."""
+    """Return the manifest of a study from its `study.json`.
+
+    Raise ResultsError if the file is missing or invalid; its message names the file, the key and the expected value.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ResultsError(f"{file}: no such file; expected {file.parent} to be a study folder") from None
+        raise ResultsError(f"{file}: no such file; expected a study folder with study.json: check the path") from None
     except (ValueError, RecursionError) as error:  # json's and UTF-8's errors are ValueErrors
-        raise ResultsError(f"{file}: not valid JSON, perhaps cut off ({error}); restore the file") from None
+        raise ResultsError(f"{file}: not valid JSON, perhaps cut off ({error}); {REMEDY}") from None
     return manifest_of(content, file)
 
 
 def manifest_of(content: Any, file: Path | str) -> StudyManifest:
-    """Return the manifest in `content`, the parsed JSON of `file`; error messages name `file`."""
+    """Return the manifest of a study from `content`, the parsed JSON of its `study.json`.
+
+    Raise ResultsError if `content` is invalid; its message starts with `file`, the path of `study.json`.
+    """
     if not isinstance(content, dict):
-        raise ResultsError(f"{file}: expected an object with the keys of a study, found {type(content).__name__}")
+        raise ResultsError(
+            f"{file}: found {type(content).__name__}; expected a JSON object with the keys of a study; {REMEDY}"
+        )
     found = content.get("format", 1)
     if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= FORMAT:
-        raise ResultsError(f"{file}: format is {found!r}; this version of asc-tune reads formats 1 to {FORMAT}")
+        raise ResultsError(
+            f"{file}: format is {found!r}; expected 1 to {FORMAT}; if a newer asc-tune wrote the file, "
+            "update asc-tune; otherwise restore the file"
+        )
     for key in ("name", "objectives"):
         if not content.get(key):
-            raise ResultsError(f"{file}: key {key!r} is missing or empty; expected the manifest of a study")
+            raise ResultsError(f"{file}: key {key!r} is missing or empty; expected a value; {REMEDY}")
     parts = {name: _built(part, content, str(file)) for name, part in typing.get_type_hints(StudyManifest).items()}
     manifest = StudyManifest(**parts)
     if manifest.resolved.limits.precision not in PRECISIONS:
         found = manifest.resolved.limits.precision
-        raise ResultsError(f"{file}: limits.precision is {found!r}; allowed: {', '.join(PRECISIONS)}")
+        raise ResultsError(f"{file}: limits.precision is {found!r}; expected one of {', '.join(PRECISIONS)}; {REMEDY}")
     for column, direction in manifest.resolved.objectives.items():
         if direction not in DIRECTIONS:
-            raise ResultsError(f"{file}: objectives.{column} is {direction!r}; allowed: {', '.join(DIRECTIONS)}")
+            raise ResultsError(f"{file}: objectives.{column} is {direction!r}; expected max or min; {REMEDY}")
     if manifest.progress.status not in STATUSES:
-        raise ResultsError(f"{file}: status is {manifest.progress.status!r}; allowed: {', '.join(STATUSES)}")
+        found = manifest.progress.status
+        raise ResultsError(f"{file}: status is {found!r}; expected one of {', '.join(STATUSES)}; {REMEDY}")
     return manifest
 
 
 def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
-    """Return an instance of the dataclass `cls` with its keys of `content`; null means the key's default."""
+    """Return an instance of the dataclass `cls`, filled from the keys of `content` that are fields of `cls`.
+
+    A missing or null key has the default of its field. Raise ResultsError if a value has the wrong type or a
+    field without default is missing; its message starts with `where` (file and key).
+    """
     hints = typing.get_type_hints(cls)
     values = {}
     for f in dataclasses.fields(cls):  # type: ignore[arg-type] - cls is a dataclass
         if content.get(f.name) is not None:
             values[f.name] = _typed(content[f.name], hints[f.name], f"{where}: {f.name}")
         elif f.default is f.default_factory is dataclasses.MISSING:
-            raise ResultsError(f"{where}: key {f.name!r} is missing or null; expected {_name(hints[f.name])}")
+            raise ResultsError(f"{where}: key {f.name!r} is missing or null; expected {_name(hints[f.name])}; {REMEDY}")
     return cls(**values)
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Return the JSON value `value` as the type `kind` of a field; ResultsError if the type does not match."""
+    """Return the JSON value `value` converted to the field type `kind` (a list to a tuple, an object to a dataclass).
+
+    Raise ResultsError if the value does not have this type; its message starts with `where` (file and key).
+    """
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
@@ -237,11 +264,11 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
             return value  # NaN included
     elif kind is Any or (isinstance(value, kind) and not (isinstance(value, bool) and kind is int)):
         return value
-    raise ResultsError(f"{where} is {json.dumps(value)[:80]}; expected {_name(kind)}")
+    raise ResultsError(f"{where} is {json.dumps(value)[:60]}; expected {_name(kind)}; {REMEDY}")
 
 
 def _name(kind: Any) -> str:
-    """Return the name of a field's type for error messages."""
+    """Return what a field of type `kind` expects in JSON, as text for error messages, e.g. "a number"."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if typing.get_origin(kind) is tuple:
         return "a list"

@@ -3,11 +3,12 @@
     python -m analysis.paired analysis/studies/training/raw.csv --metric test_macro_avg_acc \\
         --pairs rep_kd:rep_ce,progressive:one_shot
 
-The first table shows the mean and its 95 % interval for each arm, the second
-the difference of each pair of arms with a paired t-test. `raw.csv` has one row
-per arm and seed. For one seed, both arms of a pair use the same division of
-the data, so differences are computed per seed. With few seeds only large
-differences are significant: those whose interval does not contain 0.
+The csv file has one row per arm and seed. The first printed table shows the
+mean of the metric and its 95 % interval for each arm. The second table shows
+the difference of each pair of arms (first minus second) with a paired t-test.
+Arms with the same seed use the same division of the data into training and
+validation, so differences are computed per seed. A difference is significant
+if its interval does not contain 0; with few seeds, only large ones are.
 """
 
 import argparse
@@ -23,11 +24,15 @@ from analysis.replicates import interval
 
 
 class PairedError(ValueError):
-    """The rows of the csv file cannot be compared."""
+    """Error of arms that cannot be compared: an unknown arm or column, a repeated seed, or too few seeds."""
 
 
 def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return, for each arm, n, mean, standard deviation and 95 % interval (Student's t) of the column `metric`."""
+    """Return a table with the mean of the column `metric` for each arm (variant of an experiment).
+
+    `raw` has one row per run, with the columns arm, seed and `metric`. The result has one row per arm: `arm`, `n`
+    (number of runs), `mean`, `sd` (standard deviation over runs), `low` and `high` (95 % interval of the mean).
+    """
     rows = []
     for arm, part in raw.groupby("arm", sort=False):
         values = part[metric].to_numpy(dtype=float)
@@ -36,26 +41,30 @@ def arm_means(raw: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 
 def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -> dict[str, float | int | str]:
-    """Return the difference of arm `first` minus arm `second` in `metric` over their common seeds.
+    """Compare two arms (variants of an experiment) by the differences of `metric`, arm `first` minus arm `second`.
 
-    The keys are pair, n, mean, sd, low and high (the 95 % interval) and p (two-sided paired t-test).
+    `raw` has one row per run, with the columns arm, seed and `metric`. There is one difference for each seed that both
+    arms have. The returned dict has the keys `pair` (text), `n` (number of differences), `mean`, `sd`, `low` and
+    `high` (95 % interval of the mean), and `p` (p-value of the two-sided paired t-test).
 
-    PairedError for an unknown arm, a repeated seed, or fewer than two common seeds.
+    Raise PairedError for an unknown arm, a repeated seed, or fewer than two common seeds.
     """
     series = []
     for arm in (first, second):
         part = raw[raw.arm == arm]
         if part.empty:
-            raise PairedError(f"unknown arm {arm!r}: expected one of {', '.join(raw.arm.unique())}")
+            arms = ", ".join(raw.arm.unique())
+            raise PairedError(f"arm {arm!r} has no rows; expected one of {arms}: correct the name")
         if part.seed.duplicated().any():
             raise PairedError(
-                f"arm {arm!r} has seed {part.seed[part.seed.duplicated()].iloc[0]} twice: expected one row per seed"
+                f"arm {arm!r} has seed {part.seed[part.seed.duplicated()].iloc[0]} twice; expected one row per seed: "
+                "remove the repeated row"
             )
         series.append(part.set_index("seed")[metric].astype(float))
     difference = (series[0] - series[1]).dropna().to_numpy()
     if len(difference) < 2:
         raise PairedError(
-            f"{first} and {second} have {len(difference)} common seed(s): expected at least two; run more seeds"
+            f"arms {first} and {second} have {len(difference)} common seed(s); expected at least two: run more seeds"
         )
     result = stats.ttest_1samp(difference, 0)
     p = 1.0 if not difference.any() else float(result.pvalue)  # type: ignore[attr-defined]  # scipy's stubs lack it
@@ -69,21 +78,30 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return its exit status, which is 2 for invalid input."""
+    """Run the command; return exit status 0, or 2 for invalid input."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("raw", type=Path, help="csv file with the columns arm, seed and the metric")
-    p.add_argument("--metric", default="test_macro_avg_acc", help="column of shares in [0, 1] (default: %(default)s)")
-    p.add_argument("--pairs", default="", help="pairs of arms to compare per seed: first:second,... (default: none)")
+    p.add_argument("raw", type=Path, help="csv file with the columns arm, seed and the column of --metric")
+    p.add_argument(
+        "--metric", default="test_macro_avg_acc", help="column to compare, with values in [0, 1] (default: %(default)s)"
+    )
+    p.add_argument(
+        "--pairs", default="", help="pairs of arms to compare, written first:second,first:second (default: none)"
+    )
     options = p.parse_args(argv)
     console = Console()
     try:
         raw = pd.read_csv(options.raw)
         absent = {"arm", "seed", options.metric} - set(raw)
         if absent:
-            raise PairedError(f"{options.raw} has no column {sorted(absent)[0]!r}; it has the columns {', '.join(raw)}")
+            raise PairedError(
+                f"{options.raw} has no column {sorted(absent)[0]!r}; its columns are {', '.join(raw)}: "
+                "give a file with the columns arm and seed, and the name of a column with --metric"
+            )
         pairs = [pair.split(":") for pair in options.pairs.split(",") if pair]
         if any(len(pair) != 2 for pair in pairs):
-            raise PairedError(f"--pairs {options.pairs}: expected first:second,first:second")
+            raise PairedError(
+                f"--pairs {options.pairs}: expected names of arms as first:second,first:second; correct it"
+            )
         differences = [paired_difference(raw, options.metric, *pair) for pair in pairs]
     except (OSError, PairedError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)

@@ -1,12 +1,13 @@
-"""Replicates: trials of one configuration with different seeds, summarised as means with confidence intervals.
+"""Summarise replicates (trials of one configuration with different seeds) as means with confidence intervals.
 
-`points.csv` and `test.csv` have one row per network of each trial. `config_id` is the name of a configuration's first
-trial, and `replicate` (0, 1, ...) is the number of a trial's seed. Files without these columns have one seed per
-configuration.
+points.csv has one row per network of each trial. Its column `config_id` is the name of the first trial of the
+configuration, and `replicate` (0, 1, ...) numbers the seeds of a configuration. Files that older versions wrote do not
+have these two columns; each configuration then has one seed.
 
-A mean is over all replicates that measured a step, even if their trials stopped, failed or crashed later. If early
-stopping ended the weaker seeds before a step, the mean of that step is too high; `sentences.warnings` counts these.
-Intervals are Student's t at 95 % on the mean, and need at least two seeds.
+The mean for a prune step is over all replicates that were measured after this step, even if their trials were stopped,
+failed or crashed later. If early stopping ended weaker seeds before a step, the mean for this step is too high; the
+report states how many points of the front have such a mean. Confidence intervals of means are 95 % intervals of
+Student's t distribution, and need at least two seeds.
 """
 
 from collections import Counter
@@ -23,7 +24,10 @@ _INTEGER = ("epochs", "macs", "params", "bytes_fp32", "bytes_fp16", "bytes_int8"
 
 
 def interval(values: npt.ArrayLike) -> dict[str, float]:
-    """Return `sd` of the values and the ends `low` and `high` of their mean's interval; NaN for fewer than two."""
+    """Return the standard deviation of `values` as "sd", and the 95 % interval of their mean as "low" and "high".
+
+    All three are NaN for fewer than two values.
+    """
     numbers = np.asarray(values, dtype=float)
     if len(numbers) < 2:
         return {"sd": np.nan, "low": np.nan, "high": np.nan}
@@ -33,30 +37,43 @@ def interval(values: npt.ArrayLike) -> dict[str, float]:
 
 
 def identified(raw: pd.DataFrame) -> pd.DataFrame:
-    """Return `raw` with the columns `config_id` and `replicate`; if missing, each trial is its own configuration."""
+    """Return `raw` (points.csv as a table) with the columns `config_id` and `replicate`, added if they are missing.
+
+    Older versions did not write them. A missing `config_id` is set to the `trial_id` (each trial is its own
+    configuration), a missing `replicate` to 0.
+    """
     missing = {"config_id": raw["trial_id"], "replicate": 0}
     return raw.assign(**{column: value for column, value in missing.items() if column not in raw})
 
 
 def measured(points: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    """Return a mask [N] of the rows with a measurement: finite accuracy and finite MACs."""
+    """Return a mask [N] that is True for the rows of `points` whose validation accuracy and MACs are finite."""
     return np.isfinite(points[ACCURACY].to_numpy(float)) & np.isfinite(points["macs"].to_numpy(float))
 
 
 def replicated(raw: pd.DataFrame) -> bool:
-    """Return whether at least two replicates of any configuration measured the same step."""
+    """Return whether `raw` (points.csv as a table) has replicates.
+
+    That is, at least two seeds of one configuration were measured after the same prune step.
+    """
     if "config_id" not in raw:
         return False
     return bool(_rows(raw, measured(raw)).duplicated(["config_id", "step"]).any())
 
 
 def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per configuration and step: the means over the `n_seeds` replicates that measured the step.
+    """Return the means over replicates of `raw` (points.csv as a table), one row per configuration and prune step.
 
-    `trial_id` is the name of the configuration's first trial. `n_seeds` and the accuracy's `_std`, `_low`, `_high`
-    (clipped to [0, 1]) are added. A mean is feasible if the networks of all seeds are. Its checkpoint is the one of the
-    first replicate that measured the step, and its status counts the trials ("complete", or "2 complete, 1 stopped
-    early"). A step that no replicate measured keeps the row of its first replicate, with `n_seeds` 0.
+    A mean is over the replicates that were measured after this step. Columns with another meaning than in `raw`:
+
+    - `trial_id` is the name of the first trial of the configuration, and `n_seeds` the number of replicates in the
+      mean. `val_macro_avg_acc_std`, `_low` and `_high` are the standard deviation over seeds and the 95 % interval of
+      the mean, clipped to [0, 1].
+    - `feasible` is True if the networks of all these replicates are feasible.
+    - `checkpoint` is that of the first replicate that was measured.
+    - `status` is the status that all trials have, or the number of trials per status, e.g. "2 complete, 1 failed".
+
+    If no replicate was measured after a step, the row is that of the first replicate, with `n_seeds` 0.
     """
     keys = ["config_id", "step"]
     rows = raw.assign(n_seeds=measured(raw).astype("int64")).sort_values("replicate", kind="stable")
@@ -83,9 +100,11 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
-    """Return the test results, one row per configuration and step: means over the seeds that were measured on test.
+    """Return the mean test results over replicates, one row per configuration and prune step.
 
-    `test_n_seeds` and the accuracy's `_std`, `_low`, `_high` are added.
+    `raw` is points.csv and `raw_test` is test.csv, as tables. A mean is over the replicates that were measured on test.
+    Added columns: `test_n_seeds`, the number of replicates in the mean; `test_macro_avg_acc_std`, the standard
+    deviation over seeds; `test_macro_avg_acc_low` and `_high`, the 95 % interval of the mean.
     """
     known = raw.loc[measured(raw), ["trial_id", "config_id", "step"]]
     names = [c for c in raw_test.columns if c.startswith("test_")]
@@ -98,16 +117,17 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:
-    """Return the rows of `raw` for one point of the study: one row per seed if the point is a mean, else one row.
+    """Return the rows of `raw` (points.csv as a table) from which one point of the study was made.
 
-    `trial` and `step` identify the point; for a mean, `trial` is the configuration's first trial.
+    The point is named by its `trial` and its prune `step`. If the point is a mean over seeds, `trial` is the first
+    trial of the configuration and there is one row per seed; otherwise there is one row.
     """
     named = (raw["config_id"] == trial) | (raw["trial_id"] == trial)
     return _rows(raw, (named & (raw["step"] == step)).to_numpy(bool) & measured(raw))
 
 
 def _count_statuses(statuses: pd.Series) -> str:
-    """Return the common status of all trials, or the number of trials per status."""
+    """Return the status that all trials have, or the number of trials per status, e.g. "2 complete, 1 failed"."""
     counts = Counter(statuses)
     return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items())
 
@@ -117,13 +137,20 @@ def _rows(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
 
 
 def _strict_means(groups, columns: list[str]) -> pd.DataFrame:
-    """Return means that are NaN if any of the values is missing."""
+    """Return the mean of each of `columns` in each group of the pandas GroupBy `groups`.
+
+    The mean is NaN if a group has a missing value, which pandas would ignore.
+    """
     complete = groups[columns].count().eq(groups.size(), axis=0)
     return groups[columns].mean().where(complete)
 
 
 def _spread(groups, column: str) -> pd.DataFrame:
-    """Return standard deviation and the ends of the mean's interval, clipped to [0, 1]; NaN with one seed."""
+    """Return the spread of `column` in each group of the pandas GroupBy `groups`, as a table with one row per group.
+
+    Its columns are the name of `column` with `_std` (standard deviation), `_low` and `_high` (95 % interval of the
+    mean, clipped to [0, 1]). They are NaN for a group with one seed.
+    """
     mean, n = _strict_means(groups, [column])[column], groups.size()
     sd = groups[column].std(ddof=1).where(mean.notna())
     half = _t(n) * sd / np.sqrt(n)
@@ -132,5 +159,5 @@ def _spread(groups, column: str) -> pd.DataFrame:
 
 
 def _t(n):
-    """Return Student's t for the interval of a mean of n values; NaN for n = 1."""
+    """Return the quantile of Student's t for the 95 % interval of a mean of `n` values; NaN for `n` = 1."""
     return stdtrit(np.where(np.asarray(n) > 1, np.asarray(n) - 1.0, np.nan), (1 + CONFIDENCE) / 2)

@@ -1,8 +1,8 @@
-"""Report on one study: a table in the terminal, and front.csv, front.png and report.html in its folder.
+"""Report on a study: print the Pareto front; write front.csv, front.png and report.html into the study folder.
 
     python analysis/report.py runs/my-study
 
-The command only reads result files, so the study may still be running.
+The study may be running: the command only reads study.json, points.csv and test.csv.
 """
 
 import argparse
@@ -30,10 +30,11 @@ from data.files import fsync_file, replacing
 
 
 def write_report(study_dir: Path) -> dict[str, Path]:
-    """Write front.csv, front.png and report.html into a study folder; return their paths by "csv", "png" and "html".
+    """Write front.csv, front.png and report.html into a study folder.
 
-    All three are on disk before any of them replaces an earlier file, so an error (ResultsError: the folder cannot be
-    read; OSError: e.g. the disk is full) leaves an earlier report unchanged.
+    Return their paths as a dict with the keys "csv", "png" and "html". Raise ResultsError if the study cannot be
+    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error leaves
+    the files of an earlier report unchanged.
     """
     study = load_study(study_dir)
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
@@ -51,7 +52,7 @@ def write_report(study_dir: Path) -> dict[str, Path]:
 
 
 def front_csv(study: Study) -> bytes:
-    """Return the front as csv, sorted by MACs: all columns of points.csv, and of test.csv if it exists."""
+    """Return the content of front.csv: the points of the front sorted by MACs, with test results if there are any."""
     best = front.pareto_points(study)
     integers = {
         c: "Int64"
@@ -62,7 +63,7 @@ def front_csv(study: Study) -> bytes:
 
 
 def front_table(study: Study) -> Table:
-    """Return the front as a terminal table: one row per point, sorted by MACs; facts and warnings below it."""
+    """Return the front as a terminal table: one row per point, sorted by MACs; facts and warnings in the caption."""
     best = front.pareto_points(study)
     config = summary.short_config(best)
     table = Table(
@@ -73,7 +74,7 @@ def front_table(study: Study) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.expand = best.empty  # otherwise the sentences below would be as narrow as the headers
+    table.expand = best.empty  # otherwise the caption would be as narrow as the headers
     table.add_column("trial", no_wrap=True)
     for head in _figures(study, {}):
         table.add_column(head, justify="right", no_wrap=True)
@@ -88,9 +89,11 @@ def front_table(study: Study) -> Table:
 
 
 def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
-    """Return header -> text for the values of `point`; an empty `point` gives dashes.
+    """Return the cells of a table row as a dict: column header -> value of `point` as text (a dash if it is missing).
 
-    In a study with replicates, intervals replace the less important columns, so that the table fits a narrow terminal.
+    For an empty `point`, the keys of the dict are the headers of the table. In a study with replicates, the table has
+    the columns "seeds" and "95 %" (interval of the mean validation accuracy) instead of "k params" and "sparse %", so
+    that it fits a narrow terminal.
     """
     tested, replicated = study.test is not None, study.replicated
     shown = {"step": str(point.get("step"))}
@@ -106,7 +109,10 @@ def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def print_front(study: Study) -> None:
-    """Print the front's table to stdout, at least 160 columns wide if stdout is a file or a pipe."""
+    """Print the Pareto front of a study as a table to stdout.
+
+    If stdout is not a terminal, the table is at least 160 columns wide.
+    """
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 160))
@@ -114,14 +120,16 @@ def print_front(study: Study) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Write a study's report and print its Pareto front.")
-    parser.add_argument("study_dir", type=Path, help="study folder with study.json and points.csv")
+    parser = argparse.ArgumentParser(
+        description="Print the Pareto front of a study; write front.csv, front.png and report.html into its folder."
+    )
+    parser.add_argument("study_dir", type=Path, help="study folder, which contains study.json, e.g. runs/my-study")
     study_dir = parser.parse_args(arguments).study_dir
     try:
         paths = write_report(study_dir)
         print_front(load_study(study_dir))
     except (ResultsError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
+        print(f"error: the report was not completed: {error}", file=sys.stderr)
         return 2
     print(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}")
     return 0

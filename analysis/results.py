@@ -1,7 +1,10 @@
-"""Read one study folder: `study.json`, `points.csv` and, after the test split was opened, `test.csv`.
+"""Read and check the result files in a study folder: `study.json`, `points.csv` and, if it exists, `test.csv`.
 
-A study folder is written by `tune/`. All code in `analysis/` works on the `Study` returned here and never reads the
-journal. A missing, truncated or inconsistent file raises `ResultsError`, which names the file and the reason.
+    study = load_study("runs/my-study")
+    study.points, study.test, study.limits, study.manifest
+
+`tune/` writes these files. All code in `analysis/` works on the `Study` that `load_study` returns; the journal is never
+read. A missing, truncated or inconsistent file raises `ResultsError`, which names the file and the reason.
 """
 
 import csv
@@ -21,8 +24,8 @@ from analysis.manifest import Limits, ResultsError, StudyManifest, read_manifest
 STATUSES = (
     "complete",
     "stopped early",
-    "failed",  # because of the configuration, e.g. the loss is not finite
-    "crashed",  # for a reason outside the configuration; a resume retries the trial
+    "failed",  # because of its configuration, e.g. the loss became NaN
+    "crashed",  # for another reason, e.g. a node died; a resume retries the trial
     "running",
 )
 TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
@@ -36,57 +39,66 @@ POINT_COLUMNS = (
     "bytes_fp16",
     "bytes_int8",
     "sparsity",  # share of the dense network's parameters that were removed
-    "feasible",  # within the study's limits
+    "feasible",  # True if the network does not exceed the limits of the study
     "status",  # status of the trial; the front may contain points of trials with any status
 )
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
-REMEDY = "the command that started the study, with --resume, writes points.csv again from the journal"
+REMEDY = (
+    "tune/run.py --resume --name STUDY (with --storage, if the study is not in runs/) writes points.csv again from the "
+    "journal"
+)
+TEST_REMEDY = "delete test.csv, then tune/evaluate.py writes it again"
+_RESTORE = "restore the file, or write it again"
 
 
 @dataclass(frozen=True)
 class Study:
-    """The result files of one study.
+    """The contents of the result files of one study.
 
-    `raw` has one row per measured network (a complete trial with R prune steps has R + 1 rows). `raw_test` has one row
-    per network that was measured on the test split; it is None while that split is closed.
+    `path` is the study folder, and `manifest` is study.json. `raw` is points.csv, with one row per measured network (a
+    complete trial with R prune steps has R + 1 rows). `raw_test` is test.csv, with one row per network that was
+    measured on the test split; it is None without test.csv.
     """
 
     path: Path
     manifest: StudyManifest
     raw: pd.DataFrame
     raw_test: pd.DataFrame | None
-    points_missing: bool = False  # points.csv is missing although trials were trained; `raw` is empty then
+    points_missing: bool = False  # True: points.csv is missing although trials were trained, and `raw` is empty
 
     @cached_property
     def replicated(self) -> bool:
-        """Whether the points of the study are means over seeds."""
+        """Whether the study has replicates, so that its points are means over seeds."""
         return replicates.replicated(self.raw)
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """The points of the study, one per row: the networks, or means over seeds if there are replicates."""
+        """The points of the study, one per row: networks, or means over seeds if the study has replicates."""
         return replicates.mean_points(self.raw) if self.replicated else self.raw
 
     @cached_property
     def test(self) -> pd.DataFrame | None:
-        """Test results, one row per point: `raw_test`, or means over seeds if there are replicates; None if closed."""
+        """Test results, one row per point (means over seeds if there are replicates); None without test.csv."""
         if self.raw_test is None or not self.replicated:
             return self.raw_test
         return replicates.mean_tests(self.raw, self.raw_test)
 
     @property
     def name(self) -> str:
-        return self.manifest.asked.name
+        return self.manifest.requested.name
 
     @property
     def objectives(self) -> dict[str, str]:
-        """Column of `points` -> direction ("max" or "min"); "bytes" is the column at the study's precision."""
+        """The objectives of the study: column of `points` -> direction ("max" or "min").
+
+        The objective "bytes" of study.json becomes the bytes column of the precision, e.g. "bytes_fp16".
+        """
         declared = self.manifest.resolved.objectives
         return {self.bytes_column if key == "bytes" else key: direction for key, direction in declared.items()}
 
     @property
     def precision(self) -> str:
-        """The precision of the limit on bytes; fp32 if the study has no such limit."""
+        """The precision at which model size is limited and shown: fp32, fp16 or int8 (default: fp32)."""
         return self.limits.precision
 
     @property
@@ -95,15 +107,15 @@ class Study:
 
     @property
     def limits(self) -> Limits:
-        """The limits that a feasible network does not exceed."""
+        """The upper limits on MACs and bytes; a feasible network does not exceed them."""
         return self.manifest.resolved.limits
 
     def prefixed(self, prefix: str) -> list[str]:
-        """Return the columns of `points` that start with `prefix`, e.g. "val_acc/", in the order of the file."""
+        """Return the names of the columns of points.csv that start with `prefix`, e.g. "val_acc/", in file order."""
         return [column for column in self.points.columns if column.startswith(prefix)]
 
     def with_test(self) -> pd.DataFrame:
-        """Return the points with their test columns (NaN for a point that was not measured on test)."""
+        """Return `points` with the test columns added; they are NaN for points that were not measured on test."""
         if self.test is None:
             return self.points.copy()
         kept = ["trial_id", "step", *(c for c in self.test.columns if c.startswith("test_"))]
@@ -111,18 +123,24 @@ class Study:
 
 
 def load_study(path: Path | str, points_text: str | None = None) -> Study:
-    """Read and check a study folder; `points_text`, if given, is used instead of points.csv.
+    """Return the study in the folder `path`, read from its files and checked.
 
-    Without points.csv the table is empty, and `points_missing` is True if the file was lost, False if nothing has been
-    measured yet. ResultsError for a folder without `study.json`, a missing key, a truncated file, a value outside its
-    range, a `feasible` that contradicts the limits, or a test row without a measured point.
+    If `points_text` is given, it is used instead of the file points.csv, e.g. for a running study whose points.csv is
+    older than its journal. If it is None and the file does not exist, `Study.raw` is empty; `Study.points_missing` is
+    then True if the file was lost, and False if no network has been measured yet.
+
+    Raise ResultsError if study.json is missing or invalid, a table is truncated, a value is out of range, `feasible`
+    contradicts the limits, or test.csv has a network that points.csv does not have.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise ResultsError(f"{folder}: not a folder; expected a study folder with study.json and points.csv")
+        raise ResultsError(f"{folder}: not a folder; expected a study folder with study.json: check the path")
     manifest = read_manifest(folder / "study.json")
     points_file, test_file = folder / "points.csv", folder / "test.csv"
-    test = _table(_read_text(test_file), test_file, TEST_COLUMNS) if test_file.exists() else None
+    try:
+        test = _table(_read_text(test_file), test_file, TEST_COLUMNS) if test_file.exists() else None
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {TEST_REMEDY}") from None
     missing = points_text is None and not points_file.exists()
     if points_text is not None:
         points = points_table(points_text, points_file)
@@ -137,24 +155,29 @@ def load_study(path: Path | str, points_text: str | None = None) -> Study:
     study = Study(folder, manifest, points, test, missing and (trained or test is not None))
     _check_points(study, points_file)
     if test is not None:
-        _check_shares(test, test_file)
+        _check_shares(test, test_file, TEST_REMEDY)
     if test is not None and not study.points_missing:
         known = set(zip(points["trial_id"], points["step"], strict=True))
         for point in zip(test["trial_id"], test["step"], strict=True):
             if point not in known:
-                raise ResultsError(f"{test_file}: trial {point[0]} step {point[1]} is not in points.csv; {REMEDY}")
+                name = f"trial {point[0]} step {point[1]}"
+                raise ResultsError(f"{test_file}: {name} is not in points.csv; expected a row for it; {REMEDY}")
     return study
 
 
 def take(frame: pd.DataFrame, mask: npt.ArrayLike) -> pd.DataFrame:
-    """Return the rows of `frame` where `mask` [N] is True (for pyright, `frame[mask]` may be a series)."""
+    """Return the rows of `frame` where `mask` [N] is True.
+
+    For the type checker pyright, the result is a DataFrame; that of `frame[mask]` could also be a Series.
+    """
     return frame.take(np.flatnonzero(mask))
 
 
 def points_table(text: str, file: Path) -> pd.DataFrame:
-    """Return the table of points in `text`, the content of a points.csv, with `config_id` and `replicate`.
+    """Return the table in `text`, the content of a points.csv; error messages start with its path `file`.
 
-    ResultsError, which names `file`, if a row is incomplete or a value has the wrong type.
+    Older versions did not write the columns `config_id` and `replicate`; they are added, as if each configuration had
+    one seed. Raise ResultsError if a column is missing, a row is incomplete, or a value has the wrong type.
     """
     return replicates.identified(_table(text, file, POINT_COLUMNS))
 
@@ -163,63 +186,75 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ResultsError(f"{file}: not a readable csv file ({error}); expected UTF-8") from None
+        raise ResultsError(f"{file}: not UTF-8 text ({error}); expected a csv file in UTF-8: {_RESTORE}") from None
 
 
 def _table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
-    """Return the table of a csv file; ResultsError if a row is incomplete.
+    """Return the table in `text`, the content of the csv file `file`, with typed columns.
 
-    pandas alone would fill a truncated row with NaN, and would read the trial id 12e4 as a number.
+    Raise ResultsError if a `required` column is missing, a row is incomplete, or a network has two rows.
+    pandas.read_csv is not used: it fills a truncated row with NaN, and reads the trial id 12e4 as a number.
     """
     try:
         rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
     except csv.Error as error:
-        raise ResultsError(f"{file}: not a readable csv file: {error}") from None
+        raise ResultsError(f"{file}: not valid csv ({error}); expected comma-separated values: {_RESTORE}") from None
     if not rows:
-        raise ResultsError(f"{file}: empty, not even a header; expected the columns {', '.join(required)}")
+        raise ResultsError(f"{file}: empty, not even a header; expected the columns {', '.join(required)}: {_RESTORE}")
     header = rows[0]
     if missing := [column for column in required if column not in header]:
-        raise ResultsError(f"{file}: missing column(s) {', '.join(missing)}; found {', '.join(header)}")
+        names, found = ", ".join(missing), ", ".join(header)
+        raise ResultsError(f"{file}: missing column(s) {names}; found only {found}: {_RESTORE}")
     if len(set(header)) != len(header):
-        raise ResultsError(f"{file}: a column name occurs twice in the header; expected each once: {', '.join(header)}")
+        twice = next(name for name in header if header.count(name) > 1)
+        raise ResultsError(f"{file}: column {twice} occurs twice in the header; expected each column once: {_RESTORE}")
     for number, row in enumerate(rows[1:], start=1):
         if len(row) != len(header):
-            raise ResultsError(f"{file}: row {number} has {len(row)} of {len(header)} fields; cut off?")
+            found = f"row {number} has {len(row)} fields; expected {len(header)}"
+            raise ResultsError(f"{file}: {found}; the file was perhaps cut off: {_RESTORE}")
     if not text.endswith("\n"):
-        raise ResultsError(f"{file}: the last row has no line end; cut off?")
+        found = "the last row does not end with a newline"
+        raise ResultsError(f"{file}: {found}; the file was perhaps cut off: {_RESTORE}")
     cells = zip(*rows[1:], strict=True) if len(rows) > 1 else [()] * len(header)
     columns = {name: _typed(name, list(texts), file) for name, texts in zip(header, cells, strict=True)}
     seen = set()
     for point in zip(columns["trial_id"], columns["step"], strict=True):
         if point in seen:
-            raise ResultsError(f"{file}: trial {point[0]} step {point[1]} occurs twice; expected one row per network")
+            name = f"trial {point[0]} step {point[1]}"
+            raise ResultsError(f"{file}: {name} occurs twice; expected one row per network: {_RESTORE}")
         seen.add(point)
     return pd.DataFrame(columns)
 
 
 def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
-    """Return a column with its data type; an empty cell is NaN. Configuration values may be numbers or text."""
+    """Return the cells `texts` of the column `column` of `file` as a series of str, bool, int64 or float.
+
+    In a column of numbers, an empty cell becomes NaN. A configuration column (config/...) that contains text remains
+    text. Text in any other column of numbers raises ResultsError.
+    """
     if column in TEXT_COLUMNS:
         return pd.Series(texts, dtype=str)
     if column == "feasible":
         if unknown := set(texts) - {"True", "False"}:
-            raise ResultsError(f"{file}: feasible is {sorted(unknown)[0]!r}; allowed: True, False")
+            raise ResultsError(f"{file}: feasible is {sorted(unknown)[0]!r}; expected True or False: {_RESTORE}")
         return pd.Series([text == "True" for text in texts], dtype=bool)
     if all(text.removeprefix("-").isdecimal() for text in texts):
         try:
             numbers = pd.Series(texts, dtype=object).astype("int64")
         except OverflowError:
-            raise ResultsError(f"{file}: column {column} holds a number above the largest allowed, 2**63 - 1") from None
+            largest = max(texts, key=len)
+            expected = f"expected integers up to 2**63 - 1: {_RESTORE}"
+            raise ResultsError(f"{file}: column {column} has {largest}; {expected}") from None
     elif column in ("step", "replicate"):
         found = next(text for text in texts if not text.removeprefix("-").isdecimal())
-        raise ResultsError(f"{file}: column {column}: found {found!r}, expected integers")
+        raise ResultsError(f"{file}: column {column} has {found!r}; expected integers: {_RESTORE}")
     else:
         try:
             numbers = pd.Series([float(text) if text else math.nan for text in texts], dtype=float)
         except ValueError as error:
             if column.startswith("config/"):
                 return pd.Series([text or None for text in texts], dtype=object)
-            raise ResultsError(f"{file}: column {column}: {error}; expected numbers") from None
+            raise ResultsError(f"{file}: column {column}: {error}; expected numbers: {_RESTORE}") from None
     return numbers
 
 
@@ -228,31 +263,34 @@ def _empty(columns: tuple[str, ...]) -> pd.DataFrame:
     return pd.DataFrame({column: pd.Series(dtype=types.get(column, float)) for column in columns})
 
 
-def _check_shares(frame: pd.DataFrame, file: Path) -> None:
+def _check_shares(frame: pd.DataFrame, file: Path, remedy: str) -> None:
     for column in frame.columns:
         if column == "sparsity" or column.split("/")[0].endswith("_acc"):
             values = frame[column].to_numpy(float)
-            if ((values < 0) | (values > 1)).any():
-                raise ResultsError(f"{file}: column {column} has values outside [0, 1]: expected shares, not per cent")
+            if len(wrong := values[(values < 0) | (values > 1)]):
+                raise ResultsError(
+                    f"{file}: column {column} has {wrong[0]:g}; expected shares in [0, 1], not per cent; {remedy}"
+                )
 
 
 def _check_points(study: Study, file: Path) -> None:
     if absent := [column for column in study.objectives if column not in study.raw.columns]:
-        raise ResultsError(f"{file}: missing column(s) {', '.join(absent)}, which are objectives in study.json")
-    _check_shares(study.raw, file)
+        names = ", ".join(absent)
+        raise ResultsError(f"{file}: missing column(s) {names}, expected as objectives of study.json; {REMEDY}")
+    _check_shares(study.raw, file, REMEDY)
     one = study.raw.drop_duplicates("trial_id")
     for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):
         name = f"replicate {trial['replicate']} of configuration {trial['config_id']}"
-        raise ResultsError(f"{file}: {name} is more than one trial; expected one; {REMEDY}")
+        raise ResultsError(f"{file}: {name} has more than one trial_id; expected one; {REMEDY}")
     limits = {"macs": study.limits.macs, study.bytes_column: study.limits.bytes}
     for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"
         if point["status"] not in STATUSES:
-            raise ResultsError(f"{label}: status {point['status']!r}; allowed: {', '.join(STATUSES)}")
+            expected = ", ".join(STATUSES)
+            raise ResultsError(f"{label}: status is {point['status']!r}; expected one of {expected}; {REMEDY}")
         if point["macs"] <= 0:
-            raise ResultsError(f"{label}: macs is {point['macs']}; expected a number above 0")
+            raise ResultsError(f"{label}: macs is {point['macs']}; expected a number above 0; {REMEDY}")
         for column, limit in limits.items():
             if limit is not None and point["feasible"] and point[column] > limit:
-                raise ResultsError(
-                    f"{label} is marked feasible, but its {column} {point[column]} exceeds the limit {limit}; {REMEDY}"
-                )
+                found = f"is marked feasible, but its {column} is {point[column]}"
+                raise ResultsError(f"{label} {found}; expected at most {limit}; {REMEDY}")

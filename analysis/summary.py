@@ -1,6 +1,7 @@
-"""Values of a study as they are displayed: roles of points, standard errors, short texts.
+"""Functions that prepare a study for display: the role of each point (front, dominated, ...; see `roles`), error bars,
+and values as short texts.
 
-The terminal table, the figures and the page use them; the sentences are in page/sentences.py.
+The terminal table, the figures and the HTML report use them. Sentences about a study are in page/sentences.py.
 """
 
 import math
@@ -16,7 +17,7 @@ from analysis import front, replicates
 from analysis.results import Study
 
 DASH = "\N{EN DASH}"  # shown for a missing value
-KEYS = {  # last part of a configuration key -> its short name, in the order of the table's columns
+KEYS = {  # last part of a configuration key -> its column header; tables have this order of columns
     "kd_alpha": "alpha",
     "kd_temp": "T",
     "lr": "lr",
@@ -39,7 +40,10 @@ def thousands(count: Any) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Return a sampled hyper-parameter as short text: 0.00213, 32, 3x3+1x1, 0.3/0.2; a dash if it is missing."""
+    """Return a value of a configuration as short text; a dash if it is missing.
+
+    Examples: 0.00213 (float), 32 (integer), 3x3+1x1 (list of branches), 0.3/0.2 (list of prune ratios).
+    """
     if absent(value):
         return DASH
     if isinstance(value, float | np.floating):
@@ -50,7 +54,8 @@ def value_text(value: Any) -> str:
     items = re.findall(r"[^\s,'\"\[\]()]+", text)
     if items and all(re.fullmatch(r"[-+.\de]+", item) for item in items):
         return "/".join(f"{float(item):.3g}" for item in items)
-    return (" / " if "+" in text else "+").join(items) or "none"  # sets of branches, one per stage, contain a +
+    separator = " / " if "+" in text else "+"  # an item with a + is a set of branches of one network stage
+    return separator.join(items) or "none"
 
 
 def absent(value: Any) -> bool:
@@ -58,15 +63,19 @@ def absent(value: Any) -> bool:
 
 
 def standard_error(accuracy: Any, clips: int | None) -> npt.NDArray[np.float64]:
-    """Return the binomial standard error sqrt(p (1 - p) / n) of accuracies (shares) on n clips; NaN without n."""
+    """Return the binomial standard error sqrt(p (1 - p) / n) of accuracies p in [0, 1] measured on n = `clips` clips.
+
+    The result is NaN if `clips` is None (unknown).
+    """
     share = np.asarray(accuracy, dtype=np.float64)
     return np.sqrt(share * (1 - share) / (clips or math.nan))
 
 
 def error_bars(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the ends [2, N] of the error bars of `points`, as shares; NaN if unknown.
+    """Return the lower and upper ends [2, N] of the error bars of the validation accuracy of `points`, in [0, 1].
 
-    They are the interval of a mean over seeds, or one binomial standard error around a single run.
+    An error bar is the 95 % interval of a mean over seeds, or one binomial standard error below and above the accuracy
+    of a single run. Unknown ends are NaN.
     """
     if study.replicated:
         return points[["val_macro_avg_acc_low", "val_macro_avg_acc_high"]].to_numpy(float).T
@@ -76,7 +85,10 @@ def error_bars(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
 
 
 def span(point: Mapping[Any, Any], column: str = "val_macro_avg_acc") -> str:
-    """Return the interval of a point's mean in per cent; a dash for a single seed."""
+    """Return the 95 % interval of the mean accuracy of a point as text in per cent; a dash for one seed.
+
+    `column` names the accuracy. The ends of its interval are the values of `point` for `column` + "_low" and "_high".
+    """
     low, high = point.get(f"{column}_low"), point.get(f"{column}_high")
     return DASH if absent(low) else f"{percent(low)}{DASH}{percent(high)}"
 
@@ -86,7 +98,10 @@ def validation_clips(study: Study) -> int | None:
 
 
 def baseline(study: Study) -> tuple[str, float, float | None] | None:
-    """Return name, validation accuracy and (if measured) test accuracy of the study's baseline, as shares."""
+    """Return the name, validation accuracy and test accuracy of the baseline of a study; None if it has no baseline.
+
+    Accuracies are in [0, 1]. The test accuracy is None if it was not measured.
+    """
     found = study.manifest.prepared.baseline
     if found is None or found.val_macro_avg_acc is None or absent(found.val_macro_avg_acc):
         return None
@@ -95,10 +110,13 @@ def baseline(study: Study) -> tuple[str, float, float | None] | None:
 
 
 def roles(study: Study) -> npt.NDArray[np.str_]:
-    """Return the role of each point, [N]: front, dominated, single, infeasible or unmeasured.
+    """Return the role [N] of each row of `study.points`; figures draw each role with its own marker.
 
-    `single` means one seed in a study with replicates. `unmeasured` means that accuracy, MACs or an objective is not
-    finite; such points are not drawn.
+    - "front": on the Pareto front
+    - "dominated": a candidate that is not on the front
+    - "single": only one seed was measured, in a study with replicates
+    - "infeasible": exceeds a limit
+    - "unmeasured": accuracy, MACs or an objective is not finite; the point is not drawn
     """
     points = study.points
     finite = replicates.measured(points) & np.isfinite(front.objective_values(study)).all(axis=1)
@@ -113,7 +131,11 @@ def roles(study: Study) -> npt.NDArray[np.str_]:
 
 
 def trial_counts(study: Study) -> tuple[dict[str, int], int]:
-    """Return status -> number of trained trials (from the manifest, else from the points), and the number of points."""
+    """Return two values: a dict from status to number of trials, and the number of measured points.
+
+    Samples that were rejected before training are not counted. The numbers of trials are those in study.json; if it has
+    none, they are counted in points.csv.
+    """
     counts = study.manifest.progress.trials
     if counts is None:
         by_trial = dict(zip(study.raw["trial_id"], study.raw["status"], strict=True))
@@ -123,14 +145,18 @@ def trial_counts(study: Study) -> tuple[dict[str, int], int]:
 
 
 def short_config(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the configuration columns of `points` as short texts with short names; all prune ratios in one column."""
+    """Return the sampled configuration of each point as a table of short texts, one column per key.
+
+    The header of a column is short, e.g. `lr` for train.lr. All prune ratios are joined in the column `ratios`, e.g.
+    "0.3/0.2".
+    """
     columns = [str(column) for column in points.columns if str(column).startswith("config/")]
     ratios = [column for column in columns if column.startswith("config/prune.") and "ratio" in column]
     others = [column.removeprefix("config/") for column in columns if column not in ratios]
     tails = [key.rsplit(".", 1)[-1] for key in others]
     named: dict[str, list[str]] = {}
     for key, tail in zip(others, tails, strict=True):
-        clear = tails.count(tail) == 1 or key == f"train.{tail}"  # `lr` is train.lr, not prune.lr
+        clear = tails.count(tail) == 1 or key == f"train.{tail}"  # `lr` is train.lr; prune.lr keeps its name
         named[KEYS.get(tail, tail) if clear else key] = [f"config/{key}"]
     order = list(KEYS.values())
     names = sorted(named, key=lambda name: order.index(name) if name in order else len(order))

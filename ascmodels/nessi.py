@@ -1,10 +1,11 @@
-"""NeSsi: multiply-accumulate operations (MACs), parameters and bytes of a network, by the DCASE convention.
+"""NeSsi: count the multiply-accumulate operations (MACs), parameters and bytes of a network as DCASE does.
 
-    macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))
+    macs, params = nessi.get_torch_size(model, (1, 1, 256, 65))      # input: 1 clip, 1 channel, 256 mel bins, 65 frames
 
-The count is torchinfo's. A convolution costs its weights and biases once for each output position. Batch normalisation
-and adaptive residual normalisation cost 2 MACs per channel. Activations, pooling, means and sums cost nothing. Measure
-the deployed graph: fused, pruned, 1 s of audio, batch size 1, float32.
+The convention is that of torchinfo. The MACs of a convolution are its weights and biases, times the number of output
+positions. Batch normalisation and adaptive residual normalisation have 2 MACs per channel. Activations, pooling, means
+and sums have none. The network must be in deployed form (parallel branches fused) and float32; the input is the
+features of 1 s of audio, batch size 1.
 """
 
 from collections.abc import Mapping
@@ -33,16 +34,16 @@ _FREE = (
 
 
 class UncountableError(ValueError):
-    """The network contains operations that the convention does not count, so its number of MACs would be wrong."""
+    """A network cannot be measured, because the count of its MACs or parameters would be wrong."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """Upper limits on the cost of a deployed network; the defaults are those of DCASE 2024 Task 1."""
 
-    macs: float = 30_000_000  # most MACs that a deployed network may use for 1 s of audio (above 0)
-    bytes: float = 128_000  # most bytes that the parameters of a deployed network may take (above 0)
-    precision: str = "fp16"  # fp32, fp16 or int8: precision at which bytes are counted (int8: weights rounded to fp16)
+    macs: float = 30_000_000  # maximum MACs of a deployed network for 1 s of audio (above 0)
+    bytes: float = 128_000  # maximum bytes of the parameters of a deployed network (above 0)
+    precision: str = "fp16"  # fp32, fp16 or int8: for the bytes, and for the weights in validation (int8: fp16)
 
     def __post_init__(self):
         if self.precision not in BYTES_PER_PARAMETER:
@@ -53,7 +54,7 @@ class Limits:
                 raise ValueError(f"limits.{name}={getattr(self, name)}: expected a number above 0")
 
     def allow(self, macs: int, params: int) -> bool:
-        """Return whether a deployed network of `macs` MACs and `params` parameters is within both limits."""
+        """Return whether a deployed network with `macs` MACs and `params` parameters is within these limits."""
         return macs <= self.macs and size_bytes(params, self.precision) <= self.bytes
 
 
@@ -63,23 +64,26 @@ def size_bytes(params: int, precision: str) -> int:
 
 
 def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
-    """Return (MACs, parameters) of `model` for one input of `input_size`, e.g. (1, 1, 256, 65).
+    """Return (MACs, parameters) of `model` for one input of shape `input_size`, e.g. (1, 1, 256, 65).
 
-    Raises UncountableError for a layer outside the convention, for unfused RepConv branches, for parameters that are
-    not float32 (torchinfo miscounts half precision), and for operations hidden in a `forward` (e.g. attention): the
-    convolutions and matrix products that PyTorch runs must be those of the counted layers.
+    UncountableError in these cases: a layer type that is neither in _COUNTED nor in _FREE, unfused RepConv branches,
+    parameters that are not float32 (torchinfo miscounts half precision), or matrix products outside of layers, e.g.
+    attention. The last case is found with PyTorch's FLOP counter, whose count must be equal to that of the layers.
     """
     _check_layers(model)
     parameter = next(model.parameters(), None)
     if parameter is None:
-        raise UncountableError(f"{type(model).__name__} has no parameters: expected a network with layers to measure")
+        raise UncountableError(
+            f"{type(model).__name__} has no parameters: expected a network with convolution or linear layers; measure "
+            "such a network"
+        )
     training = model.training
     x = torch.zeros(input_size, device=parameter.device)
     try:
         with torch.no_grad():
             model.eval()
             counter = FlopCounterMode(display=False)
-            with counter, sdpa_kernel(SDPBackend.MATH):  # attention as products: its fused CPU kernel is not counted
+            with counter, sdpa_kernel(SDPBackend.MATH):  # attention as matrix products, which are counted
                 model(x)
             summary = torchinfo.summary(model, input_data=x, verbose=0)
     finally:
@@ -87,22 +91,23 @@ def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, 
     hidden = counter.get_total_flops() // 2 - _product_macs(summary)
     if hidden:
         raise UncountableError(
-            f"{type(model).__name__} runs {hidden:,} MACs outside its layers, which NeSsi cannot count: "
-            "expected convolutions and linear layers only"
+            f"{type(model).__name__} runs {hidden:,} MACs outside its layers, which NeSsi cannot count: expected 0; "
+            "replace matrix products in its forward method by convolution or linear layers"
         )
     return int(summary.total_mult_adds), int(summary.total_params)
 
 
 def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:
-    """Return (MACs, parameters) of a student in its deployed form: branches fused, input [1, 1, n_mels, frames]."""
+    """Return (MACs, parameters) of the deployed form of student `model` for one input [1, 1, n_mels, frames]."""
     return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
 
 
 def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Fraction]:
-    """Return layer name -> MACs per parameter, for one input of `input_size`.
+    """Return the MACs per parameter of each layer of `model`, by layer name, for one input of shape `input_size`.
 
-    For a convolution this is the number of its output positions. It depends on kernels, strides and the input size, but
-    not on the number of channels.
+    For a convolution this is the number of output positions. It depends on kernels, strides and the input size, but not
+    on the number of channels. UncountableError if `get_torch_size` raises it, or if its count differs from the sum over
+    the layers.
     """
     expected = get_torch_size(model, input_size)
     names = {module: name for name, module in model.named_modules()}
@@ -113,17 +118,17 @@ def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Frac
     found = size_at(model, rates)
     if found != expected:
         raise UncountableError(
-            f"{type(model).__name__}: the layers add up to (MACs, parameters) {found}; expected {expected}, as for "
-            "the complete network: measure it with `get_torch_size` instead"
+            f"{type(model).__name__}: the sum over its layers is {found} (MACs, parameters); expected {expected}, the "
+            "count of the complete network: measure this network with `get_torch_size`"
         )
     return rates
 
 
 def size_at(model: nn.Module, rates: Mapping[str, Fraction]) -> tuple[int, int]:
-    """Return the same (MACs, parameters) as `get_torch_size`, without running `model`.
+    """Return (MACs, parameters) of `model`, as `get_torch_size` does, but without running the network.
 
-    `rates` is the result of `layer_rates` for a network with the kernels and strides of `model`; the numbers of
-    channels may differ.
+    `rates` holds the MACs per parameter of each layer. It is the result of `layer_rates` for a network with the same
+    layers, kernels and strides as `model`, but possibly other numbers of channels.
     """
     own = {name: n for name, module in model.named_modules() if (n := _own_parameters(module))}
     return int(sum(n * rates[name] for name, n in own.items())), sum(own.values())
@@ -137,22 +142,29 @@ def _check_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         where = f"layer {name or '(root)'} ({type(module).__name__})"
         if isinstance(module, RepConv2d):
-            raise UncountableError(f"{where} still has its branches: measure the deployed graph, model.fuse()")
+            raise UncountableError(
+                f"{where} still has its branches: expected one convolution, the deployed form; measure the result of "
+                "`Student.fuse`"
+            )
         own = list(module.parameters(recurse=False))
         if any(p.dtype != torch.float32 for p in own):
-            raise UncountableError(f"{where} is not float32: measure the network before it is cast")
+            raise UncountableError(
+                f"{where} is not float32: expected float32 parameters; measure the network before it is cast"
+            )
         leaf = next(module.children(), None) is None
         if isinstance(module, _COUNTED) or (leaf and isinstance(module, _FREE)):
             continue
         if own or (leaf and not isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)):
             known = ", ".join(sorted(t.__name__ for t in (*_COUNTED, *_FREE)))
-            raise UncountableError(f"{where} is not in NeSsi's convention; expected one of: {known}")
+            raise UncountableError(
+                f"{where} is not in NeSsi's convention: expected one of {known}; replace it by layers of these types"
+            )
 
 
 def _product_macs(summary: torchinfo.ModelStatistics) -> int:
-    """Return the MACs of all convolutions and linear layers except for their biases.
+    """Return the MACs of all convolutions and linear layers in torchinfo's `summary`, without those of their biases.
 
-    PyTorch's FLOP counter counts the same operations.
+    PyTorch's FLOP counter does not count biases either, so the two counts can be compared.
     """
     total = 0
     for layer in summary.summary_list:

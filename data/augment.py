@@ -1,8 +1,11 @@
-"""Augmentation of batches: impulse responses and time roll on waveforms; mixup, Freq-MixStyle and masks on log-mels.
+"""Augmentation of training batches.
 
-All random numbers come from the NumPy generator that is passed in, so a batch depends only on its seed, on any device.
-The random draws for the waveforms are returned (`Draws`, `Mix`), so that a teacher receives the same augmented clip as
-the student.
+Waveforms: device impulse response (DIR) augmentation and time roll. Log-mels: mixup, Freq-MixStyle, frequency and time
+masks. All random numbers come from the NumPy generator that the caller passes, so they are the same on CPU and GPU.
+
+For DIR augmentation, roll and mixup, the random numbers are drawn first (objects of `Draws` and `Mix`) and applied
+later: a teacher that runs during the training of the student must receive the same augmented clips, at its own sample
+rate.
 """
 
 import math
@@ -13,35 +16,40 @@ import numpy as np
 import torch
 from torchaudio.functional import fftconvolve
 
-DIR_DEVICE = "a"  # recording device whose clips are convolved with the response of another device
+DIR_DEVICE = "a"  # TAU recording device whose clips are convolved with the impulse response of another device
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Strengths of the augmentations; the defaults are those of the DCASE 2024 baseline, and 0 means off."""
+    """Strength of each augmentation. The defaults are those of the DCASE 2024 baseline."""
 
-    roll_s: float = 0.1  # largest time roll in seconds, in both directions (0: off)
+    roll_s: float = 0.1  # largest circular time shift in seconds, in both directions (0: off)
     freq_mask: int = 48  # largest number of masked mel bins per clip (0: off)
     time_mask: int = 0  # largest number of masked frames per clip (0: off)
-    mixstyle_p: float = 0.4  # share of the batches with Freq-MixStyle (0 to 1; 0: off)
+    mixstyle_p: float = 0.4  # probability that a batch gets Freq-MixStyle (0 to 1; 0: off)
     mixstyle_alpha: float = 0.3  # alpha of Freq-MixStyle's Beta(alpha, alpha) distribution (above 0)
     mixup_alpha: float = 0.0  # alpha of mixup's Beta(alpha, alpha) distribution (0: no mixup)
-    dir_p: float = 0.0  # share of device-a clips convolved with a device impulse response (0 to 1; 0: off)
+    dir_p: float = 0.0  # probability that a device-a clip is convolved with an impulse response (0: off)
     dir_dir: str | None = None  # folder of device impulse responses (WAV files), required if dir_p > 0; null: none
 
     def __post_init__(self):
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name != "dir_dir" and not math.isfinite(value):
-                raise ValueError(f"augment.{item.name}={value}: expected a finite number")
+                raise ValueError(f"augment.{item.name}={value}: expected a finite number; correct the value")
         for name in ("mixstyle_p", "dir_p"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: expected a probability from 0 to 1")
+                raise ValueError(
+                    f"augment.{name}={getattr(self, name)}: expected a probability from 0 to 1; set 0 to turn this off"
+                )
         for name in ("roll_s", "freq_mask", "time_mask", "mixup_alpha"):
             if getattr(self, name) < 0:
-                raise ValueError(f"augment.{name}={getattr(self, name)}: expected 0 or more")
+                raise ValueError(f"augment.{name}={getattr(self, name)}: expected 0 or more; set 0 to turn this off")
         if not self.mixstyle_alpha > 0:
-            raise ValueError(f"augment.mixstyle_alpha={self.mixstyle_alpha}: expected a number above 0")
+            raise ValueError(
+                f"augment.mixstyle_alpha={self.mixstyle_alpha}: expected a number above 0; to turn Freq-MixStyle off, "
+                "set augment.mixstyle_p=0"
+            )
         if self.dir_p and not self.dir_dir:
             raise ValueError(
                 f"augment.dir_p={self.dir_p} needs impulse responses: name a folder of WAV files with augment.dir_dir "
@@ -53,18 +61,18 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random draws for the waveforms of one batch, valid at any sample rate."""
+    """Random numbers of the waveform augmentations of one batch; they can be applied at any sample rate."""
 
-    shifts: np.ndarray | None  # [B] roll in seconds; None: no roll
-    impulses: np.ndarray | None  # [B] index of the impulse response, -1: not convolved; None: no DIR augmentation
+    shifts: np.ndarray | None  # [B] roll of each clip in seconds; None: no roll
+    impulses: np.ndarray | None  # [B] index of the impulse response (-1: clip not convolved); None: no DIR augmentation
 
 
 @dataclass(frozen=True)
 class Mix:
-    """Mixup of one batch: `lam` times each clip plus 1 - `lam` times its partner."""
+    """Random numbers of mixup for one batch. `mix(x)` returns `lam * x + (1 - lam) * x[partner]` for `x [B, ...]`."""
 
-    lam: float
-    partner: torch.Tensor  # [B] index of each clip's partner in the batch
+    lam: float  # weight of each clip itself
+    partner: torch.Tensor  # [B] index of the clip of the same batch that is mixed into each clip
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.lam * x + (1 - self.lam) * x[self.partner]
@@ -73,9 +81,11 @@ class Mix:
 def draw_waveforms(
     config: AugmentConfig, sample_rate: int, devices: np.ndarray, n_impulses: int, rng: np.random.Generator
 ) -> Draws:
-    """Draw roll and impulse response of each clip in a batch recorded by `devices [B]`.
+    """Return a random time roll and a random device impulse response for each clip of a batch.
 
-    The roll is an integer number of samples at `sample_rate`.
+    `devices [B]` holds the TAU recording device of each clip ("a", "s1", ...); only clips of device a get an impulse
+    response. `n_impulses` is the number of impulse responses to choose from. The roll is a multiple of one sample at
+    `sample_rate` Hz.
     """
     shifts, impulses, n = None, None, len(devices)
     limit = round(config.roll_s * sample_rate)
@@ -90,10 +100,13 @@ def draw_waveforms(
 def augment_waveforms(
     x: torch.Tensor, draws: Draws, sample_rate: int, impulses: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Apply device impulse responses (`impulses [K, L]`), then roll, to waveforms `x [B, S]`.
+    """Return the waveforms `x [B, S]` after DIR augmentation and time roll, in this order.
+
+    For each clip, `draws` has the roll and the index of its impulse response in `impulses` [K responses, L samples].
+    `impulses` is needed only if DIR augmentation is on. `x` and `impulses` are at `sample_rate` Hz.
 
     DIR: Morocutti et al. 2023, "Device-robust acoustic scene classification via impulse response augmentation". As in
-    their code, only clips of device a are convolved, the tail after the end of the clip is cut, and the roll follows.
+    their code, only clips of device a are convolved, and the tail after the end of the clip is cut.
     """
     if draws.impulses is not None and (draws.impulses >= 0).any():
         assert impulses is not None
@@ -108,9 +121,10 @@ def augment_waveforms(
 
 
 def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: torch.device | str) -> Mix | None:
-    """Draw mixup (Zhang et al. 2018) of `n` clips: one weight from Beta(alpha, alpha) and permuted partners.
+    """Return the random numbers of mixup (Zhang et al. 2018) for a batch of `n` clips; None if mixup is off.
 
-    Return None if mixup is off.
+    All clips share one weight from Beta(mixup_alpha, mixup_alpha). Each clip is mixed with a random clip of the batch.
+    `device` is the torch device of the tensors that will be mixed.
     """
     if not config.mixup_alpha:
         return None
@@ -119,7 +133,10 @@ def draw_mixup(config: AugmentConfig, n: int, rng: np.random.Generator, device: 
 
 
 def augment_features(x: torch.Tensor, config: AugmentConfig, rng: np.random.Generator) -> torch.Tensor:
-    """Apply Freq-MixStyle, then frequency and time masks, to log-mels `x [B, 1, F, T]`."""
+    """Return log-mels `x [B, 1, F, T]` after Freq-MixStyle, the frequency mask and the time mask, in this order.
+
+    `config` has the probability of Freq-MixStyle and the largest sizes of the masks.
+    """
     if rng.random() < config.mixstyle_p:
         x = freq_mixstyle(x, config.mixstyle_alpha, rng)
     x = mask(x, 2, config.freq_mask, rng)
@@ -127,10 +144,11 @@ def augment_features(x: torch.Tensor, config: AugmentConfig, rng: np.random.Gene
 
 
 def freq_mixstyle(x: torch.Tensor, alpha: float, rng: np.random.Generator) -> torch.Tensor:
-    """Mix each clip's statistics per frequency with those of another clip of the batch, `x [B, 1, F, T]`.
+    """Return log-mels `x [B, 1, F, T]` with the mean and standard deviation of each mel bin mixed between clips.
 
-    Schmid et al. 2022 (DCASE), based on MixStyle (Zhou et al. 2021). Recording devices colour the spectrum, so mixing
-    mean and standard deviation of each mel bin makes the network robust to unseen devices.
+    The statistics of each clip are mixed with those of a random clip of the batch, with one weight per clip from
+    Beta(alpha, alpha). A recording device changes these statistics, so mixing them makes the network robust to unseen
+    devices. Schmid et al. 2022 (DCASE), based on MixStyle (Zhou et al. 2021).
     """
     mean = x.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
     std = (x.var(dim=(1, 3), keepdim=True) + 1e-6).sqrt()
@@ -142,7 +160,10 @@ def freq_mixstyle(x: torch.Tensor, alpha: float, rng: np.random.Generator) -> to
 
 
 def mask(x: torch.Tensor, dim: int, longest: int, rng: np.random.Generator) -> torch.Tensor:
-    """Set a band of at most `longest` bins along `dim` of each clip to 0 (SpecAugment, Park et al. 2019)."""
+    """Return log-mels `x [B, 1, F, T]` with one random band per clip set to 0 (SpecAugment, Park et al. 2019).
+
+    `dim` is the masked dimension: 2 (frequency) or 3 (time). The band is at most `longest` mel bins or frames wide.
+    """
     if not longest:
         return x
     size = x.shape[dim]

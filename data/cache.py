@@ -1,12 +1,16 @@
-"""Waveform cache: each clip is decoded and resampled once; all trials memory-map the result.
+"""Waveform cache: each clip is decoded and resampled once, and all trials memory-map the resulting file.
 
     cache = open_cache(root, filenames, sample_rate=32000, cache_dir=Path("runs/cache"))
-    waveforms = cache.batch(cache.rows(filenames))          # float32 [B, S]
+    waveforms = cache.batch(cache.rows(filenames))          # float32 [B clips, S samples]
 
-Samples are int16 with one scale per clip (with a fixed scale, quiet clips would consist of rounding noise). The key of
-a cache is a hash of the files' content. A lock is held only to hash files and to build, and a build ends with a rename.
-So two processes may open the same cache at once, a killed build leaves nothing behind, and readers of an existing cache
-never wait.
+`root` is the folder of the data set, and `filenames` are paths of clips relative to it.
+
+Samples are stored as int16 with one scale factor per clip; with a common factor, quiet clips would consist of rounding
+noise. The folder of a cache is named after a hash of the clips' names and bytes, the sample rate and `skip_broken`.
+
+Several processes may open the same cache at once. A process locks the cache directory only while it hashes the clips or
+builds a cache. A cache is built in a temporary folder that is renamed at the end, so a killed build leaves no partial
+cache.
 """
 
 import hashlib
@@ -29,20 +33,23 @@ from data.tau import DatasetError
 SOURCE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 44_100  # 1 s
 FORMAT = 1
-LOCK = "waveforms.lock"  # in the cache folder
-_CHUNK = 32  # number of clips that a worker decodes and resamples together
-_WINDOW = 256  # number of chunks in progress at once
-_NAMED = 5  # number of missing files that an error message lists
-_STATS = 1024  # number of files per `stat` task of a thread
+LOCK = "waveforms.lock"  # name of the lock file in `cache_dir`
+_CHUNK = 32  # number of clips that a thread decodes and resamples together
+_WINDOW = 256  # number of chunks submitted to the threads at once
+_NAMED = 5  # number of missing files that an error message names
+_STATS = 1024  # number of files for which a thread calls `stat` in one task
 
 
 class WaveformCache:
-    """Memory-mapped waveforms `[N, S]` in the order of `filenames`; `skipped` maps skipped files to the reason."""
+    """Memory-mapped waveforms `[N, S]` of a cache folder, one row for each name in `filenames`.
+
+    `skipped` maps the name of each broken clip that was left out to an error message that describes the fault.
+    """
 
     def __init__(self, folder: Path, content: str):
         manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
-        self.content = content  # hash of names and bytes of all clips (skipped clips included) before resampling
+        self.content = content  # hash of the names and bytes of all clips, skipped ones included
         self.sample_rate: int = manifest["sample_rate"]
         self.filenames: list[str] = manifest["filenames"]
         self.skipped: dict[str, str] = manifest["skipped"]
@@ -52,11 +59,14 @@ class WaveformCache:
         self._row = {name: row for row, name in enumerate(self.filenames)}
 
     def rows(self, filenames: Sequence[str]) -> np.ndarray:
-        """Return the row numbers of `filenames`; KeyError if one is not in the cache."""
+        """Return the row number of each clip in `filenames`; raise KeyError if a clip is not in the cache."""
         return np.array([self._row[name] for name in filenames], dtype=np.int64)
 
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
-        """Return waveforms `[B, S]` float32 in [-1, 1] on `device`; the int16 samples are copied and scaled there."""
+        """Return the waveforms with the row numbers `rows` as float32 `[B, S]` in [-1, 1] on `device`.
+
+        The int16 samples are copied to `device` before they are scaled, which halves the transfer.
+        """
         samples = torch.from_numpy(self._samples[rows]).to(device)
         return samples.float() * torch.from_numpy(self._scales[rows]).to(device)[:, None]
 
@@ -73,13 +83,13 @@ def open_cache(
 ) -> WaveformCache:
     """Return the cache of `filenames` (relative to `root`) at `sample_rate` Hz; build it if it does not exist.
 
-    DatasetError names a broken clip (not mono 44.1 kHz, not 1 s, or unreadable). With `skip_broken` such clips are left
-    out and listed in `skipped`. Missing files mean an incomplete data set and always raise DatasetError. `num_workers`
-    threads decode (None: one per core).
+    A broken clip (not mono 44.1 kHz, not 1 s, or unreadable) raises DatasetError. With `skip_broken`, broken clips are
+    left out and listed in `WaveformCache.skipped`. A missing file always raises DatasetError. `progress` shows progress
+    bars. `num_workers` is the number of threads that read and decode (None: one per core).
 
-    `content` is the `WaveformCache.content` that another process has just computed for these clips (the driver of a
-    study, for its actors). If a cache with this content exists, it is opened without reading the files. Otherwise
-    DatasetError is raised if the files on this machine have other content.
+    `content` is the expected hash of the clips' names and bytes; None accepts any clips. The driver of a study computes
+    this hash once (`WaveformCache.content`) and passes it to its actors. If a cache with this hash exists, it is opened
+    without reading the clips. Otherwise the clips are hashed; if the hash is not `content`, DatasetError is raised.
     """
     files = sorted(filenames)
     if content is not None:
@@ -88,21 +98,22 @@ def open_cache(
             cache = WaveformCache(folder, content)
             if sorted([*cache.filenames, *cache.skipped]) != files:
                 raise DatasetError(
-                    f"the split's csv file lists {len(files)} clips, but the waveform cache {folder} was built for "
-                    "other clips: restore the csv file, or start a new study"
+                    f"the {len(files)} clips in the split's csv file differ from the clips of this study, which are in "
+                    f"the waveform cache {folder}: restore the csv file, or start a new study"
                 )
             return cache
     workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
     found = _content(root, files, cache_dir, progress, workers)
     if content not in (None, found):
         raise DatasetError(
-            f"the clips in {root} have another content (hash {found[:16]}) than at the study's start or resume (hash "
-            f"{content[:16]}): the data have changed or differ between machines; restore them, or start a new study"
+            f"the content hash of the clips in {root} is {found[:16]}; expected {content[:16]}, as when the study was "
+            "started or resumed: the WAV files were changed or differ between machines; restore the files, or start a "
+            "new study"
         )
     folder = _folder(cache_dir, found, sample_rate, skip_broken)
     if not folder.is_dir():
         with locked(cache_dir / LOCK):
-            remove_temporary(cache_dir, "waveforms-")  # left by killed builds; safe because we hold the lock
+            remove_temporary(cache_dir, "waveforms-")  # left by killed builds: only the lock holder builds
             if not folder.is_dir():  # otherwise another process built it while we waited
                 key = cache_key(found, sample_rate, skip_broken)
                 replace_folder(
@@ -113,7 +124,10 @@ def open_cache(
 
 
 def cache_key(content: str, sample_rate: int, skip_broken: bool) -> str:
-    """Return the key of the cache of clips with the hash `content` at `sample_rate` Hz."""
+    """Return the 16 hex digits in the folder name of the cache with these settings.
+
+    `content` is the hash of the clips' names and bytes, and `skip_broken` is True if broken clips are left out.
+    """
     return hashlib.sha256(f"{FORMAT} {content} {sample_rate} {skip_broken}".encode()).hexdigest()[:16]
 
 
@@ -131,16 +145,20 @@ def _build(
     progress: bool,
     workers: int,
 ) -> None:
-    """Write the waveforms, their scales and the manifest into the empty folder `folder`."""
+    """Decode the clips `files` below `root`, and write the files of a cache into the empty folder `folder`.
+
+    The cache has the sample rate `rate` in Hz, and is named after `key` (from `cache_key`). `workers` is the number of
+    threads. A broken clip raises DatasetError, or is left out if `skip_broken` is set. `progress` shows a progress bar.
+    """
     length = round(CLIP_SAMPLES * rate / SOURCE_RATE)
     samples = np.lib.format.open_memmap(folder / "waveforms.npy", "w+", np.int16, (len(files), length))
     with (folder / "waveforms.npy").open("r+b") as handle:
-        try:  # reserve the space now: writing to a memory map on a full disk ends in SIGBUS
+        try:  # reserve the space now: a write to a memory map on a full disk kills the process (SIGBUS)
             os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
         except OSError as error:
             raise DatasetError(
-                f"no space for the waveform cache ({samples.nbytes:,} bytes) in {folder} ({error}): free space, or set "
-                "data.cache_dir to another disk"
+                f"cannot reserve {samples.nbytes:,} bytes for the waveform cache in {folder} ({error}): free disk "
+                "space, or set data.cache_dir to a folder on another disk"
             ) from error
     scales = np.ones(len(files), np.float32)
     kept, skipped = [], {}
@@ -167,7 +185,7 @@ def _build(
         ThreadPoolExecutor(workers) as pool,
         tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
     ):
-        for first in range(0, len(chunks), _WINDOW):  # bounds the memory of decoded clips if the disk is slow
+        for first in range(0, len(chunks), _WINDOW):  # limits the decoded clips that wait in memory for a slow disk
             for good, bad, waves, scale in pool.map(load, chunks[first : first + _WINDOW]):
                 rows = slice(len(kept), len(kept) + len(good))
                 samples[rows], scales[rows] = waves, scale
@@ -181,8 +199,8 @@ def _build(
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """Return the samples `[44100]` float32 of one 1 s clip; DatasetError names the file and its fault."""
-    remedy = "restore the file, or set data.skip_broken=true to leave such clips out"
+    """Return the samples of the 1 s clip at `path` as float32 `[44100]`; raise DatasetError if the file is broken."""
+    remedy = "restore the file, or set data.skip_broken=true to leave out broken clips"
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
@@ -194,16 +212,16 @@ def read_clip(path: Path) -> np.ndarray:
     if len(samples) != CLIP_SAMPLES:
         raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): {remedy}")
     if not np.isfinite(samples).all():
-        raise DatasetError(f"{path} holds samples that are not finite numbers: {remedy}")
+        raise DatasetError(f"{path} has samples that are not finite (NaN or infinite): {remedy}")
     return samples[:, 0]
 
 
 def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
-    """Return a hash of the files' paths, sizes and change times; while it stays the same, `_content` reads no file.
+    """Return one hash of the path, size, modification time and inode change time of all `files` below `root`.
 
-    It includes the inode change time because `cp -p` and `touch -d` can set the modification time, but not this one.
-    `workers` threads call `stat` once per file, because network file systems respond slowly. DatasetError for missing
-    files.
+    A changed file changes this hash, although no file is read. The inode change time is included because `cp -p` and
+    `touch -d` can set the modification time, but not the inode change time. `stat` runs in `workers` threads, because
+    network file systems respond slowly. A missing file raises DatasetError.
     """
 
     def facts_of(names: Sequence[str]) -> list[str | None]:
@@ -216,8 +234,8 @@ def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
     if missing:
         names = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         raise DatasetError(
-            f"{len(missing)} of {len(files)} clips are not in {root}: {names}; complete the data set, or remove their "
-            "lines from the split's csv file (data.skip_broken leaves out broken files, not missing ones)"
+            f"{len(missing)} of {len(files)} clips are not in {root}: {names}; add the files, or remove their lines "
+            "from the split's csv file (data.skip_broken leaves out broken files, not missing ones)"
         )
     digest = hashlib.sha256()
     for name, fact in zip(files, facts, strict=True):
@@ -226,7 +244,7 @@ def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
 
 
 def _facts(path: Path) -> str | None:
-    """Return size, modification time and change time of a file as text; None if it does not exist."""
+    """Return size, modification time and inode change time of a file as text; None if `path` is not a regular file."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -235,7 +253,12 @@ def _facts(path: Path) -> str | None:
 
 
 def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, workers: int) -> str:
-    """Return the hash of the files' names and bytes; it is cached in a file named after their `_stamp`."""
+    """Return the hash of the names and bytes of the clips `files` below `root`.
+
+    The hash is computed once, by `workers` threads, and stored in a file in `cache_dir`. The name of this file contains
+    a hash of the sizes and times of the clips, so a changed clip leads to a new computation. `progress` shows a
+    progress bar.
+    """
     memo = cache_dir / f"waveforms-{_stamp(root, files, workers)}.digest"
     if digest := _read_digest(memo):
         return digest
@@ -253,7 +276,7 @@ def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, work
 
 
 def _read_digest(memo: Path) -> str:
-    """Return the hash in the file `memo`; "" if there is no file or a power loss has left it empty."""
+    """Return the hash that `_content` wrote to the file `memo`; "" if the file is missing or incomplete."""
     try:
         text = memo.read_text()
     except FileNotFoundError:

@@ -1,7 +1,8 @@
-"""Log-mel front-ends: waveforms `[B, S]` to features `[B, 1, n_mels, T]`, on the waveforms' device.
+"""Log-mel front-ends convert waveforms `[B, S]` to features `[B, 1, n_mels, T]`, on CPU or GPU.
 
 The default is the front-end of the DCASE 2024 baseline (32 kHz, 4096-point FFT, 3072-sample window, hop of 500 samples,
-256 mels), which gives 65 frames for 1 s. MACs grow with the number of frames; a hop of 512 samples gives 63.
+256 mels), which gives 65 frames for 1 s. The MACs of a student grow with the number of frames: a hop of 512 samples
+gives 63 frames and fewer MACs.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """Configuration of one log-mel front-end."""
+    """Configuration of a log-mel front-end."""
 
     sample_rate: int = 32_000  # sample rate of the waveforms in Hz (above 0)
     n_fft: int = 4096  # FFT length in samples (at least win_length; less than 2 s of samples)
@@ -23,36 +24,40 @@ class FrontEndConfig:
     f_min: float = 0.0  # lowest frequency of the mel filters in Hz (0 or more, below f_max)
     f_max: float | None = None  # highest frequency of the mel filters in Hz; null: half of the sample rate
     mean: float = 0.0  # value subtracted from the log-mels (for AST checkpoints: -4.27)
-    std: float = 1.0  # value that divides the log-mels after the mean is subtracted (for AST: 9.14)
+    std: float = 1.0  # value that divides the log-mels after `mean` is subtracted (for AST checkpoints: 9.14)
 
     def __post_init__(self):
         for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "std"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"frontend.{name}={getattr(self, name)}: expected a number above 0")
+                raise ValueError(f"frontend.{name}={getattr(self, name)}: expected a number above 0; raise it")
         if self.win_length > self.n_fft:
             raise ValueError(
-                f"frontend.win_length={self.win_length} is longer than frontend.n_fft={self.n_fft}: expected at most "
-                "n_fft; change one of them"
+                f"frontend.win_length={self.win_length} is longer than frontend.n_fft={self.n_fft}: expected at "
+                "most n_fft samples; lower win_length or raise n_fft"
             )
-        if self.n_fft // 2 >= self.sample_rate:  # frames are centred: half a frame is padding
+        if self.n_fft // 2 >= self.sample_rate:  # reflection padding of n_fft // 2 must be shorter than a clip of 1 s
             raise ValueError(
-                f"frontend.n_fft={self.n_fft}: too long for 1 s at {self.sample_rate} Hz; expected less than 2 s"
+                f"frontend.n_fft={self.n_fft} is too long for a clip of 1 s: expected less than {2 * self.sample_rate} "
+                f"samples (2 s at frontend.sample_rate={self.sample_rate}); lower n_fft"
             )
         top = self.sample_rate / 2 if self.f_max is None else self.f_max
         if not 0 <= self.f_min < top:
             raise ValueError(
-                f"frontend.f_min={self.f_min}: expected 0 or more, and below the upper end of the mel filters "
-                f"({top} Hz)"
+                f"frontend.f_min={self.f_min}: expected 0 or more, and less than the highest frequency of the mel "
+                f"filters ({top} Hz, from frontend.f_max or half of frontend.sample_rate); lower f_min or raise f_max"
             )
 
     @property
     def frames(self) -> int:
-        """Number of (centred) frames of 1 s of audio."""
+        """Number of frames in the features of a clip of 1 s. The first frame is centred on the first sample."""
         return self.sample_rate // self.hop_length + 1
 
 
 class LogMel(nn.Module):
-    """Computes normalised log-mels, (log(mel power + 1e-5) - mean) / std; `[B, S] -> [B, 1, n_mels, T]`."""
+    """Module that turns waveforms `[B, S]` into normalised log-mels `[B, 1, n_mels, T]`.
+
+    Formula: (log(mel power + 1e-5) - mean) / std, with `mean` and `std` from the configuration.
+    """
 
     def __init__(self, config: FrontEndConfig):
         super().__init__()

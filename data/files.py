@@ -1,16 +1,22 @@
-"""Locks, durable atomic writes and seals; no other file of the project renames files or folders.
+"""Locks, durable atomic writes and seals (checksum files). No other file of the project renames files or folders.
 
-    with locked(folder / ".lock"): ...                       one process at a time
-    replace_text(path, text); replace_bytes(path, data)      readers see the old or the new content, never a partial one
-    with replacing(path) as temporary: save(temporary)       for a library that writes the file itself
-    replace_folder(folder, write)                            write(temporary) fills the new folder
-    seal(folder, epochs=3); check_seal(folder)["epochs"]     check that a folder is complete, also after a copy or move
+    with locked(folder / ".lock"): ...      # only one process at a time executes the block
+    replace_text(path, text)                # atomic write: readers see the old or the new content, never a part
+    replace_bytes(path, data)               # the same for bytes
+    with replacing(path) as temporary:      # the same for a library that writes the file itself
+        torch.save(weights, temporary)
+    replace_folder(folder, write)           # the same for a folder, which your function write(temporary_folder) fills
+    seal(folder, epochs=3)                  # write seal.json: checksums of all files, and facts such as epochs=3
+    check_seal(folder)["epochs"]            # compare the checksums, return the facts; the folder may have been moved
 
 All writes take the same steps: write a temporary file in the same directory, fsync it, rename it, fsync the
-directory. Without the first fsync a power loss can leave an empty file under the final name; without the second, the
-rename itself can be lost (Pillai et al. 2014, "All File Systems Are Not Created Equal"). When a function returns, its
-result is on disk. A killed process leaves at most a hidden `.<name>.<8 hex digits>.tmp` or `.old` behind:
-`remove_temporary` and `mend_folder` clean up. Only the standard library is used, so every package may import this file.
+directory. Without the first fsync, a power loss can leave an empty file under the final name. Without the second fsync,
+the rename can be lost (Pillai et al. 2014, "All File Systems Are Not Created Equal"). When a function returns, its
+result is on disk; only with `durable=False`, the fsyncs are omitted.
+
+A killed process leaves at most a hidden temporary file or folder `.<name>.<8 hex digits>.tmp`, or, if it replaced a
+folder, the former folder as `.<name>.<8 hex digits>.old`. `remove_temporary` deletes them; `mend_folder` restores a
+former folder first, if necessary. This file uses only the standard library, so every package may import it.
 """
 
 import errno
@@ -30,23 +36,26 @@ from typing import Any
 
 SEAL = "seal.json"
 FORMAT = 1  # format version of the seal
-SILENT_S = 5.0  # seconds of waiting for a lock before the log mentions it
+SILENT_S = 5.0  # seconds of waiting for a lock before a warning is logged
 _LOG = logging.getLogger(__name__)
+_REMEDY = "restore the folder from a copy, or use another checkpoint"  # end of the messages of check_seal
+# temporary names: `name` is the final name; kind "tmp" is new content, "old" is a folder that was being replaced
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
-_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # error codes of file systems that do not support it
+_NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors if directories cannot be fsynced
 
 
 class SealError(ValueError):
-    """A sealed folder is incomplete or damaged."""
+    """A folder has no valid `seal.json` (checksums of its files), or a file listed in it is missing or damaged."""
 
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock on `path`: a lock file, which is created, or an existing directory.
+    """Hold an exclusive lock on `path` during a `with` block.
 
-    If another process holds the lock: with `wait`, wait for it (and log a warning after `SILENT_S` seconds); without,
-    raise BlockingIOError. The operating system releases the lock when the process ends, however it ends. The lock works
-    between processes of one machine, and between machines on a shared file system that implements flock.
+    `path` is an existing directory, or a lock file, which is created if it is missing. If another process holds the
+    lock, wait for it, and log a warning after `SILENT_S` seconds. With `wait=False`, raise BlockingIOError instead of
+    waiting. The operating system releases the lock when the process ends, even if it is killed. The lock
+    works between processes of one machine, and between machines on a shared file system that implements flock.
     """
     path = Path(path)
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
@@ -56,7 +65,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         except BlockingIOError:
             if not wait:
                 raise
-            message = "waiting for another process, which holds the lock %s (it may be paused)"
+            message = (
+                "waiting until another process releases the lock %s; this process then continues (if the other process "
+                "is paused, resume it)"
+            )
             warning = threading.Timer(SILENT_S, _LOG.warning, [message, path])
             warning.daemon = True
             warning.start()
@@ -70,26 +82,26 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def replace_text(path: Path, text: str, durable: bool = True) -> None:
-    """Replace the file at `path` by `text` in UTF-8.
+    """Write `text` in UTF-8 to the file at `path`; readers see the old or the new content, never a part.
 
-    With `durable=False` nothing is fsynced, for a file that can be created again; readers still see the old or the new
-    content.
+    `durable=False` omits the fsyncs, for a file that can be created again after a power loss.
     """
     replace_bytes(path, text.encode(), durable)
 
 
 def replace_bytes(path: Path, data: bytes, durable: bool = True) -> None:
-    """Replace the file at `path` by `data`."""
-    with replacing(path, durable) as temporary, temporary.open("xb") as stream:  # x: never follow an existing link
+    """Write `data` to the file at `path`, with the guarantees of `replace_text`."""
+    with replacing(path, durable) as temporary, temporary.open("xb") as stream:  # x: never follow a link
         stream.write(data)
 
 
 @contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary path in the directory of `path`; on success the file written there replaces `path`.
+    """Yield a temporary path; the file that the caller writes there replaces `path` when the block ends.
 
-    On an error the temporary file is removed and the old file stays. The temporary name ends in `.tmp`: pass the format
-    explicitly to a library that would derive it from the file name.
+    If the block raises, the temporary file is deleted and the file at `path` stays as it was. The temporary name ends
+    in `.tmp`: pass the format explicitly to a library that would derive it from the file name. `durable=False` omits
+    the fsyncs.
     """
     path = Path(path)
     temporary = _temporary(path, "tmp")
@@ -105,11 +117,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Replace `folder` by a new one that `write` fills; missing parent directories are created.
+    """Create `folder`, or replace it, with the content that `write(temporary_folder)` writes.
 
-    The caller must be the only writer of `folder` (by a lock, or because it owns the folder). On an error the old
-    folder stays. The old folder is renamed before it is deleted, because a folder that is deleted in place is visible
-    in part. If a process is killed between the two renames, no folder has this name until `mend_folder` restores it.
+    Missing parent directories are created. The caller must be the only writer of `folder`. If `write` raises, an
+    existing `folder` stays as it was. An existing folder is first renamed to a temporary name, then the new folder is
+    renamed to `folder`, and then the former folder is deleted; so readers never see a half deleted folder. If the
+    process is killed between the two renames, `folder` does not exist until `mend_folder` restores the former one.
     """
     folder = Path(folder)
     make_folder(folder.parent)
@@ -132,10 +145,11 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def mend_folder(folder: Path) -> None:
-    """Clean up after killed `replace_folder` calls: restore an old folder without a successor, delete the others.
+    """Restore `folder` and delete temporary folders after a process was killed during `replace_folder(folder, ...)`.
 
-    The caller must hold a lock that every writer of `folder` takes: the temporary folder of a live writer would be
-    deleted, too.
+    If `folder` does not exist, the newest former folder (`.<name>.<8 hex digits>.old`) is renamed to `folder`. All
+    other temporary folders of this name are deleted, also those of a running process: the caller must hold a lock that
+    every writer of `folder` takes.
     """
     folder = Path(folder)
     leftovers = [(path, match["kind"]) for path, match in _temporaries(folder.parent) if match["name"] == folder.name]
@@ -148,10 +162,10 @@ def mend_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path, prefix: str) -> None:
-    """Delete the temporary files and folders of killed processes in `folder` whose final name starts with `prefix`.
+    """Delete temporary files and folders, left by killed processes, in `folder`.
 
-    The caller must hold a lock that every writer of such names takes: the temporary files of a live writer would be
-    deleted, too.
+    Only those are deleted that were to be renamed to a name that starts with `prefix`. Those of a running process are
+    deleted as well: the caller must hold a lock that every writer of such names takes.
     """
     for path, match in _temporaries(Path(folder)):
         if match["name"].startswith(prefix):
@@ -159,7 +173,7 @@ def remove_temporary(folder: Path, prefix: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Create `folder` and its missing parents, and fsync every directory that received a new entry."""
+    """Create `folder` and its missing parents, and fsync the parent of each new directory."""
     folder = Path(folder)
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +182,7 @@ def make_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Wait until the content of the file at `path` is on disk."""
+    """Fsync the file at `path`: wait until its content is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -177,7 +191,10 @@ def fsync_file(path: Path) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Wait until the entries of the directory `path` (names created, renamed, deleted) are on disk."""
+    """Fsync the directory at `path`: wait until created, renamed and deleted names are on disk.
+
+    On a file system that cannot fsync directories, nothing is done.
+    """
     try:
         fsync_file(path)
     except OSError as error:
@@ -186,7 +203,7 @@ def fsync_folder(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Wait until every file and directory in `folder`, and the folder itself, is on disk."""
+    """Fsync `folder` and all files and directories below it; symbolic links are skipped."""
     for path in Path(folder).iterdir():
         if path.is_symlink():
             continue
@@ -198,9 +215,10 @@ def fsync_tree(folder: Path) -> None:
 
 
 def seal(folder: Path, **facts: Any) -> None:
-    """Write `seal.json`: size and hash of each file in `folder`, and `facts` (JSON values).
+    """Write `seal.json` into `folder`: size and SHA-256 of each file below `folder`, and the JSON values `facts`.
 
-    The seal is written after the files are on disk, so a folder with a valid seal is complete.
+    `check_seal` returns `facts`, e.g. the number of trained epochs. All files are fsynced before `seal.json` is
+    written, so a folder with a valid `seal.json` is complete.
     """
     folder = Path(folder)
     fsync_tree(folder)
@@ -210,44 +228,48 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def check_seal(folder: Path) -> dict[str, Any]:
-    """Check every file that `seal` listed in `folder`, and return the facts that were passed to `seal`.
+    """Compare the files of `folder` with its `seal.json`, and return the facts that were passed to `seal`.
 
-    SealError names the file that is missing or damaged. Files that were added after sealing are ignored.
+    Raise SealError if `seal.json` or a file that it lists is missing or damaged. Files that were added after `seal` are
+    ignored.
     """
     folder = Path(folder)
     try:
         sealed = json.loads((folder / SEAL).read_bytes())
         content = sealed["content"]
         if sealed["sha256"] != _content_hash(content) or content["format"] != FORMAT:
-            raise ValueError(f"its own hash is wrong, or its format is not {FORMAT}")
+            raise ValueError(f"{SEAL} does not match the hash that it contains, or its format is not {FORMAT}")
         files: dict[str, list[Any]] = content["files"]
     except FileNotFoundError as error:
-        raise SealError(f"{folder} has no {SEAL}: writing the folder was interrupted; use another one") from error
+        raise SealError(f"{folder} has no {SEAL}, so it is incomplete: {_REMEDY}") from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SealError(f"{folder / SEAL} is damaged ({error}): use another folder") from error
+        raise SealError(f"{folder / SEAL} is damaged ({error}): {_REMEDY}") from error
     for name, (size, digest) in files.items():
         path = folder / name
         try:
             found = path.stat().st_size
             if found != size:
-                raise SealError(f"{path} is damaged: it has {found} bytes, but {SEAL} lists {size}; use another folder")
+                raise SealError(f"{path} has {found} bytes; expected {size}, as in {SEAL}: {_REMEDY}")
             if _sha256(path) != digest:
-                raise SealError(f"{path} is damaged: its hash is not the one in {SEAL}; use another folder")
+                raise SealError(f"{path} is damaged (its SHA-256 is not the one in {SEAL}): {_REMEDY}")
         except OSError as error:
-            raise SealError(f"{path} is missing or cannot be read ({error}): use another folder") from error
+            raise SealError(f"{path} is missing or cannot be read ({error}): {_REMEDY}") from error
     return content["facts"]
 
 
 def _temporary(path: Path, kind: str) -> Path:
-    """Return a new hidden name in the directory of `path`.
+    """Return a hidden temporary name for `path` in the same directory; `kind` ("tmp" or "old") is its extension.
 
-    It is random, because processes on two machines can have the same process id.
+    The name contains random digits instead of a process id, because two machines can have the same process ids.
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{kind}")
 
 
 def _temporaries(folder: Path) -> list[tuple[Path, re.Match[str]]]:
-    """Return the temporary files and folders in `folder`, each with the parts of its name."""
+    """Return the path of each temporary file or folder in `folder`, with its match of the pattern `_TEMPORARY`.
+
+    The groups of the match are "name" (the final name) and "kind" ("tmp" or "old").
+    """
     found = ((path, _TEMPORARY.fullmatch(path.name)) for path in folder.glob(".*"))
     return [(path, match) for path, match in found if match]
 

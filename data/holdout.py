@@ -1,7 +1,8 @@
-"""Division of the training split into training and validation, so that the search never uses the test split.
+"""Division of TAU's training split into a training part and a validation part.
 
-For each scene, complete recording locations (with all their devices and segments) are drawn for validation, from a
-seed. A scene with only one recording location is divided by complete 10 s segments instead, and a note reports this.
+The search measures validation accuracy on the validation part, so that it never uses the test split. For each scene,
+complete recording locations (with all their devices and 10 s segments) are drawn at random for validation. A scene with
+only one recording location is divided by complete 10 s segments instead, and a note reports this to the user.
 """
 
 from collections import Counter
@@ -17,7 +18,11 @@ _DRAWS = 64  # random orders tried per scene; the one closest to the requested s
 
 @dataclass(frozen=True)
 class HoldOut:
-    """A split divided into a training part and a held-out part; `notes` describe for the user how it was divided."""
+    """The training clips and the validation clips of a split, as tables with one row per clip.
+
+    The columns are those of `tau.read_split` (filename, scene_label, ...). `notes` has a sentence for the user about
+    each scene that could not be divided by recording location.
+    """
 
     train: pd.DataFrame
     validation: pd.DataFrame
@@ -25,33 +30,35 @@ class HoldOut:
 
 
 def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
-    """Divide `clips` (a table from `tau.read_split`) so that about `share` of each scene's clips are for validation.
+    """Divide the clips of a split into training and validation clips at random, by recording location.
 
-    DatasetError if a scene has only one 10 s segment: it cannot be in both parts, because training data would leak into
-    validation.
+    `clips` is a table from `tau.read_split`. For each scene, about `share` (between 0 and 1) of its clips are for
+    validation. The same `seed` gives the same division. A scene with only one 10 s recording raises DatasetError,
+    because clips of the same recording must not be in both parts.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(clips), dtype=bool)
-    side: dict[str, bool] = {}  # location -> whether held out; decided once for a location of two scenes
+    side: dict[str, bool] = {}  # location or segment -> whether it is for validation; scenes can share a location
     notes = []
     labels, locations, segments = (clips[c].to_numpy(dtype=str) for c in ("scene_label", "identifier", "segment"))
     scenes = sorted(set(labels.tolist()), key=lambda s: (len(set(locations[labels == s])), s))
     for scene in scenes:
         rows = labels == scene
         groups, places = locations, sorted(set(locations[rows].tolist()))
-        if len({side.get(place, place) for place in places}) == 1:  # one location, or all are decided already
+        if len({side.get(place, place) for place in places}) == 1:  # one location, or all in one part already
             groups = segments
             if len(set(segments[rows])) < 2:
                 raise DatasetError(
-                    f"scene {scene!r} has only one 10 s segment ({segments[rows][0]}): expected at least two, for "
-                    "training and for validation; use a larger subset or add recordings"
+                    f"scene {scene!r} has only one 10 s segment ({segments[rows][0]}): expected at least two, one for "
+                    "training and one for validation; use a larger part of the data (data.subset) or add recordings"
                 )
             notes.append(
-                f"scene {scene!r} was recorded at one location ({places[0]}): it is divided by 10 s segments instead, "
-                "so its validation accuracy is optimistic"
+                f"scene {scene!r} was recorded at only one location ({places[0]}), so training and validation have "
+                "different 10 s segments of this location: its validation accuracy is optimistic"
                 if len(places) == 1
-                else f"scene {scene!r} shares all its locations ({', '.join(places)}) with other scenes, and all are "
-                "in the same part: it is divided by 10 s segments instead, so its validation accuracy is optimistic"
+                else f"scene {scene!r} shares all its locations ({', '.join(places)}) with other scenes, which use all "
+                "of them for training or all of them for validation, so training and validation have different 10 s "
+                "segments of these locations: its validation accuracy is optimistic"
             )
         sizes = Counter(groups[rows].tolist())
         chosen = _choose(sizes, share * rows.sum(), rng, {g: side[g] for g in sizes if g in side})
@@ -62,13 +69,15 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
 
 
 def _choose(sizes: dict[str, int], target: float, rng: np.random.Generator, known: dict[str, bool]) -> set[str]:
-    """Return groups whose total size is near `target`: at least one, and not all.
+    """Return the groups (locations or segments) of one scene for validation: at least one, and not all.
 
-    `known` maps the groups that are already decided to whether they are held out.
+    `sizes` maps each group to its number of clips, and `target` is the wanted number of validation clips. Scenes can
+    share groups: `known` maps each group that was assigned for an earlier scene to True (validation) or False
+    (training).
     """
     fixed = {g for g, held in known.items() if held}
     free = np.array(sorted(g for g in sizes if g not in known), dtype=str)
-    # at least one group in each part, if no decided group is there already
+    # leave at least one group for training, unless `known` has one there
     most = len(free) - (len(fixed) == len(known))
     best: tuple[float, set[str]] = (np.inf, fixed)
     for _ in range(_DRAWS):

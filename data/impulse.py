@@ -1,10 +1,11 @@
-"""Device impulse responses for DIR augmentation: a folder of WAV files, or a synthetic set.
+"""Impulse responses for device impulse response (DIR) augmentation: read WAV files, or write a synthetic set.
 
-    python -m data.impulse impulses --count 16 --seed 0     # writes 16 short WAV files
-    impulses = load_impulses(Path("impulses"), 32000)       # float32 [K, L], each of energy 1
+    python -m data.impulse impulses --count 16 --seed 0     # writes 16 short WAV files.
+    impulses = load_impulses(Path("impulses"), 32000)       # float32 [K responses, L samples] at 32 kHz.
 
-Public sets are measurements of microphones (MicIRP, as in CPJKU's DCASE 2023 code). The synthetic responses imitate
-small microphones with random parameters: a band limit at both ends, a few resonances, a tilt and a short decay.
+Public sets, such as MicIRP in CPJKU's DCASE 2023 code, are measurements of real microphones. The synthetic responses
+imitate small microphones with random parameters: limits at both ends of the band, a few resonances, a spectral tilt
+and a short decay.
 """
 
 import argparse
@@ -19,13 +20,16 @@ import torchaudio
 from data.augment import AugmentConfig
 from data.tau import DatasetError
 
-RATE = 44_100  # Hz, of the synthetic set
-TAPS = 1024  # samples of a synthetic response, 23 ms
-LONGEST_S = 1.0  # seconds; the rest of a response cannot affect a clip of 1 s
+RATE = 44_100  # sample rate of the synthetic responses in Hz
+TAPS = 1024  # length of a synthetic response in samples (23 ms)
+LONGEST_S = 1.0  # seconds of a response that are used: the rest cannot affect a clip of 1 s
 
 
 def impulses_for(config: AugmentConfig, sample_rate: int, device: torch.device | str = "cpu") -> torch.Tensor | None:
-    """Return the impulse responses of `config.dir_dir` on `device`; None if DIR augmentation is off."""
+    """Return the impulse responses in the folder `config.dir_dir`, or None if DIR augmentation is off.
+
+    The tensor [K responses, L samples] is at `sample_rate` Hz and on the torch device `device`.
+    """
     if not config.dir_p:
         return None
     assert config.dir_dir is not None  # AugmentConfig requires it if dir_p > 0
@@ -33,11 +37,11 @@ def impulses_for(config: AugmentConfig, sample_rate: int, device: torch.device |
 
 
 def load_impulses(folder: Path, sample_rate: int) -> torch.Tensor:
-    """Return all WAV files below `folder`, sorted by path: `[K, L]` at `sample_rate` Hz, padded with zeros at the end.
+    """Return the impulse responses in the WAV files below `folder` as float32 [K responses, L samples].
 
-    Each response is scaled to energy 1, so that the gain of a file has no effect and noise keeps its loudness. The
-    loudness of a clip is not restored after the convolution, as in the public recipes. DatasetError names a folder
-    without files, and a file that is not mono, is silent or cannot be read.
+    The responses are sorted by path. Each one is resampled to `sample_rate` Hz, scaled to energy 1, so that white noise
+    keeps its loudness when it is convolved, and padded with zeros to the length of the longest. A folder without WAV
+    files, and a file that is not mono, is silent or cannot be read, raise DatasetError.
     """
     folder = Path(folder).expanduser()
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".wav")
@@ -53,32 +57,32 @@ def _resampled(path: Path, sample_rate: int) -> np.ndarray:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"impulse response {path} cannot be read as WAV ({error}): remove the file") from error
+        raise DatasetError(f"impulse response {path} cannot be read as WAV ({error}): remove or replace it") from error
     if samples.shape[1] != 1:
         raise DatasetError(f"impulse response {path} has {samples.shape[1]} channels; expected mono: convert it")
     if not np.isfinite(samples).all() or not samples.any():
-        raise DatasetError(f"impulse response {path} is empty, silent or not finite: remove or replace the file")
+        raise DatasetError(f"impulse response {path} is empty, silent or not finite: remove or replace it")
     wave = torchaudio.functional.resample(torch.from_numpy(samples[: round(LONGEST_S * rate), 0]), rate, sample_rate)
     energy = float(wave.square().sum())
     if not energy > 0:
         raise DatasetError(
-            f"impulse response {path} has energy 0 after resampling to {sample_rate} Hz: remove the file"
+            f"impulse response {path} is silent after resampling to {sample_rate} Hz: remove or replace it"
         )
     return (wave / energy**0.5).numpy()
 
 
 def synthetic_impulses(count: int, seed: int) -> np.ndarray:
-    """Return `count` microphone-like responses `[count, TAPS]` at `RATE` Hz, with minimum phase (least delay)."""
+    """Return `count` random microphone-like impulse responses `[count, TAPS]` of minimum phase at `RATE` Hz."""
     rng = np.random.default_rng(seed)
     frequency = np.fft.rfftfreq(TAPS, 1 / RATE)  # Hz
-    octave = np.log2(np.maximum(frequency, 20) / 1000)  # from 1 kHz
+    octave = np.log2(np.maximum(frequency, 20) / 1000)  # octaves above 1 kHz
     responses = []
     for _ in range(count):
         low, high = rng.uniform(60, 400), rng.uniform(5_000, 16_000)  # Hz, edges of the band
         decibels = -rng.uniform(6, 18) * np.log2(1 + (low / np.maximum(frequency, 20)) ** 2)
         decibels -= rng.uniform(12, 36) * np.log2(1 + (frequency / high) ** 4)
         decibels += rng.uniform(-2, 2) * octave  # tilt
-        for _ in range(rng.integers(2, 6)):  # resonances of case and membrane
+        for _ in range(rng.integers(2, 6)):  # resonances of the case and the membrane
             centre, width = np.log2(rng.uniform(150, 10_000) / 1000), rng.uniform(0.1, 0.6)  # octaves
             decibels += rng.uniform(-8, 12) * np.exp(-(((octave - centre) / width) ** 2))
         responses.append(_minimum_phase(10 ** (np.maximum(decibels, -80) / 20)))
@@ -86,7 +90,10 @@ def synthetic_impulses(count: int, seed: int) -> np.ndarray:
 
 
 def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
-    """Return the minimum-phase response `[TAPS]` with `magnitude [TAPS / 2 + 1]` (folded cepstrum, Oppenheim)."""
+    """Return the minimum-phase impulse response `[TAPS]` whose FFT has the magnitude `magnitude [TAPS / 2 + 1]`.
+
+    Method: fold the real cepstrum (Oppenheim and Schafer, Discrete-Time Signal Processing).
+    """
     cepstrum = np.fft.irfft(np.log(magnitude), TAPS)
     cepstrum[1 : TAPS // 2] *= 2
     cepstrum[TAPS // 2 + 1 :] = 0
@@ -95,21 +102,24 @@ def _minimum_phase(magnitude: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.impulse", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dest", type=Path, help="folder to write to")
+    parser.add_argument("dest", type=Path, help="folder to which the WAV files are written")
     parser.add_argument("--count", type=int, default=16, help="number of impulse responses (default: 16)")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the impulse responses (default: 0)")
     chosen = parser.parse_args(argv)
     if chosen.count < 1 or chosen.seed < 0:
-        parser.error(f"--count {chosen.count} --seed {chosen.seed}: expected at least one file and a seed >= 0")
+        parser.error(
+            f"--count {chosen.count} --seed {chosen.seed}: expected at least one file and a seed of 0 or more"
+            "; correct the option"
+        )
     try:
         chosen.dest.mkdir(parents=True, exist_ok=True)
         for i, response in enumerate(synthetic_impulses(chosen.count, chosen.seed)):
             wave = 0.9 * response / np.abs(response).max()
             soundfile.write(chosen.dest / f"synthetic-{i:02d}.wav", wave, RATE, "PCM_24")
     except OSError as error:
-        print(f"error: {chosen.dest} cannot be written ({error}): name another folder", file=sys.stderr)
+        print(f"error: WAV files cannot be written to {chosen.dest} ({error}): name another folder", file=sys.stderr)
         return 2
-    print(f"{chosen.count} impulse responses in {chosen.dest}")
+    print(f"wrote {chosen.count} impulse responses into the folder {chosen.dest}")
     return 0
 
 

@@ -2,11 +2,13 @@
 
     python -m data.synthetic DEST [--train 2000 --test 600 --eval 0 --seed 0]
 
-It contains no recordings. A scene is two textures over background noise. Scenes differ less in the level of their
-frequency bands than in the events in these bands: rising or falling chirps, single or paired knocks, slow or fast
-swells. A location shifts its scene in pitch and pace and adds some of another scene; a device filters the result.
-Accuracies on this set do not carry over to real scenes. It lets every command run, with results that differ, on a
-machine without TAU.
+The set lets every command run on a machine without TAU. It contains no recordings, so accuracies on it do not
+carry over to real scenes.
+
+The sound of a scene is background noise plus two textures, such as rising or falling chirps, single or paired knocks,
+slow or fast swells of noise. Scenes differ more in these textures than in the level of their frequency bands. A
+location changes pitch and tempo of its scene and adds some sound of another scene. A recording device filters the
+result.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from tqdm import tqdm
 from data.files import locked, make_folder, mend_folder, replace_folder
 from data.synthetic_sound import CHUNKS, DEVICES, RATE_HZ, SCENES, amplitude, generator, record, render
 
-FORMAT_VERSION = 1  # increase it with every change of the sound or the layout
+FORMAT_VERSION = 1  # version of the generated set; increase it with every change of the sound or the layout
 MANIFEST = "synthetic.json"
 EVALUATION_FOLDER = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
 
@@ -38,26 +40,32 @@ SPLITS_PERCENT = (5, 10, 25, 50, 100)
 PARTS = ("train", "test", "eval")
 CITIES = ("barcelona", "helsinki", "lisbon", "london", "lyon", "milan", "prague", "vienna")
 
-# Train: the devices that record a segment in parallel, in turn; half of the takes are from device a.
+# Training: devices that record a segment at the same time. The segments of a scene use the entries one after another.
+# Half of the files are from device a.
 TRAIN_TURNS = (("a", "b"), ("s1",), ("a",), ("a", "c"), ("s2",), ("a", "s3"), ("a",))
-# Test: one file per chunk, devices in turn, so that few clips are enough to have every scene with every device.
+# Test and evaluation: each 1 s chunk is recorded by one device, and the devices take turns. So a small test part has
+# every scene with every device.
 TEST_TURNS = ("a", "s4", "s1", "b", "s5", "s2", "c", "s6", "s3")
 
-# --- Plan of the recordings: segments at a location, and the files cut from each ---
+# --- Plan of the recordings: the segments of each location, and the files of each segment ---
 
 
 @dataclass(frozen=True)
 class Take:
-    """One file: a 1 s chunk of a segment, recorded by one device."""
+    """One WAV file of the set: a 1 s chunk of a segment, as recorded by one device."""
 
     filename: str
-    chunk: int
+    chunk: int  # index of the chunk in the segment, 0 to 9
     device: str
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A recording of 10 s at one location. Its ids do not depend on the set's size: a larger set contains a smaller."""
+    """A recording of 10 s at one location, and the files (`takes`) cut from it.
+
+    `location` is the number of the location, and `number` that of the segment. They do not depend on the size of the
+    set, so a larger set with the same seed contains all training and test files of a smaller one.
+    """
 
     scene: str
     city: str
@@ -67,7 +75,11 @@ class Segment:
 
 
 def plan(part: str, n_clips: int) -> list[Segment]:
-    """Return the segments of one part, with the same number of clips per scene; no location is in two parts."""
+    """Return the segments with the `n_clips` files of one part ("train", "test" or "eval").
+
+    The scenes have equal numbers of files (a difference of one if `n_clips` is not a multiple of ten). No location is
+    in two parts.
+    """
     segments = []
     for scene_index, scene in enumerate(SCENES):
         missing = n_clips // len(SCENES) + (scene_index < n_clips % len(SCENES))
@@ -81,25 +93,31 @@ def plan(part: str, n_clips: int) -> list[Segment]:
             city = CITIES[(round_ + scene_index) % len(CITIES)]
             takes = tuple(
                 Take(f"audio/{scene}-{city}-{location}-{number}-{chunk}-{device}.wav", chunk, device)
-                for chunk, device in islice(_turn(part, scene_index + index), missing)
+                for chunk, device in islice(_recordings(part, scene_index + index), missing)
             )
             segments.append(Segment(scene, city, location, number, takes))
             missing -= len(takes)
     return segments
 
 
-def _turn(part: str, turn: int) -> Iterator[tuple[int, str]]:
-    """Return (chunk, device) for each file of one segment."""
+def _recordings(part: str, turn: int) -> Iterator[tuple[int, str]]:
+    """Return an iterator over the files of a segment: tuples (index of the 1 s chunk, name of the recording device).
+
+    `turn` is larger by 1 for the next segment of the scene. If `part` is "train", the devices in entry `turn` of
+    TRAIN_TURNS (modulo its length) each record all chunks. If it is "test" or "eval", each chunk is recorded by one
+    device: the next one in TEST_TURNS, which continues from segment to segment.
+    """
     if part == "train":
         return ((chunk, d) for d in TRAIN_TURNS[turn % len(TRAIN_TURNS)] for chunk in range(CHUNKS))
     return ((chunk, TEST_TURNS[(turn * CHUNKS + chunk) % len(TEST_TURNS)]) for chunk in range(CHUNKS))
 
 
 def nested_splits(segments: list[Segment], seed: int) -> dict[int, list[Segment]]:
-    """Return percent -> segments; each split is a subset of the next larger one.
+    """Divide `segments` into the training splits: a dict from per cent (5, 10, 25, 50, 100) to the segments of a split.
 
-    A split has at least two complete segments of each scene (at two locations, if the scene has them), so that a
-    validation part can be held out. The 5 % split of a small set is therefore larger than 5 %.
+    Each split is a subset of the next larger one. A split has at least two complete segments of each scene (at two
+    locations, if the scene has them), so that validation clips can be held out. The 5 % split of a small set therefore
+    has more than 5 % of the clips. The same `seed` gives the same splits.
     """
     splits: dict[int, list[Segment]] = {percent: [] for percent in SPLITS_PERCENT}
     for scene_index, scene in enumerate(SCENES):
@@ -116,7 +134,7 @@ def nested_splits(segments: list[Segment], seed: int) -> dict[int, list[Segment]
 
 
 def write_segment(segment: Segment, folder: Path, seed: int) -> int:
-    """Write the files of `segment` into `folder`; return their number."""
+    """Write the WAV files of `segment` into `folder`; return their number. `seed` is that of the data set."""
     spectrum = render(segment.scene, segment.location, segment.number, seed)
     waves = {name: record(spectrum, name) for name in {take.device for take in segment.takes}}
     for take in segment.takes:
@@ -127,21 +145,25 @@ def write_segment(segment: Segment, folder: Path, seed: int) -> int:
     return len(segment.takes)
 
 
-# --- Folders: built in a temporary folder, then renamed ---
+# --- Writing: a data set is built in a temporary folder, which is then renamed ---
 
 
 def build(
     dest: Path, n_train: int = 2000, n_test: int = 600, seed: int = 0, n_eval: int = 0, progress: bool = True,
     workers: int | None = None,
 ) -> Path:  # fmt: skip
-    """Build the development set at `dest` unless it exists; return `dest`.
+    """Build the development set in the folder `dest` unless it exists; return the absolute path of `dest`.
 
-    If `n_eval` > 0, the evaluation set is built next to it. `workers` is the number of processes (default: one per
-    core); the files do not depend on it.
+    `n_train`, `n_test` and `n_eval` are numbers of clips. If `n_eval` > 0, the evaluation set is built in a folder next
+    to `dest`. `progress` shows a progress bar. `workers` is the number of processes (None: one per core) and does not
+    affect the files. Raise ValueError for too few clips, FileExistsError if `dest` has other content.
     """
     if min(n_train, n_test, n_eval or len(SCENES)) < len(SCENES) or seed < 0:
         requested = f"train {n_train}, test {n_test}, eval {n_eval}, seed {seed}"
-        raise ValueError(f"{requested}: expected at least {len(SCENES)} clips per part, and a seed >= 0")
+        raise ValueError(
+            f"{requested}: expected at least {len(SCENES)} clips each for train, test and eval (eval may be 0), and a "
+            "seed of 0 or more; raise the numbers"
+        )
     dest = Path(dest).absolute()
     write = partial(_write_audio, seed=seed, progress=progress, workers=workers or os.cpu_count() or 1)
 
@@ -191,14 +213,17 @@ def _write_audio(segments: list[Segment], folder: Path, seed: int, progress: boo
             for segment in segments:
                 bar.update(job(segment))
             return
-        # spawn: the caller may have threads (torch), whose state is undefined after a fork
+        # spawn, not fork: locks of the caller's threads (torch) could stay locked in a forked process
         with multiprocessing.get_context("spawn").Pool(workers, initializer=_end_with_parent) as pool:
             for clips in pool.imap_unordered(job, segments):
                 bar.update(clips)
 
 
 def _end_with_parent() -> None:
-    """Start a thread that ends this pool worker when its parent is killed; otherwise it would wait forever."""
+    """Start a thread that ends this worker process when its parent process ends.
+
+    Without it, the worker would wait forever if the parent is killed.
+    """
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -210,9 +235,10 @@ def _end_with_parent() -> None:
 
 
 def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], None]) -> None:
-    """Build the folder `dest` with `write`, unless it exists and is complete.
+    """Create the folder `dest`, unless it already has a data set with the same `parameters` (numbers of clips, seed).
 
-    FileExistsError if `dest` contains anything other than a data set with these parameters.
+    `write(folder)` writes the data set into the empty folder `folder`. If `dest` has any other content, FileExistsError
+    is raised.
     """
     requested = {"format": FORMAT_VERSION, **parameters}
 
@@ -221,32 +247,36 @@ def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], 
         (temporary / MANIFEST).write_text(json.dumps(requested) + "\n")
 
     make_folder(dest.parent)
-    with locked(dest.parent):  # locks the directory itself, so that no lock file remains in the user's folder
+    with locked(dest.parent):  # locks the directory itself: no lock file remains in the user's folder
         mend_folder(dest)
         if dest.exists() and any(dest.iterdir()):
             manifest = dest / MANIFEST
             found = json.loads(manifest.read_text()) if manifest.exists() else "files of another kind"
             if found != requested:
-                raise FileExistsError(f"{dest} holds {found}; expected {requested}: delete it or name another folder")
+                raise FileExistsError(
+                    f"{dest} holds {found}; expected a synthetic data set with {requested}, or an empty folder: "
+                    f"choose a destination in another folder, or delete {dest} if nobody needs it"
+                )
             return
         replace_folder(dest, write_all)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dest", type=Path, metavar="DEST", help="folder of the development set")
+    parser.add_argument("dest", type=Path, metavar="DEST", help="folder to which the development set is written")
     parser.add_argument("--train", type=int, default=2000, help="number of training clips (default: 2000)")
     parser.add_argument("--test", type=int, default=600, help="number of test clips (default: 600)")
     parser.add_argument(
         "--eval",
         type=int,
         default=0,
-        help="number of clips of the unlabelled evaluation set next to DEST (default: 0: no such set)",
+        help="number of clips of the unlabelled evaluation set, written next to DEST (default: 0, no evaluation set)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the set (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the data set (default: 0)")
     args = parser.parse_args()
     try:
-        print(build(args.dest, args.train, args.test, args.seed, args.eval))
+        dest = build(args.dest, args.train, args.test, args.seed, args.eval)
+        print(f"the synthetic data set is in the folder {dest}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

@@ -1,7 +1,8 @@
-"""Sound of the synthetic data set: places, textures, the ten scenes and the nine devices.
+"""Sound of the synthetic data set: locations, textures, the ten scenes and the nine recording devices.
 
-A scene is two textures over background noise. A location shifts them in pitch and pace and adds some of another scene;
-a device filters the result. This file does not read or write files: `synthetic.py` cuts the sound and writes it.
+The sound of a scene is background noise plus two textures (tones, knocks, noise bands or hums). A location changes
+pitch and tempo of its scene and adds some sound of another scene. A device filters the result. `data/synthetic.py` cuts
+the sound into clips and writes them. In shapes, S is the number of samples of a segment (10 s).
 """
 
 from __future__ import annotations
@@ -19,24 +20,33 @@ from scipy.signal import lfilter
 
 RATE_HZ = 44_100
 CHUNKS = 10  # number of 1 s chunks in a segment
-SAMPLES = CHUNKS * RATE_HZ  # samples of a segment, S in the shapes below
-KNOT_SAMPLES = 441  # distance between the random knots of slow envelopes, which are interpolated
-EQ_HZ = (60, 120, 240, 480, 1000, 2000, 4000, 8000, 16_000)  # frequencies at which responses are given
+SAMPLES = CHUNKS * RATE_HZ  # number of samples of a segment (S)
+KNOT_SAMPLES = 441  # distance between the points of slow envelopes; samples between them are interpolated
+EQ_HZ = (60, 120, 240, 480, 1000, 2000, 4000, 8000, 16_000)  # frequencies at which filters are defined
 
 
 def generator(purpose: str, *ids: int) -> Generator:
-    """Return a random generator for `purpose` and `ids`, so that the sound does not depend on process order."""
+    """Return a random generator seeded by `purpose` (e.g. "segment") and `ids` (e.g. the seed and a number) only.
+
+    The sound therefore does not depend on the order in which processes render the segments.
+    """
     return default_rng([*purpose.encode(), 0, *(i + 1 for i in ids)])
 
 
 @cache
 def _octaves() -> np.ndarray:
-    """Return the frequencies of the FFT bins [S // 2 + 1] in octaves above 1 kHz."""
+    """Return the frequencies [S // 2 + 1] of the FFT bins of a segment of S samples, in octaves above 1 kHz.
+
+    Frequencies below 20 Hz are replaced by 20 Hz.
+    """
     return np.log2(np.maximum(np.arange(SAMPLES // 2 + 1) / CHUNKS, 20) / 1000).astype(np.float32)
 
 
 def _gain(points_hz: Iterable[float], points_db: Iterable[float]) -> np.ndarray:
-    """Return a magnitude response [S // 2 + 1] through the points, linear in dB over octaves."""
+    """Return a magnitude response [S // 2 + 1 FFT bins] that has the gains `points_db` at the frequencies `points_hz`.
+
+    Between these points, the gain in dB is linear in octaves.
+    """
     x = np.log2(np.fromiter(points_hz, float) / 1000)
     return (10 ** (np.interp(_octaves(), x, np.fromiter(points_db, float)) / 20)).astype(np.float32)
 
@@ -64,14 +74,17 @@ def _band_noise(rng: Generator, low_hz: float, high_hz: float) -> np.ndarray:
 
 
 def _onsets(rng: Generator, rate_hz: float, jitter: float) -> np.ndarray:
-    """Return the starts of events in samples: regular for jitter 0, a Poisson process of the same rate for jitter 1."""
+    """Return the random start times of events in a segment (10 s), in samples.
+
+    There are `rate_hz` events per second on average. `jitter` 0 gives equal distances, 1 a Poisson process.
+    """
     gaps = (1 - jitter) + jitter * rng.exponential(size=int(2 * CHUNKS * rate_hz) + 20)
     starts = (np.cumsum(gaps) - gaps[0] * rng.random()) / rate_hz * RATE_HZ
     return starts[starts < SAMPLES].astype(int)
 
 
 def _swell(rng: Generator, rate_hz: float, depth: float) -> np.ndarray:
-    """Return a modulator [S] between 1 - depth and 1, whose rate varies by about 10 %."""
+    """Return an envelope [S samples] that oscillates between 1 - `depth` and 1, about `rate_hz` times per second."""
     knots = np.arange(0, SAMPLES + KNOT_SAMPLES, KNOT_SAMPLES)
     cycle = rng.random() + np.cumsum(rate_hz * rng.normal(1, 0.1, len(knots))) * KNOT_SAMPLES / RATE_HZ
     return np.interp(np.arange(SAMPLES), knots, 1 - depth * (0.5 + 0.5 * np.cos(2 * np.pi * cycle)))
@@ -79,14 +92,14 @@ def _swell(rng: Generator, rate_hz: float, depth: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Place:
-    """Changes that a location makes to its scene."""
+    """Changes that one recording location makes to the sound of its scene."""
 
-    pace: float  # factor of all rates
+    pace: float  # factor of all event rates
     pitch: float  # factor of all frequencies
     tilt_db: float  # tilt of the background noise in dB per octave
     layers_db: tuple[float, float]  # levels of the scene's two textures relative to the background noise
-    guest: str  # the other scene of which some sound is added
-    guest_db: float  # level of that sound
+    guest: str  # another scene, whose first texture is added
+    guest_db: float  # level of the added texture relative to the background noise
     eq: np.ndarray  # [S // 2 + 1] magnitude response of the location
 
     @staticmethod
@@ -104,14 +117,20 @@ class Place:
         )
 
 
-Texture = Callable[[Generator, Place], np.ndarray]  # returns a waveform [S] with RMS 1
+# A texture returns a waveform [S] with RMS 1. Its rates are multiplied by `Place.pace`, its frequencies by
+# `Place.pitch`.
+Texture = Callable[[Generator, Place], np.ndarray]
 
 
 def tones(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, seconds: float, octaves: float,
     low_hz: float, high_hz: float,
 ) -> np.ndarray:  # fmt: skip
-    """Return short tones that glide by `octaves` around random centres; the mean spectrum does not show the glide."""
+    """Return a waveform [S samples] of short tones whose frequency rises by `octaves` (falls, if negative).
+
+    Each tone is `seconds` long and centred on a random frequency from `low_hz` to `high_hz`. `rate_hz` tones start per
+    second, at equal distances (`jitter` 0) to fully random times (`jitter` 1). `place` changes pitch and tempo.
+    """
     out = np.zeros(SAMPLES)
     samples = int(seconds / place.pace * RATE_HZ)
     glide, window = octaves * np.linspace(-0.5, 0.5, samples), np.sqrt(np.hanning(samples))
@@ -126,7 +145,12 @@ def tones(
 def knocks(
     rng: Generator, place: Place, *, rate_hz: float, jitter: float, decay_s: float, pair_s: float = 0.0
 ) -> np.ndarray:
-    """Return decaying noise bursts, like footsteps; with `pair_s` each occurs twice, like wheels on a rail joint."""
+    """Return a waveform [S samples] of decaying noise bursts, like footsteps.
+
+    `decay_s` is the time constant of the decay. With `pair_s` > 0, each burst is repeated after `pair_s` seconds, like
+    wheels on a rail joint. `rate_hz` bursts start per second, at equal distances (`jitter` 0) to fully random times
+    (`jitter` 1). `place` changes pitch and tempo.
+    """
     starts = _onsets(rng, rate_hz * place.pace, jitter)
     if pair_s:
         starts = np.concatenate([starts, starts + int(pair_s / place.pace * RATE_HZ)])
@@ -139,7 +163,11 @@ def knocks(
 def murmur(
     rng: Generator, place: Place, *, rate_hz: float, edges_hz: tuple[float, ...], together: bool = False
 ) -> np.ndarray:
-    """Return noise bands that swell together (an engine) or independently of each other (voices, wind)."""
+    """Return a waveform [S samples] of noise in bands, whose level rises and falls `rate_hz` times per second.
+
+    Two neighbours in `edges_hz` are the edges of one band. The levels of the bands change independently (voices,
+    wind), or in phase if `together` is set (an engine). `place` changes pitch and tempo.
+    """
     shared = _swell(rng, rate_hz * place.pace, 0.95)
     out = np.zeros(SAMPLES)
     for low_hz, high_hz in pairwise(edges_hz):
@@ -149,7 +177,11 @@ def murmur(
 
 
 def hum(rng: Generator, place: Place, *, f0_hz: float, partials: int, octaves: float, rate_hz: float) -> np.ndarray:
-    """Return harmonics whose pitch varies by `octaves`, `rate_hz` times per second, like an engine."""
+    """Return a waveform [S samples] of a harmonic sound, like an engine.
+
+    It has the fundamental frequency `f0_hz` and `partials` partials. Its pitch varies over a range of `octaves`,
+    `rate_hz` times per second. `place` changes pitch and tempo.
+    """
     sway = octaves * (_swell(rng, rate_hz * place.pace, 1.0) - 0.5)
     cycle = np.cumsum(f0_hz * place.pitch * 2**sway) / RATE_HZ
     k = np.arange(1, partials + 1)[:, None]
@@ -162,7 +194,8 @@ _voices = partial(murmur, rate_hz=4, edges_hz=(250, 500, 1000, 2000, 4000))
 _wind = partial(murmur, rate_hz=2, edges_hz=(100, 400, 1600))
 _calls = partial(tones, rate_hz=4, jitter=0.5, seconds=0.22, low_hz=1500, high_hz=4500)
 
-# Scene -> (peak of the background noise in Hz, its two textures). Many share bands and differ only in time.
+# Scene -> (frequency of the background noise's peak in Hz, the two textures). Many scenes have the same frequency bands
+# and differ only in the timing of their events.
 SCENES: dict[str, tuple[float, tuple[Texture, Texture]]] = {
     "airport": (1400, (partial(_calls, octaves=0.0), _voices)),
     "bus": (150, (
@@ -197,11 +230,11 @@ SCENES: dict[str, tuple[float, tuple[Texture, Texture]]] = {
 
 @dataclass(frozen=True)
 class Device:
-    """A recording device: its response in dB at EQ_HZ, the drive of a soft clipper, and its noise floor."""
+    """A recording device: frequency response, distortion and noise."""
 
-    response_db: tuple[float, ...]
-    drive: float = 0.0
-    floor_dbfs: float = -75.0
+    response_db: tuple[float, ...]  # gain at each frequency of EQ_HZ
+    drive: float = 0.0  # gain before the tanh clipper (0: no clipper)
+    floor_dbfs: float = -75.0  # level of the device's white noise
 
 
 DEVICES = {
@@ -211,7 +244,8 @@ DEVICES = {
     "s1": Device((-14, -9, -3, 2, 3, 0, -2, -6, -14), floor_dbfs=-64),
     "s2": Device((-4, 2, 5, 1, -4, -3, 3, 4, -8), drive=10, floor_dbfs=-64),
     "s3": Device((-16, -8, -6, -2, 2, 6, 1, -5, -10), drive=5, floor_dbfs=-62),
-    # Unseen in training, and more different than the others: a thin phone, a muffled pocket, an overdriven one.
+    # Not in the training part, and less similar to device a than the others:
+    # a phone without bass and treble, a phone in a pocket, an overdriven phone.
     "s4": Device((-30, -22, -12, 0, 3, 4, 0, -14, -26), drive=10, floor_dbfs=-62),
     "s5": Device((8, 6, 3, 0, -3, -6, -9, -12, -18), drive=10, floor_dbfs=-66),
     "s6": Device((-20, -14, -8, -6, 5, -5, 6, -3, 3), drive=20, floor_dbfs=-62),
@@ -223,7 +257,11 @@ def amplitude(db: float) -> float:
 
 
 def render(scene: str, location: int, number: int, seed: int) -> np.ndarray:
-    """Return the spectrum [S // 2 + 1] of segment `number` at `location`, before any device."""
+    """Return the complex spectrum [S // 2 + 1 FFT bins] of a segment (10 s), before a recording device filters it.
+
+    `scene` is a key of SCENES. The random numbers follow from `location` (number of the location), `number` (of the
+    segment) and the `seed` of the data set.
+    """
     place = Place.of(scene, location, seed)
     rng = generator("segment", seed, number)
     hump_hz, textures = SCENES[scene]
@@ -237,7 +275,10 @@ def render(scene: str, location: int, number: int, seed: int) -> np.ndarray:
 
 
 def record(spectrum: np.ndarray, device: str) -> np.ndarray:
-    """Return the waveform [S] of a segment as `device` records it, without the device's own noise."""
+    """Return the waveform [S samples] that `device` (a key of DEVICES) records of a segment with `spectrum`.
+
+    The noise of the device is not included.
+    """
     wave = _wave(spectrum * _device_gain(device))
     drive = DEVICES[device].drive
     return np.tanh(wave * drive) / drive if drive else wave

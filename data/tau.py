@@ -1,10 +1,10 @@
 """TAU Urban Acoustic Scenes 2022 Mobile on disk: clips, devices and splits (DCASE 2024 Task 1).
 
-    root = dataset_root(None)                 # from TAU24_PATH
-    train = read_split(root, "split25")       # one row per clip
-    audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav, meta.csv, split_setup/*.csv
+    root = dataset_root(None)                 # the folder of the data set, from the environment variable TAU24_PATH.
+    train = read_split(root, "split25")       # a table with one row per clip.
 
-Zenodo record 6337421; the split csv files are those of the DCASE 2024 baseline's release.
+The folder `root` has meta.csv, split_setup/*.csv and audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav. It
+is Zenodo record 6337421. The split csv files are those of the DCASE 2024 baseline's release.
 """
 
 import os
@@ -30,43 +30,45 @@ EVALUATION_DIR = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
 
 
 class DatasetError(ValueError):
-    """The data set on disk is missing or incomplete, or does not have TAU's layout."""
+    """The data set on disk is missing, incomplete or damaged, or does not have TAU's layout of files."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Location of the clips and their division into training and validation."""
+    """Configuration of the data set: its folders, the training split, and the share of validation clips."""
 
     dataset_dir: str | None = None  # folder of the TAU development set; null: environment variable TAU24_PATH
-    split_dir: str | None = None  # folder of split*.csv and test.csv; null: the data set's folder, then ./split_setup
+    split_dir: str | None = None  # folder of split*.csv and test.csv; null: that of the data set, then ./split_setup
     cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (asc-tune run: <storage>/cache)
     subset: int = 100  # per cent of the training split that is used: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # share of the training clips held out by location for validation (0 to 1)
-    skip_broken: bool = False  # skip and list broken WAV files instead of stopping: true or false
+    skip_broken: bool = False  # true: leave out and list broken WAV files; false: stop with an error
     num_workers: int | None = None  # number of threads that decode WAV files (0 or more); null: one per core
 
     def __post_init__(self):
         if self.subset not in SUBSETS:
-            raise ValueError(f"data.subset={self.subset}: expected one of {', '.join(map(str, SUBSETS))}")
+            raise ValueError(f"data.subset={self.subset}: expected one of {', '.join(map(str, SUBSETS))} (per cent)")
         if not 0 < self.validation_share < 1:
-            raise ValueError(f"data.validation_share={self.validation_share}: expected a share between 0 and 1")
+            raise ValueError(
+                f"data.validation_share={self.validation_share}: expected a share above 0 and below 1; correct it"
+            )
         if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers}: expected a number of threads, 0 or more")
+            raise ValueError(f"data.num_workers={self.num_workers}: expected 0 or more, or null (one per core)")
 
 
 def dataset_root(dataset_dir: str | None) -> Path:
-    """Return the folder of the development set from the configuration or TAU24_PATH.
+    """Return the absolute path of TAU's development set: `dataset_dir`, or else the environment variable TAU24_PATH.
 
-    If neither names a TAU data set, DatasetError explains how to set them.
+    If this folder is not a TAU data set, or if both are empty, DatasetError is raised.
     """
     value = dataset_dir or os.environ.get("TAU24_PATH")
     how = (
         "set --dataset_dir=FOLDER (data.dataset_dir) or the environment variable TAU24_PATH to the TAU Urban Acoustic "
         f"Scenes 2022 Mobile development set (Zenodo record 6337421, {ZENODO}); "
-        "`make synthetic` builds a small set in the same layout"
+        "for a try without TAU, `make synthetic` builds a synthetic data set in ./tau-synthetic"
     )
     if not value:
-        raise DatasetError(f"no data set given: {how}")
+        raise DatasetError(f"no data set given (data.dataset_dir and TAU24_PATH are empty): {how}")
     root = Path(value).expanduser().resolve()
     if not (root / "meta.csv").is_file():
         if (root.parent / "meta.csv").is_file():
@@ -77,7 +79,10 @@ def dataset_root(dataset_dir: str | None) -> Path:
 
 
 def resolved(config: DataConfig) -> DataConfig:
-    """Return `config` with absolute paths, for processes with another working directory or TAU24_PATH."""
+    """Return `config` with absolute paths, so that a process with another working directory finds the same files.
+
+    The csv file of the training split of `config.subset` per cent is downloaded if it is missing.
+    """
     root = dataset_root(config.dataset_dir)
     cache_dir = Path(config.cache_dir).expanduser().resolve()
     table = split_file(root, f"split{config.subset}", config.split_dir, cache_dir / "split_setup")
@@ -87,34 +92,35 @@ def resolved(config: DataConfig) -> DataConfig:
 
 
 def read_split(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> pd.DataFrame:
-    """Return the clips of one split (`split5` ... `split100`, `test`), one row per clip.
+    """Return a table of the clips of the split `name` ("split5" ... "split100" or "test"), one row per clip.
 
-    Columns: filename, scene_label, label, identifier, device, segment. A missing csv file is downloaded to
-    `download_dir`, as in the DCASE baseline. DatasetError for an unknown scene, a clip that meta.csv does not list, a
-    clip listed twice, or a scene without clips.
+    Columns: filename, scene_label, label (index in SCENES), identifier (recording location), device, segment (name of
+    the 10 s recording). `split_file` finds the csv file, or downloads it to `download_dir`. DatasetError is raised for
+    an unknown scene, a scene without clips, a clip that is listed twice, and a clip that is not in meta.csv or has
+    another scene there.
     """
     path = split_file(root, name, split_dir, download_dir)
     split = _read_tsv(path, ("filename", "scene_label"))
     meta = _read_tsv(root / "meta.csv", ("filename", "scene_label", "identifier", "source_label"))
     twice = split.filename[split.filename.duplicated()]
     if len(twice):
-        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice; expected each clip once: remove a line")
+        raise DatasetError(f"{path}: {twice.iloc[0]} is listed twice; expected each clip once: remove one of the lines")
     unknown = sorted(set(split.scene_label) - set(SCENES))
     if unknown:
-        raise DatasetError(f"{path}: unknown scene {unknown[0]!r}; TAU's scenes are {', '.join(SCENES)}")
+        raise DatasetError(f"{path}: unknown scene {unknown[0]!r}; expected one of {', '.join(SCENES)}: correct it")
     clips = split.merge(meta.drop_duplicates("filename"), on="filename", how="left", suffixes=("", "_meta"))
     missing = clips.filename[clips.identifier.isna()]
     if len(missing):
         raise DatasetError(
             f"{path} names {len(missing)} clip(s) that meta.csv does not list, first {missing.iloc[0]}: restore "
-            f"{root / 'meta.csv'}, or use the split that belongs to it"
+            f"{root / 'meta.csv'}, or use the split csv files of this data set"
         )
     disagree = clips[clips.scene_label != clips.scene_label_meta]
     if len(disagree):
         row = disagree.iloc[0]
         raise DatasetError(
-            f"{path}: the scene of {row.filename} is {row.scene_label}, but {row.scene_label_meta} in meta.csv: "
-            "restore the file that is wrong"
+            f"{path}: the scene of {row.filename} is {row.scene_label}, but {row.scene_label_meta} in meta.csv; "
+            "expected the same scene: restore the file that is wrong"
         )
     empty = sorted(set(SCENES) - set(clips.scene_label))
     if empty:
@@ -128,19 +134,26 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
 
 
 def read_evaluation(root: Path) -> tuple[Path, list[str]]:
-    """Return folder and filenames of the unlabelled evaluation set, which is next to the development set."""
+    """Return the folder of the unlabelled evaluation set, and the file names of its clips relative to this folder.
+
+    The evaluation set is expected next to the development set `root`. If it is missing, DatasetError is raised.
+    """
     folder = root.parent / EVALUATION_DIR
     table = folder / "evaluation_setup" / "fold1_test.csv"
     if not table.is_file():
-        raise DatasetError(f"no evaluation set: {table} is missing; expected its folder next to {root}")
+        raise DatasetError(
+            f"no evaluation set: {table} is missing; expected the TAU 2024 Mobile evaluation set next to {root}: "
+            "unpack it there"
+        )
     return folder, list(_read_tsv(table, ("filename",)).filename)
 
 
 def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
-    """Return the absolute path of `<name>.csv` in `split_dir`, or else in one of the usual folders.
+    """Return the absolute path of the split csv file `<name>.csv`; download it if it is missing.
 
-    If no folder has it and `split_dir` is not given, it is downloaded to `download_dir`. DatasetError if it is missing
-    and cannot be downloaded.
+    With `split_dir`, only this folder is searched and nothing is downloaded. Without, the folders are
+    `root`/split_setup, `root`, ./split_setup and `download_dir`; a missing file is downloaded to `download_dir`, unless
+    this is None. DatasetError is raised if the file is missing and is not downloaded.
     """
     folders = [Path(split_dir)] if split_dir else [root / "split_setup", root, Path("split_setup")]
     if download_dir and not split_dir:
@@ -151,7 +164,7 @@ def split_file(root: Path, name: str, split_dir: str | None = None, download_dir
     places = ", ".join(str(f) for f in folders)
     problem = f"{name}.csv is in none of {places}"
     if split_dir or not download_dir:
-        raise DatasetError(f"{problem}; get it from {SPLIT_URL}{name}.csv")
+        raise DatasetError(f"{problem}; download {SPLIT_URL}{name}.csv and put it into {folders[0]}")
     target = download_dir / f"{name}.csv"
     try:
         make_folder(download_dir)
@@ -169,18 +182,21 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot read {path} ({error}): expected a tab-separated csv file") from error
+        raise DatasetError(f"cannot read {path} ({error}); expected a tab-separated csv file: restore it") from error
     absent = [c for c in columns if c not in table.columns]
     if absent:
-        raise DatasetError(f"{path} has no column {absent[0]!r}; expected tab-separated {', '.join(columns)}")
+        raise DatasetError(
+            f"{path} has no column {absent[0]!r}; expected tab-separated columns {', '.join(columns)}: restore the file"
+        )
     return table
 
 
 def _segment(filename: str) -> str:
-    """Return the name of the 10 s recording from which a clip was cut: its file name without chunk and device."""
+    """Return the name of the 10 s recording from which a clip was cut: `filename` without folder, chunk and device."""
     match = re.fullmatch(r"audio/(.+)-[^-]+-[^-]+\.wav", filename)
     if not match:
         raise DatasetError(
-            f"filename {filename!r}: expected audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav"
+            f"filename {filename!r}: expected audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav; correct "
+            "the name in the split's csv file, in meta.csv and on disk"
         )
     return match[1]

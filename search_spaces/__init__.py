@@ -1,15 +1,18 @@
-"""Search spaces: YAML files that map dotted configuration names to ranges.
+"""Search spaces: YAML files that map configuration keys to ranges, and their loader.
 
     space = load_space("kd_prune")            # or the path of your own YAML file
     values = space.sample(optuna_trial)       # {"distill.kd_alpha": 0.31, "prune.ratios": [0.2, 0.35], ...}
 
-A range has one of these keys and its options:
+A range has one of these kinds:
 
-    {uniform: [low, high]}            float, both ends included; {loguniform: ...} on a log scale
-    {int: [low, high], step: 8}       integer, both ends included
-    {choice: [a, b, ...]}             one of any values, which may be lists
-    {subset: [a, b, ...], min: 1}     any members, at least `min` of them
-    {each: prune.steps, item: {...}}  a list with one draw per entry; its length is the auxiliary parameter prune.steps
+    {uniform: [low, high]}            float, both ends included
+    {loguniform: [low, high]}         the same on a log scale
+    {int: [low, high], step: 8}       integer, both ends included (step is optional, default 1)
+    {choice: [a, b, ...]}             one of the values, which may be lists
+    {subset: [a, b, ...], min: 1}     list of at least `min` of the members (min is optional, default 0)
+    {each: prune.steps, item: {...}}  list whose entries are sampled from the range `item`, each on its own; the length
+                                      of the list is the value of prune.steps, a parameter under the key `auxiliary`
+                                      of the file, which is sampled first
 """
 
 import difflib
@@ -35,11 +38,11 @@ _TOP = ("description", "base", "parameters", "auxiliary")
 
 
 class SpaceError(ValueError):
-    """An invalid search space; the message names the file, the parameter and the expected value."""
+    """A search space is invalid; the message names the file, the parameter and the expected value."""
 
 
 class Suggests(Protocol):
-    """The methods of an Optuna trial that a space draws from."""
+    """Interface for `Space.sample`: the suggest methods of an Optuna trial."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
@@ -48,8 +51,12 @@ class Suggests(Protocol):
 
 @dataclass(frozen=True)
 class Space:
-    """A search space: `parameters` maps configuration keys to ranges; `auxiliary` parameters only control the length of
-    lists (the number of prune steps); `base` holds the Hydra overrides of its base configuration."""
+    """A search space.
+
+    `parameters` maps each searched configuration key to its range. `auxiliary` maps further parameters to ranges. These
+    are sampled first, and only set the length of lists (e.g. the number of prune steps). `base` has Hydra overrides
+    such as "student=rep_mobile"; they select the base configuration, which has the values of all other keys.
+    """
 
     name: str
     description: str
@@ -58,19 +65,29 @@ class Space:
     base: tuple[str, ...]
 
     def sample(self, trial: Suggests) -> dict[str, Any]:
-        """Draw one configuration; Optuna's parameters are named by key (`prune.ratios[0]`, `student.branches/3x3`)."""
+        """Return a value for each key in `parameters`, sampled with the suggest methods of `trial`.
+
+        In Optuna, the parameter of a key has the same name as the key. A list of the kind `each` has a parameter for
+        its length (`prune.steps`), and one for each entry (`prune.ratios[0]`). A subset has a parameter for each
+        member, which is True or False (`student.branches/3x3`).
+        """
         steering = {key: _draw(key, spec, trial, {}) for key, spec in self.auxiliary.items()}
         return {key: _draw(key, spec, trial, steering) for key, spec in self.parameters.items()}
 
     def corners(self) -> list[dict[str, Any]]:
-        """Return the configurations that a check must build: all lower ends, all upper ends, and each choice with lower
-        ends elsewhere."""
+        """Return extreme samples of the space, to check that their networks can be built.
+
+        The first sample has the lower ends of all ranges, the second the upper ends. The lower end of a `choice` is its
+        first value, the upper end its last; for a `subset`, they are the first `min` members and all members. Then, for
+        each value of a `choice` but the first, there is a sample with this value and the lower ends of all other
+        ranges.
+        """
         ends = [self.sample(_End(upper)) for upper in (False, True)]
         choices = [(key, v) for key, spec in self.parameters.items() for v in spec.get("choice", ())[1:]]
         return ends + [ends[0] | {key: value} for key, value in choices]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the space as JSON values for a study's manifest; `space_from_dict` reads them back."""
+        """Return the space as a dict of JSON values for the manifest of a study; `space_from_dict` converts it back."""
         return json.loads(
             json.dumps(
                 {
@@ -85,7 +102,10 @@ class Space:
 
 
 def load_space(name_or_path: str) -> Space:
-    """Return the shipped space of that name, or the one in the YAML file at that path; SpaceError if it is invalid."""
+    """Return the space in `search_spaces/<name_or_path>.yaml`, or in the YAML file at the path `name_or_path`.
+
+    SpaceError is raised if there is no such file or the space is invalid.
+    """
     shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = shipped.get(name_or_path, Path(name_or_path))
     if not path.is_file():
@@ -95,32 +115,37 @@ def load_space(name_or_path: str) -> Space:
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path} is not YAML: {error}") from error
+        raise SpaceError(f"{path} is not YAML ({error}): correct the file") from error
     if not isinstance(content, dict):
-        raise SpaceError(f"{path}: expected a mapping with the keys {', '.join(_TOP)}")
+        raise SpaceError(
+            f"{path} contains {content!r:.60}; expected a mapping with the keys {', '.join(_TOP)}: correct the file"
+        )
     return space_from_dict({"name": path.stem, **content}, str(path))
 
 
 def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
-    """Return a Space with the `content` of a YAML file; SpaceError, which names the file `where`, if it is invalid."""
+    """Return the space that `content` describes: a dict with the keys of a YAML file, and the name as "name".
+
+    If `content` is invalid, SpaceError is raised; its message starts with `where`, usually the path of the file.
+    """
     unknown = sorted(map(str, set(content) - {*_TOP, "name"}))
     if unknown:
         near = difflib.get_close_matches(unknown[0], _TOP, 1)
-        hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(_TOP)}"
-        raise SpaceError(f"{where}: unknown key {unknown[0]!r}; {hint}")
+        hint = f"did you mean {near[0]}?" if near else f"expected the keys {', '.join(_TOP)}."
+        raise SpaceError(f"{where}: unknown key {unknown[0]!r}; {hint} Correct the key")
     parameters, auxiliary = content.get("parameters") or {}, content.get("auxiliary") or {}
     if not isinstance(parameters, dict) or not isinstance(auxiliary, dict) or not parameters:
         raise SpaceError(
-            f"{where}: `parameters` must map at least one configuration key to a range, and `auxiliary`, if given, "
-            f"parameter names to ranges; got {parameters!r} and {auxiliary!r}"
+            f"{where}: `parameters` must map at least one configuration key to a range, and `auxiliary` (optional) "
+            f"must map parameter names to ranges; got parameters={parameters!r} and auxiliary={auxiliary!r}"
         )
     base = content.get("base") or []
     if not isinstance(base, list) or not all(isinstance(override, str) for override in base):
-        raise SpaceError(f"{where}: `base` must be a list of overrides such as [student=rep_mobile], got {base!r}")
+        raise SpaceError(f"{where}: `base` must be a list of overrides such as [student=rep_mobile]; got {base!r}")
     for key, spec in (parameters | auxiliary).items():
         if not isinstance(key, str):
             raise SpaceError(
-                f"{where}: {key!r} is not the name of a configuration key; expected a text such as train.lr"
+                f"{where}: {key!r} is not the name of a configuration key; expected a string such as train.lr"
             )
         _check(spec, f"{where}: {key}", {} if key in auxiliary else auxiliary)
     return Space(
@@ -133,10 +158,17 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
 
 
 def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
-    """Raise SpaceError unless `spec` is a valid range; `where` names it."""
+    """Raise SpaceError unless `spec` is a valid range; `where` (file and key) is part of the message.
+
+    A range of the kind `each` describes a list, whose length is a parameter in `auxiliary` (name -> range). `auxiliary`
+    is empty where no list is allowed.
+    """
     kinds = [kind for kind in _FIELDS if kind in spec] if isinstance(spec, dict) else []
     if len(kinds) != 1:
-        raise SpaceError(f"{where}: expected one of {', '.join(_FIELDS)} as the kind of range, got {spec!r}")
+        raise SpaceError(
+            f"{where}: expected one of {', '.join(_FIELDS)} as the kind of range; got {spec!r}: "
+            "write a range such as {uniform: [0.1, 0.9]}"
+        )
     kind = kinds[0]
     unknown = sorted(map(str, set(spec) - {kind} - _FIELDS[kind]))
     if unknown:
@@ -147,14 +179,14 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
     if kind in ("uniform", "loguniform", "int"):
         _check_range(kind, value, where)
         if kind == "int" and (not isinstance(spec.get("step", 1), int) or spec.get("step", 1) < 1):
-            raise SpaceError(f"{where}: step {spec['step']!r} is not an integer >= 1")
+            raise SpaceError(f"{where}: step {spec['step']!r} is invalid; expected an integer of 1 or more")
     elif kind in ("choice", "subset"):
         try:
             different = isinstance(value, list) and 0 < len({json.dumps(v) for v in value}) == len(value)
-        except TypeError:  # for example a date: Optuna gets the values as JSON
+        except TypeError:  # for example a date: choices are passed to Optuna as JSON
             different = False
         if not different:
-            raise SpaceError(f"{where}: {kind} needs a list of different numbers, strings or lists, got {value!r}")
+            raise SpaceError(f"{where}: {kind} needs a list of different numbers, strings or lists; got {value!r}")
         least = spec.get("min", 0)
         if not isinstance(least, int) or not 0 <= least <= len(value):
             raise SpaceError(
@@ -164,7 +196,9 @@ def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
         steering = auxiliary.get(value) if isinstance(value, str) else None
         if not isinstance(steering, dict) or "int" not in steering:
             raise SpaceError(
-                f"{where}: each names {value!r}, which is not an int range under `auxiliary`; add one there"
+                f"{where}: the key `each` is {value!r}; expected the name of an int range under `auxiliary`, which is "
+                "the length of the list (no list is allowed under `auxiliary` or `item`): add the range, for example "
+                "prune.steps: {int: [1, 3]}, or correct the name"
             )
         _check(spec.get("item"), f"{where}[item]", {})
 
@@ -176,22 +210,27 @@ def _check_range(kind: str, value: Any, where: str) -> None:
         or len(value) != 2
         or not all(isinstance(v, number) and not isinstance(v, bool) and math.isfinite(v) for v in value)
     ):
-        raise SpaceError(f"{where}: {kind} needs [low, high] as numbers (1.0e-3, not 1e-3), got {value!r}")
+        expected = "integers" if kind == "int" else "finite numbers (YAML reads 1e-3 as text: write 1.0e-3)"
+        raise SpaceError(f"{where}: {kind} needs [low, high], two {expected}; got {value!r}")
     low, high = value
     if low > high:
-        raise SpaceError(f"{where}: low {low} is above high {high}; expected [low, high]")
+        raise SpaceError(f"{where}: low {low} is above high {high}; expected [low, high]: exchange the numbers")
     if kind == "loguniform" and low <= 0:
-        raise SpaceError(f"{where}: a log scale needs low above 0, got {low}")
+        raise SpaceError(f"{where}: a log scale needs low above 0, got {low}: raise it, or use uniform")
 
 
 def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[str, int]) -> Any:
+    """Return a value of the range `spec`, sampled with `trial` as Optuna's parameter `key`.
+
+    `steering` maps each auxiliary parameter to its sampled value, the length of a list.
+    """
     if "uniform" in spec:
         return trial.suggest_float(key, *map(float, spec["uniform"]))
     if "loguniform" in spec:
         return trial.suggest_float(key, *map(float, spec["loguniform"]), log=True)
     if "int" in spec:
         return trial.suggest_int(key, *spec["int"], step=spec.get("step", 1))
-    if "choice" in spec:  # as JSON text, since Optuna's categories are single values
+    if "choice" in spec:  # as JSON text, because Optuna's categories must not be lists
         return json.loads(trial.suggest_categorical(key, [json.dumps(v) for v in spec["choice"]]))
     if "subset" in spec:
         members = spec["subset"]
@@ -202,7 +241,7 @@ def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[
 
 
 class _End:
-    """Stand-in for an Optuna trial that suggests the lower or the upper end of every range."""
+    """Replacement for an Optuna trial that suggests the lower (or `upper`) end of every range."""
 
     def __init__(self, upper: bool):
         self.upper = upper

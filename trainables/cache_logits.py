@@ -1,12 +1,13 @@
-"""Cache teachers' logits for the training and validation clips of a split; print
-the validation accuracy of teachers and ensembles.
+"""Cache the logits of teachers for the training and validation clips of a split,
+and print the validation accuracy of the teachers and their ensembles.
 
     python trainables/cache_logits.py --teacher_ckpts="t1.ckpt,t2.ckpt"
     python trainables/cache_logits.py \\
         --teacher_ckpts="t1.ckpt,beats.safetensors" --subset=25
 
-A teacher is a folder that finetune_teacher.py wrote, or a file of logits that
-this command wrote (one row per clip, with its filename).
+A teacher is a folder that finetune_teacher.py wrote (t1.ckpt), or a logits
+file: logits and filenames of clips in the format that this command writes
+(beats.safetensors).
 """
 
 import runpy
@@ -39,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         config = configure(rest, options.storage)
         sources = [Path(source) for source in config.distill.teacher_ckpts]
         if not sources:
-            raise RunError("--teacher_ckpts is missing: give teacher folders or logits files, separated by commas")
+            raise RunError(
+                "--teacher_ckpts is missing; expected at least one teacher: give folders of teachers or logits files, "
+                "separated by commas"
+            )
         quiet_transformers()
         set_up_process(config.teacher.train.threads)
         clips = load_clips(config, config.frontend.sample_rate, progress=True)
@@ -51,21 +55,25 @@ def main(argv: list[str] | None = None) -> int:
         ours = validation_hash(clips.validation)
         for k, (source, path) in enumerate(zip(sources, files, strict=True)):
             same_division = read_manifest(path).get("validation") in (ours, None)
-            note = "" if same_division else "fine-tuned on another division: perhaps trained on these clips"
+            note = "" if same_division else "fine-tuned with other validation clips, so perhaps trained on these"
             table.add_row(
                 str(k + 1), escape(shown(source)), f"{found.members[k]:.1%}", f"{found.selection.weights[k]:.2f}", note
             )
         table.add_section()
         for name, accuracy in found.ensembles.items():
             table.add_row(
-                "", name, f"{accuracy:.1%}", "", "chosen on these clips: optimistic" if name == "greedy" else ""
+                "", name, f"{accuracy:.1%}", "", "weights chosen on these clips: optimistic" if name == "greedy" else ""
             )
         console.print(table)
         chosen = found.selection
         steps = zip(chosen.picks[: chosen.kept], chosen.accuracies, strict=False)
         picks = ", ".join(f"{k + 1} ({accuracy:.1%})" for k, accuracy in steps)
-        console.print(f"greedy selection, teacher (accuracy): {picks}", highlight=False, soft_wrap=True)
-        console.print(f"logits of {len(names)} clips (training and validation), float16, by filename:")
+        console.print(
+            f"picks of the greedy selection, as teacher (accuracy of the ensemble so far): {picks}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        console.print(f"files with the logits of {len(names)} clips (training and validation):", highlight=False)
         for path in files:
             console.print(f"  {escape(shown(path))}", highlight=False, soft_wrap=True)
         return 0

@@ -1,12 +1,12 @@
-"""Use the packages of this checkout, even if another one is installed.
+"""Make a command import the packages of its own checkout of asc-tune, even if another checkout is installed.
 
-A command that is started as a file runs this file, by its path, before it imports any of our packages:
+A command that is started as a file (`python tune/run.py`) executes this file before it imports a package of asc-tune:
 
     runpy.run_path(str(Path(__file__).with_name("checkout.py")))
 
-Without it, Python searches the command's own folder and then the installed packages, which may be of another checkout.
-Child processes (Ray's workers on this machine) inherit the search path through PYTHONPATH. If a package still comes
-from elsewhere, the command ends with exit status 2.
+Without this file, Python would search the folder of the command and then the installed packages, which may belong to
+another checkout. Child processes, such as Ray's workers on this machine, inherit the search path through PYTHONPATH. If
+Python finds a package of asc-tune in another checkout nevertheless, the command ends with exit status 2.
 """
 
 import importlib.util
@@ -19,7 +19,11 @@ PACKAGES = ("analysis", "ascmodels", "data", "search_spaces", "trainables", "tun
 
 
 def use_own_packages() -> None:
-    """Put this checkout first on the module search path; exit with status 2 if another one is already imported."""
+    """Put the root folder of this checkout first on the module search path and in PYTHONPATH.
+
+    Print an error and exit with status 2 if a package of asc-tune is found in another folder, for example because it
+    was imported from there before.
+    """
     script_folder = Path(sys.argv[0]).resolve().parent
     if not sys.flags.safe_path and sys.path and Path(sys.path[0]).resolve() == script_folder:
         del sys.path[0]  # its files are modules of a package, not top-level modules
@@ -28,12 +32,13 @@ def use_own_packages() -> None:
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p not in ("", root)]
     os.environ["PYTHONPATH"] = os.pathsep.join([root, *inherited])
     for name in PACKAGES:
-        spec = importlib.util.find_spec(name)  # imports nothing; for an imported package, its origin
+        spec = importlib.util.find_spec(name)  # does not import; an imported package is found at its origin
         found = Path(spec.origin).parent.resolve() if spec and spec.origin else None
         if found != ROOT / name:
             print(
-                f"error: package {name!r} comes from {found}, expected {ROOT / name}, the checkout of {sys.argv[0]}: "
-                "start the command of the other checkout, or start this one in a new process",
+                f"error: Python uses the package {name!r} in {found}; expected {ROOT / name}, from the checkout of "
+                f"{sys.argv[0]}: remove the import of {name} that runs before this command (in sitecustomize.py, a "
+                "file *.pth, or a script that calls the command), or use the same command of the other checkout",
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -1,17 +1,21 @@
-"""Data efficiency of teachers: the validation accuracy of teachers and ensembles
-for each training subset.
+"""Compare the data efficiency of teachers: fine-tune each teacher on training
+subsets of several sizes, and print the validation accuracy of the teachers and
+their ensembles for each subset.
 
     python trainables/compare_teachers.py \\
         --teachers ast_small,vit_small,cnn_small --subsets 5,25,100
     python trainables/compare_teachers.py --teachers ast,vit,cnn \\
         --subsets 5,10,25,50,100 --seeds 3
 
-Teachers are files of trainables/config/groups/teacher/; other arguments apply
-to all of them. Each is trained once on each subset. Results are cached, so a
-killed run continues with the teacher that it was training. Each subset is
-validated on its own held-out fifth, which is small for a small subset; best
-epochs and greedy weights are also chosen on it. With --seeds, each seed
-divides the clips differently, and means and standard deviations are printed.
+--teachers takes names of files in trainables/config/groups/teacher/. Flags and
+configuration keys apply to all teachers. Finished teachers are cached: if the
+command was killed, repeat it, and it trains only the unfinished teachers.
+
+A part of each subset is held out for validation, so a small subset has few
+validation clips. The best epoch of a teacher and the weights of the ensemble
+`greedy` are chosen on the same clips, so these accuracies are optimistic. With
+--seeds above 1, each seed holds out other clips, and the table has means and
+standard deviations over the seeds.
 """
 
 import argparse
@@ -52,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "--teachers",
         type=_words,
         default=["ast_small", "vit_small", "cnn_small"],
-        help="comma-separated names of teachers (default: ast_small,vit_small,cnn_small)",
+        help="comma-separated teachers to compare (default: ast_small,vit_small,cnn_small)",
     )
     p.add_argument(
         "--subsets",
@@ -60,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         default=["5", "25", "100"],
         help="comma-separated subsets, in per cent of the training data (default: 5,25,100)",
     )
-    p.add_argument("--seeds", type=int, default=1, help="number of seeds; they are 0, 1, ... (default: 1)")
+    p.add_argument("--seeds", type=int, default=1, help="number of seeds, which are 0, 1, ... (default: 1)")
     p.add_argument("--out", type=Path, help="csv file to write (default: <storage>/teachers.csv)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
@@ -79,35 +83,49 @@ def main(argv: list[str] | None = None) -> int:
                     write_rows(out, summary(rows))
         print_summary(summary(rows), console)
         cache = options.storage.expanduser().resolve() / "cache"
-        console.print(f"written to {shown(out)}; the teachers are in {shown(cache)}", highlight=False, soft_wrap=True)
+        console.print(f"table: {shown(out)}; cached teachers: {shown(cache)}", highlight=False, soft_wrap=True)
         return 0
 
     return guarded(work)
 
 
 def check(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    """Raise RunError for invalid options, or a word in `rest` that sets a single teacher, subset or seed."""
+    """Raise RunError if the value of an option in `options` is invalid, or if `rest` sets teacher, subset or seed.
+
+    `rest` are the other command-line arguments (flags and Hydra overrides). They must not set these three keys, because
+    the options --teachers, --subsets and --seeds set them.
+    """
     for word in rest:
         name = word.lstrip("-").partition("=")[0]
         if name in ("teacher", "subset", "data.subset", "seed"):
-            raise RunError(f"{word}: this command compares several; use --{name.rpartition('.')[2]}s")
+            name = name.rpartition(".")[2]
+            raise RunError(f"{word}: this command sets the {name} itself; expected --{name}s: use this option instead")
     known = sorted(path.stem for path in (CONFIG_DIR / "teacher").glob("*.yaml"))
     for name in options.teachers:
         if name not in known:
-            raise RunError(f"--teachers: unknown teacher {name!r}; expected some of {', '.join(known)}")
+            raise RunError(f"--teachers: unknown teacher {name!r}; expected any of {', '.join(known)}: correct it")
     if len(set(options.teachers)) < max(1, len(options.teachers)) or not options.teachers:
-        raise RunError(f"--teachers {','.join(options.teachers)}: expected one or more names, each once")
+        raise RunError(
+            f"--teachers {','.join(options.teachers)}: expected one or more names, each once: correct the list"
+        )
     for subset in options.subsets:
         if subset not in map(str, SUBSETS):
-            raise RunError(f"--subsets: unknown subset {subset!r}; expected some of {', '.join(map(str, SUBSETS))}")
+            choices = ", ".join(map(str, SUBSETS))
+            raise RunError(f"--subsets: unknown subset {subset!r}; expected any of {choices}: correct it")
     if not options.subsets or options.seeds < 1:
         raise RunError(
-            f"--subsets {','.join(options.subsets)} --seeds {options.seeds}: expected at least one subset and one seed"
+            f"--subsets {','.join(options.subsets)} --seeds {options.seeds}: expected at least one subset "
+            "and --seeds of at least 1: correct the option"
         )
 
 
 def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
-    """Return a row of results for one subset: numbers of clips, validation accuracy of each teacher and ensemble."""
+    """Fine-tune one teacher for each configuration in `configs`; return a row with their validation accuracies.
+
+    `configs` maps the name of each teacher to its configuration; all have the same subset and seed. The row has the
+    keys subset, seed, train_clips, validation_clips, and a key with the accuracy of each teacher and of each kind of
+    ensemble (logits, probabilities, greedy). The progress bar `bar` advances by one for each teacher.
+    """
     logits, config = [], next(iter(configs.values()))
     set_up_process(config.teacher.train.threads)
     clips = load_clips(config, config.frontend.sample_rate)
@@ -123,7 +141,10 @@ def compare(configs: dict[str, TrialConfig], bar: tqdm) -> dict[str, float]:
 
 
 def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """Return one row per subset: means over the seeds and, for several seeds, standard deviations (`<column>_std`)."""
+    """Return one row for each subset, with the means over the seeds of `rows`, the results of `compare`.
+
+    If there are several seeds, the keys `<name>_std` have the standard deviations of the accuracies.
+    """
     table = []
     for subset in dict.fromkeys(row["subset"] for row in rows):
         group = [row for row in rows if row["subset"] == subset]
@@ -138,7 +159,7 @@ def summary(rows: Sequence[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def print_summary(rows: Sequence[dict[str, float]], console: Console) -> None:
-    """Print the rows of `summary` as a table."""
+    """Print `rows`, the result of `summary`, as a table."""
     names = [n for n in rows[0] if n not in ("subset", "seeds", *CLIPS) and not n.endswith("_std")]
     columns = ("subset", "clips", *(Column(n, overflow="fold") for n in names))
     table = Table(*columns, title="validation macro accuracy", box=SIMPLE, padding=(0, 1, 0, 0))

@@ -1,21 +1,21 @@
-"""Export a trained student as fp16, int8, ONNX and `torch.export`, and check and
-measure each form.
+"""Export a student with `torch.export`, and as fp32, fp16 and int8 ONNX files;
+measure accuracy, size and latency of each form.
 
-    # a run of run_training.py
-    python trainables/deploy.py --ckpt_id=<id>
+    python trainables/deploy.py --ckpt_id=<id>  # a run of run_training.py
     # any network of a study or run
     python trainables/deploy.py --checkpoint=runs/<study>/experiments/<id>/step2
     # also an int8 network with quantisation-aware fine-tuning
     python trainables/deploy.py --ckpt_id=<id> --qat_epochs 5
 
 Every form is measured on the same validation clips; int8 is calibrated on
-training clips. The files, `deploy.json` and `deploy.csv` are written to
-`deploy/<checkpoint>/` in the run's folder. int8 figures hold for CPUs like the
-one on which they were measured.
-The configuration is that of the run's info.json, else the checkpoint's; flags
-override it. Only these keys have an effect: data.*, seed; with --qat_epochs
-also augment.*, distill.* (except feature_weight), teacher.train.device, and of
-train.*: batch_size, accumulate, warmup, weight_decay, label_smoothing, device.
+training clips. The exported files, and the results in deploy.json and
+deploy.csv, are written to deploy/<checkpoint>/ in the run's folder. Results of
+int8 hold for CPUs like the one on which they were measured.
+The configuration comes from the run's info.json or, without this file, from
+the checkpoint; flags override it. Only these keys have an effect: data.*, seed;
+with --qat_epochs also augment.*, distill.* (except feature_weight),
+teacher.train.device, and of train.*: batch_size, accumulate, warmup,
+weight_decay, label_smoothing, device.
 """
 
 import argparse
@@ -62,27 +62,19 @@ from trainables.single.run_folder import RunError, find_checkpoint, shown
 from trainables.single.variants import BATCH, Form, Variant, as_table, compare, eager, features
 from trainables.trial.data import load_trial_data
 
-QAT_STAGE = 1000  # random draws are seeded by (seed, QAT_STAGE, epoch); no stage of a trial has this number
+QAT_STAGE = 1000  # the seed of the random draws is (seed, QAT_STAGE, epoch); no stage of a trial has this number
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
-    p.add_argument("--ckpt_id", help="id of the run whose last checkpoint is deployed")
-    p.add_argument("--checkpoint", type=Path, help="folder to deploy; give exactly one: this or --ckpt_id")
-    p.add_argument(
-        "--out", type=Path, help="folder to write, replacing its content (default: deploy/<checkpoint> of the run)"
-    )
-    p.add_argument(
-        "--qat_epochs", type=int, default=0, help="epochs of quantisation-aware fine-tuning (default: 0, none)"
-    )
+    p.add_argument("--ckpt_id", help="id of the run whose last checkpoint is exported")
+    p.add_argument("--checkpoint", type=Path, help="folder of the checkpoint to export, instead of --ckpt_id")
+    p.add_argument("--out", type=Path, help="folder to write or replace (default: deploy/<checkpoint> of the run)")
+    p.add_argument("--qat_epochs", type=int, default=0, help="epochs of quantisation-aware training (default: 0, none)")
     p.add_argument("--qat_lr", type=float, default=1e-4, help="peak learning rate with --qat_epochs (default: 1e-4)")
-    p.add_argument(
-        "--calibration_clips", type=int, default=256, help="number of training clips that calibrate int8 (default: 256)"
-    )
-    p.add_argument(
-        "--latency_runs", type=int, default=200, help="number of single-clip inferences timed per form (default: 200)"
-    )
+    p.add_argument("--calibration_clips", type=int, default=256, help="training clips to calibrate int8 (default: 256)")
+    p.add_argument("--latency_runs", type=int, default=200, help="timed runs of each form on one clip (default: 200)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
@@ -93,11 +85,14 @@ def main(argv: list[str] | None = None) -> int:
         config = replace(configuration(folder, extra, rest, options.storage), frontend=used_with(folder, extra))
         out = (options.out or folder.parent / "deploy" / folder.name).expanduser().resolve()
         if out.exists() and not (out / "deploy.json").is_file():
-            raise RunError(f"--out {out} exists and has no deploy.json; expected a new or earlier output: name another")
+            raise RunError(
+                f"the output folder {out} exists and has no deploy.json; expected a folder that does not exist, or one "
+                "that deploy.py wrote: choose another folder with --out"
+            )
         try:
             replace_folder(out, Deployment(folder, student, config, options, console.print).write)
         except ExportError as error:
-            raise RunError(str(error)) from error
+            raise RunError(f"{folder} cannot be exported: {error}") from error
         print_summary(out, console)
         return 0
 
@@ -105,34 +100,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Raise RunError for invalid values of the command's own options."""
+    """Raise RunError if a value in `options`, the options of this command, is invalid."""
     if bool(options.ckpt_id) == bool(options.checkpoint):
-        found = "both --ckpt_id and --checkpoint" if options.ckpt_id else "neither --ckpt_id nor --checkpoint"
-        raise RunError(f"found {found}; expected one: give --ckpt_id=<id of a run> or --checkpoint=<folder>")
+        found = "both --ckpt_id and --checkpoint are" if options.ckpt_id else "neither --ckpt_id nor --checkpoint is"
+        raise RunError(
+            f"{found} given; expected one of these options: give --ckpt_id=<id> for the run in "
+            f"{options.storage}/experiments/<id>, or --checkpoint=<folder> for one network"
+        )
     for name, least in (("qat_epochs", 0), ("calibration_clips", quantize.LEAST_CLIPS), ("latency_runs", 10)):
         if getattr(options, name) < least:
-            raise RunError(f"--{name} {getattr(options, name)}: expected at least {least}")
+            raise RunError(f"--{name} {getattr(options, name)}: expected at least {least}; give a larger number")
     if not 0 < options.qat_lr < 1:
-        raise RunError(f"--qat_lr {options.qat_lr}: expected a learning rate above 0 and below 1")
+        raise RunError(f"--qat_lr {options.qat_lr}: expected a learning rate above 0 and below 1: correct it")
 
 
 def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
-    """Return the front-end in the metadata `extra` of a checkpoint; CheckpointError if it or the classes are wrong."""
+    """Return the front-end in the metadata `extra` of checkpoint `folder`; CheckpointError for invalid metadata."""
     try:
         front_end, classes = FrontEndConfig(**extra["frontend"]), tuple(extra["classes"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder} lacks valid keys 'frontend' and 'classes': {error}; give a checkpoint that a run wrote"
+            f"{folder}/student.json has no valid keys frontend and classes ({error!r}): give a network of a run or "
+            "study, e.g. runs/experiments/<id>/last.ckpt or runs/<study>/experiments/t0003/step0"
         ) from error
     if classes != SCENES:
-        raise CheckpointError(f"{folder} has the classes {classes}; expected {SCENES}: give a network of this task")
+        raise CheckpointError(f"{folder} has classes {classes}; expected {SCENES}: use a checkpoint with these classes")
     return front_end
 
 
 def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
-    """Return the configuration in the run's info.json, else in `extra`, overridden by the typed flags `words`.
+    """Return the configuration of checkpoint `folder`, changed by the flags `words`; `storage` contains the cache.
 
-    `folder` and `extra` are those of the checkpoint. If neither has a configuration, it is the defaults and the flags.
+    It comes from the run's info.json, else from the metadata `extra`, else it is the default without distillation.
     """
     info, before = folder.parent / "info.json", extra.get("config")
     if info.is_file():
@@ -150,7 +149,7 @@ def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], 
 
 
 class Deployment:
-    """The export of one student: `write` fills a folder with its forms and their figures."""
+    """The export of one trained student in all forms (fp32, fp16 and int8); `log` prints a line of progress."""
 
     def __init__(self, checkpoint: Path, student: Student, config: TrialConfig, options: argparse.Namespace, log):
         self.checkpoint, self.config, self.options, self.log = checkpoint, config, options, log
@@ -163,12 +162,12 @@ class Deployment:
         if options.qat_epochs and config.distill.taught and not config.distill.teacher_ckpts:
             raise RunError(
                 f"--qat_epochs {options.qat_epochs}: distill.kd_alpha={config.distill.kd_alpha} needs a teacher, and "
-                "distill.teacher_ckpts is empty: give --teacher_ckpts, or --kd_alpha=1"
+                "distill.teacher_ckpts is empty: name teachers with --teacher_ckpts, or use none with --kd_alpha=1"
             )
         try:
             self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
         except ValueError as error:
-            raise RunError(f"--qat_epochs {options.qat_epochs}: {error}") from error
+            raise RunError(f"--qat_epochs {options.qat_epochs} cannot be run: {error}") from error
         # only fine-tuning needs the teachers' logits
         distill = config.distill if options.qat_epochs else DistillConfig(kd_alpha=1.0)
         self.data = load_trial_data(replace(config, distill=distill), progress=True)
@@ -177,7 +176,7 @@ class Deployment:
         self.calibration = list(features(self.data.train, self.front_end, rows))
 
     def write(self, folder: Path) -> None:
-        """Write every form to `folder`, load it again, check and measure it; write deploy.json and deploy.csv."""
+        """Export the student to `folder` in all forms, check and measure them; write deploy.json and deploy.csv."""
         x, params = self.calibration[0], self.size[1]
         network = eager(self.student)
         expected = network(x)
@@ -215,9 +214,9 @@ class Deployment:
         self.measure(folder, variants, {"export_difference": checks, "int8": payloads})
 
     def export_with_front_end(self, path: Path) -> float:
-        """Export front-end and network to `path` as one program, from waveforms `[B, S]` to logits.
+        """Export front-end and network as one program, from waveforms `[B, S]` to logits `[B, C]`, to the file `path`.
 
-        Return the largest difference between its logits and those of front-end and network in PyTorch.
+        Return the largest absolute difference of its logits from those of front-end and network in eager mode.
         """
         clips = self.data.train
         model = nn.Sequential(self.front_end, self.student)
@@ -227,7 +226,7 @@ class Deployment:
         return export.check_equal(path.name, export.save_program(program, path)(waveforms), expected)
 
     def measure(self, folder: Path, variants: list[Variant], details: dict[str, Any]) -> None:
-        """Measure all variants and write deploy.json, with the given `details`, and deploy.csv."""
+        """Measure `variants` on the validation clips; write deploy.json (with the entries `details`) and deploy.csv."""
         validation, o = self.data.validation, self.options
         forms, front_end = compare(variants, validation, self.front_end, o.latency_runs)
         info = {
@@ -251,12 +250,13 @@ class Deployment:
 
 
 def fine_tune(deployment: Deployment) -> fx.GraphModule:
-    """Fine-tune the network for int8 (quantisation-aware training) and return it on the CPU, without fake rounding.
+    """Train the student of `deployment` with weights and activations rounded as in int8, and return it on the CPU.
 
-    Loss (without feature distillation), augmentation and teachers are those of the run.
+    The returned network has float weights that int8 can represent, and does not round activations. Loss, augmentation
+    and teachers are those of the configuration, but without feature distillation.
     """
     config, data, options, device = deployment.config, deployment.data, deployment.options, deployment.device
-    # without amp, because value ranges are tracked in float32
+    # without mixed precision, because the ranges of activations are tracked in float32
     train = replace(config.train, warmup_steps=None, schedule="cosine", amp="off")
     network = quantize.fake_quantized(deployment.training_form).to(device)
     quantize.observe(network, deployment.calibration)
@@ -283,14 +283,14 @@ def fine_tune(deployment: Deployment) -> fx.GraphModule:
 
 
 def print_summary(folder: Path, console: Console) -> None:
-    """Print the figures as a table, and the folder of the result files."""
+    """Print the measured forms in deploy.json (e.g. fp16 ONNX) as a table, and the folder of the result files."""
     info = json.loads((folder / "deploy.json").read_text())
     title = f"{info['MACs']:,} MACs, {info['Params']:,} parameters, {info['validation_clips']} validation clips"
     console.print(as_table([Form(**form) for form in info["forms"]], title))
     console.print(
-        "bytes: size of the parameters; max diff: largest of a logit to fp32; same: share of clips predicted as\n"
-        f"by fp32; ms: one clip, one thread, network alone (front-end: {info['front_end']['latency_ms']:.2f})\n"
-        f"everything is in {escape(shown(folder))}",
+        "bytes: size of the parameters; max diff: largest difference of a logit from fp32; same: share of clips with\n"
+        f"fp32's prediction; ms: one clip, one thread, without front-end ({info['front_end']['latency_ms']:.2f} ms);\n"
+        f"ratio: CPU time divided by fp32's\neverything is in {escape(shown(folder))}",
         highlight=False,
         soft_wrap=True,
     )

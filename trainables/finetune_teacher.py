@@ -1,5 +1,5 @@
-"""Fine-tune one teacher on the training part of a split and keep its best epoch
-on validation.
+"""Fine-tune one teacher on the training clips of a split and keep the weights of
+the epoch with the highest validation accuracy.
 
     python trainables/finetune_teacher.py teacher=vit_small --out t1.ckpt
     python trainables/finetune_teacher.py teacher=cnn \\
@@ -40,20 +40,20 @@ from trainables.teachers.fine_tuning import fine_tuned_teacher, quiet_transforme
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted."""
     p = parser(__doc__ or "")
-    p.add_argument("--out", type=Path, help="folder to copy the teacher to (default: only its folder in the cache)")
+    p.add_argument("--out", type=Path, help="folder to copy the teacher to (default: it stays in the cache)")
     options, rest = p.parse_known_args(sys.argv[1:] if argv is None else argv)
 
     def work(console: Console) -> int:
         config = configure(rest, options.storage)
         for key in (override.split("=")[0] for override in flags_to_overrides(rest)):
             if f"teacher.{key}" in key_types():
-                console.print(f"note: {key} is for the student; for the teacher, set teacher.{key}", highlight=False)
+                console.print(f"note: {key} has no effect on the teacher; set teacher.{key} instead", highlight=False)
         quiet_transformers()
         clips = load_clips(config, config.teacher.frontend.sample_rate, progress=True)
         out = options.out.expanduser().resolve() if options.out else None
         if out and holds_teacher(out, teacher_key(config, clips)):
             console.print(
-                f"this teacher is there already, nothing is trained: {escape(shown(out))}",
+                f"{escape(shown(out))} has this teacher already; nothing is trained",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -69,20 +69,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def holds_teacher(out: Path, key: str) -> bool:
-    """Return whether `out` holds the teacher with this `key`; RunError if it holds anything else."""
+    """Return True if the folder `out` has the teacher with the hash `key` (`teacher_key`), False if it does not exist.
+
+    Raise RunError if `out` exists but has another teacher or none.
+    """
     if not out.exists():
         return False
     if not (out / "teacher.json").is_file():
         raise RunError(
-            f"--out {shown(out)} exists and has no teacher.json; expected a new folder or a teacher's: choose another"
+            f"--out {shown(out)} exists and has no teacher.json; expected a folder that does not exist, or one in "
+            "which this command saved the same teacher: choose another folder"
         )
     if read_extra(out).get("key") != key:
-        raise RunError(f"--out {shown(out)} holds another teacher (other model, recipe or clips): choose another name")
+        raise RunError(
+            f"--out {shown(out)} has another teacher (of another model, training or clips); expected a folder that "
+            "does not exist, or one in which this command saved the same teacher: choose another folder"
+        )
     return True
 
 
 def print_summary(config: TrialConfig, folder: Path, clips: SplitClips, console: Console) -> None:
-    """Print the validation figures of the saved teacher, and its folder."""
+    """Print the metrics of the teacher in `folder` on `clips.validation`, and the flag with which a student uses it."""
     set_up_process(config.teacher.train.threads)
     part, extra = clips.validation, read_extra(folder)
     m = measure(teacher_logits(config, folder, filenames(part), progress=True).numpy(), part.labels, part.devices)
@@ -93,7 +100,7 @@ def print_summary(config: TrialConfig, folder: Path, clips: SplitClips, console:
         "  scenes:  " + ", ".join(f"{scene} {a:.0%}" for scene, a in m.class_acc.items()),
         "  devices: " + ", ".join(f"{device} {a:.0%}" for device, a in m.device_acc.items()),
         f"teacher: {shown(folder)}",
-        f"use it with --teacher_ckpts={shown(folder)}",
+        f"use this teacher with --teacher_ckpts={shown(folder)}",
     ]
     for line in lines:
         console.print(escape(line), highlight=False, soft_wrap=True)

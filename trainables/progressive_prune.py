@@ -1,8 +1,8 @@
-"""Prune a trained student step by step and retrain it after each step; compare it
-with control runs.
+"""Prune a trained student step by step, retrain it after each step, and compare
+the result with control trainings.
 
     python trainables/progressive_prune.py --config cubic --base_ckpt last.ckpt
-    python trainables/progressive_prune.py --config schedule.yaml \\
+    python trainables/progressive_prune.py --config my_plan.yaml \\
         --base_ckpt <run id or folder> --controls dense
     python trainables/progressive_prune.py --base_ckpt last.ckpt --n_steps=3 \\
         --target_macs=8e6 --criterion=taylor
@@ -11,24 +11,24 @@ with control runs.
 
 A pruning plan is a YAML file of `prune` keys; it may have other sections
 (`train:`, `distill:`). The plans in trainables/config/groups/prune/ are
-available by name. Flags override the plan; the plan overrides the base's
-values. The keys student.* and frontend.* must have the values of the base; so
-must seed, data.subset and data.validation_share, if the base has a record of
-its configuration. Other values are refused.
+available by name. The value of a key comes from a flag, else from the plan,
+else from the training of the base (the student to prune). The keys student.*
+and frontend.* must have the values of the base. If the configuration of the
+base is known, seed, data.subset and data.validation_share must not be changed.
 
-Controls (--controls):
+Controls (--controls) are trainings to compare with progressive pruning:
     one_shot    the base pruned once to the same size, retrained for as many
                 epochs as all steps together
     dense       a network of the final widths trained from scratch for as many
                 epochs as base and retraining together
     random      the same plan, with channels chosen at random
 
-Repeating a command that was killed also continues its run, from the last saved
-epoch. prune_steps.csv and prune_steps.json have a row for each measured
-network. The network deployed after a step is the pruned and retrained training
-form with its branches fused into one convolution with bias. Batch
-normalisation is kept. Parameters are rounded to fp16 unless
-limits.precision=fp32: with int8, too, because int8 is not simulated.
+To continue a killed run from its last saved epoch, repeat the command or use
+--resume. prune_steps.csv and prune_steps.json have a row for each measured
+network. After each step, the deployed form of the network is measured and
+saved: its branches are fused into one convolution with bias, its batch
+normalisation is kept, and its parameters are rounded to fp16, except with
+limits.precision=fp32. The rounding to int8 is not simulated.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
-from ascmodels.compress.plan import GOALS, schedule_sizes
+from ascmodels.compress.plan import GOALS, plan_sizes
 from ascmodels.students import Student
 from data import tau
 from data.features import FrontEndConfig
@@ -58,7 +58,7 @@ from trainables.outputs.tracking import PROJECT, Tracker
 from trainables.run_training import distils, figures
 from trainables.single.command import configure, drive, guarded, parser, prepare
 from trainables.single.controls import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
-from trainables.single.plan_file import SHIPPED, read_schedule
+from trainables.single.plan_file import SHIPPED, read_plan
 from trainables.single.run_folder import Run, RunError, find_checkpoint, shown
 from trainables.teachers.logits import folder_hash
 from trainables.trial.trial import Trial
@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         "--base_ckpt",
         help="student to prune: a run's id, a checkpoint's folder, or last.ckpt for the newest training run",
     )
-    p.add_argument("--controls", default="", help=f"comma-separated controls: {','.join(CONTROLS)} (default: none)")
-    p.add_argument("--resume", metavar="ID", help="id of a run that was killed, to continue it")
+    p.add_argument("--controls", default="", help=f"comma-separated control runs: {','.join(CONTROLS)} (default: none)")
+    p.add_argument("--resume", metavar="ID", help="id of a killed run to continue")
     p.add_argument("--new", action="store_true", help="start a new run even if this command was run before")
     options, rest = p.parse_known_args(words)
 
@@ -87,8 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         if options.resume:
             if rest or options.config or options.base_ckpt or options.controls or options.new:
                 raise RunError(
-                    f"--resume {options.resume} was given with other options; expected none, because a run continues "
-                    "with those it was started with: drop them"
+                    f"--resume {options.resume} was given with other options; expected only --storage, because a run "
+                    "continues with its stored configuration: leave out the other options"
                 )
             run = Run.find(options.storage, options.resume)
             if run.info["kind"] != KIND:
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
             run = find_or_create_run(options, rest, words, console)
         with run.lock():
             if run.info["status"] == "complete":
-                console.print(f"run {run.id} is complete already; --new starts another one", highlight=False)
+                console.print(f"run {run.id} is complete already; --new starts a new run", highlight=False)
             else:
                 run_arms(run, console)
             print_summary(run, console)
@@ -110,19 +110,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_or_create_run(options: Any, rest: list[str], words: list[str], console: Console) -> Run:
-    """Return the run that this command started before; if there is none, a new run with its own copy of the base."""
+    """Return the earlier run with the same configuration, student to prune (base) and control runs, else a new run.
+
+    `words` are all command-line arguments, `rest` those that are not in `options` (flags and Hydra overrides). A new
+    run gets a copy of the base. With --new, the run is always new.
+    """
     controls = [name.strip() for name in options.controls.split(",") if name.strip()]
     unknown = [name for name in controls if name not in CONTROLS]
     if unknown or len(set(controls)) != len(controls):
-        raise ConfigError(f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each once at most")
+        raise ConfigError(
+            f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each once at most; correct the list"
+        )
     if not options.base_ckpt:
-        raise RunError("--base_ckpt is missing: give a run's id, a checkpoint's folder, or last.ckpt")
+        raise RunError(
+            "--base_ckpt is missing; expected a student to prune: give a run's id, a checkpoint's folder, or last.ckpt"
+        )
     folder = find_checkpoint(options.storage, options.base_ckpt)
     base, extra = load_base(folder)
     config, parent = compose_config(options, rest, folder, base, extra)
     if not config.prune.rounds:
         raise ConfigError(
-            "the configuration has 0 prune steps; expected at least 1: give --config, --ratios, or --n_steps and a goal"
+            "the configuration has 0 prune steps; expected at least 1: give a plan with --config, or --ratios, or "
+            "--n_steps with --total_ratio, --target_macs or --target_bytes"
         )
     identity = json.dumps([config.flat(), folder_hash(folder), controls], sort_keys=True)
     run_id = "" if options.new else f"prune-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
@@ -132,15 +141,15 @@ def find_or_create_run(options: Any, rest: list[str], words: list[str], console:
             console.print(f"  note: {key} is for dense training; for retraining, set prune.{key[6:]}", highlight=False)
     if parent is None:
         console.print(
-            "  note: the base has no record of its training clips; it may have been trained on validation clips",
+            "  note: the training clips of the base are unknown; some may be validation clips of this run",
             highlight=False,
             soft_wrap=True,
         )
     run = Run.new(options.storage, KIND, config, ["python", "trainables/progressive_prune.py", *words], run_id)
     if (run.folder / "info.json").is_file():
         return Run.find(options.storage, run.id)
-    shape = config.frontend.n_mels, config.frontend.frames  # raises for an impossible plan, before any file is written
-    schedule_sizes(config.student, config.prune, *shape, config.limits.precision, base.widths)
+    shape = config.frontend.n_mels, config.frontend.frames  # raise for an impossible plan before a file is written
+    plan_sizes(config.student, config.prune, *shape, config.limits.precision, base.widths)
     epochs = (extra.get("point") or {}).get("epochs") or (parent.config if parent else config).train.epochs
     epochs += parent.info.get("base_epochs", 0) if parent else 0  # if the base is itself a pruned network
     save_student(run.folder / BASE, base, extra)
@@ -150,21 +159,25 @@ def find_or_create_run(options: Any, rest: list[str], words: list[str], console:
 
 
 def load_base(folder: Path) -> tuple[Student, dict[str, Any]]:
-    """Return the student in `folder` and its metadata; CheckpointError names the reason if it cannot be pruned."""
+    """Return the student in the checkpoint `folder` and the metadata that was saved with the student.
+
+    Raise CheckpointError if the student has fused branches, other classes than `tau.SCENES`, or no stored front-end.
+    """
     base, extra = load_student(folder)
     if base.fused:
         raise CheckpointError(
-            f"{folder} is a deployed network with fused branches; expected the training form: give the run's last.ckpt"
+            f"{folder} is a deployed network with fused branches; expected a network in training form: give the folder "
+            "last.ckpt of the run"
         )
     if list(extra.get("classes", tau.SCENES)) != list(tau.SCENES):
         raise CheckpointError(
             f"{folder} was trained on the classes {', '.join(extra['classes'])}; expected {', '.join(tau.SCENES)}: "
-            "give another checkpoint"
+            "give the checkpoint of a student with these classes"
         )
     if "frontend" not in extra:
         raise CheckpointError(
-            f"{folder} has no key 'frontend'; expected the front-end it was trained with: give a checkpoint that "
-            "run_training.py wrote"
+            f"{folder}/student.json has no key 'frontend'; expected the front-end of the student: give a checkpoint "
+            "that run_training.py wrote"
         )
     return base, extra
 
@@ -172,11 +185,16 @@ def load_base(folder: Path) -> tuple[Student, dict[str, Any]]:
 def compose_config(
     options: Any, rest: list[str], folder: Path, base: Student, extra: dict[str, Any]
 ) -> tuple[TrialConfig, Run | None]:
-    """Return the configuration (the base's, overridden by the plan, then by flags) and the base's run, if any."""
+    """Return the configuration of a pruning run, and the run that trained the student to prune (None: unknown).
+
+    `base` is the student to prune, and `extra` its metadata in the checkpoint `folder`. The value of a key comes from
+    the flags `rest`, else from the pruning plan `options.config`, else from the training of `base`. Raise ConfigError
+    if a key that pruning cannot change has another value than in the training of `base`.
+    """
     parent, trained_by, inherited = None, None, {}
     if (folder.parent / "info.json").is_file():
         parent = Run.find(options.storage, str(folder.parent))
-    if parent or "config" in extra:  # a checkpoint that was copied away carries its configuration
+    if parent or "config" in extra:  # a checkpoint copied out of its run has a configuration
         trained_by = parent.config if parent else TrialConfig.from_flat(extra["config"])
         typed_profile = any(word.startswith("profile=") for word in rest)
         kept = ("data.", "seed") if typed_profile else ("",)
@@ -184,7 +202,7 @@ def compose_config(
     alone = {} if inherited or distils(rest) else {"distill.kd_alpha": 1.0}
     own = TrialConfig(student=base.config, frontend=FrontEndConfig(**extra["frontend"])).flat()
     own = {k: v for k, v in own.items() if k.startswith(("student.", "frontend."))}
-    schedule = read_schedule(options.config) if options.config else {}
+    schedule = read_plan(options.config) if options.config else {}
     typed = {o.split("=")[0] for o in flags_to_overrides(rest)}
     if typed & AIMS - {"prune.n_steps"}:  # a flag replaces the goal of the plan
         dropped = AIMS if "prune.ratios" in typed else AIMS - {"prune.n_steps"}
@@ -195,13 +213,14 @@ def compose_config(
     for key, value in own.items():
         if config.flat()[key] != value:
             raise ConfigError(
-                f"{key}={config.flat()[key]}: the base has {value}, and pruning does not change it; drop the key"
+                f"{key}={config.flat()[key]}; expected {value}, because pruning cannot change the base: remove the key "
+                "from the command and the plan"
             )
     for key in ("seed", "data.subset", "data.validation_share"):
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
-                f"{key}={config.flat()[key]}, but the base was trained with {trained_by.flat()[key]}: its training "
-                "clips would be used for validation; drop the key"
+                f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, as in the training of the base, whose "
+                "training clips could become validation clips otherwise: remove the key from the command and the plan"
             )
     return config, parent
 
@@ -216,14 +235,17 @@ def override(key: str, value: Any) -> list[str]:
 
 
 def text(value: Any) -> str:
-    """Return a value in the form in which it is typed after a flag."""
+    """Return the configuration value `value` as text for a command-line flag: `a,b` for a list, `null` for None."""
     if value is None:
         return "null"
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def run_arms(run: Run, console: Console) -> None:
-    """Run each arm from its last saved epoch; write the rows and info.json after each measured network."""
+    """Train progressive pruning and then each control of `run`; continue each from its last saved epoch.
+
+    prune_steps.csv and prune_steps.json are rewritten after each measured network.
+    """
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     base, _ = load_base(run.folder / BASE)
     config, data = prepare(run.config, console)
@@ -254,7 +276,7 @@ def run_arms(run: Run, console: Console) -> None:
 
 
 def print_summary(run: Run, console: Console) -> None:
-    """Print the rows as a table, and the paths of the result files."""
+    """Print the rows of prune_steps.json as a table, and the paths of the result files."""
     rows = json.loads((run.folder / "prune_steps.json").read_text())
     table = Table("arm", "step", "M MACs", "params", "removed", "pruned", "retrained", "epochs", title=run.id)
     for row in rows:
@@ -264,7 +286,7 @@ def print_summary(run: Run, console: Console) -> None:
         table.add_row(row["arm"], *cells, f"{row['total_epochs']}")
     console.print(table)
     console.print(
-        "removed: share of the base's parameters; pruned, retrained: validation accuracy after pruning, retraining",
+        "removed: share of the base's parameters; pruned, retrained: validation accuracy before and after retraining",
         highlight=False,
         soft_wrap=True,
     )

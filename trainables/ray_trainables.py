@@ -1,21 +1,22 @@
-"""The two Ray Trainables: they run `trial.stages.run_trial`, one epoch per step.
+"""The two Ray Trainables: KDTrainable (no pruning) and PruneTrainable. Each call of `step` trains one epoch of a trial.
 
-A Ray config is the flat TrialConfig plus these keys, which are not part of it:
+The `config` of a Trainable is a flat TrialConfig (dotted key -> value) plus these keys.
 
     trial        name of the trial
     study_dir    folder of the study
-    remote       instead of study_dir, the URI of a study in an object store: deployed networks are copied there
-    checkpoints  path or URI of the folder of all drivers' checkpoints
-    parents      folder of shared dense phases; without it, each trial trains its own
-    generation   number of the driver's lease on a study in an object store; a worker of a driver that lost its lease
-                 writes no network
-    adopt        keys in which a checkpoint may differ from the trial's configuration (population based training)
-    fingerprint  fingerprint of the driver's data (`DataFingerprint.as_dict`): actors compare it with that of the data
-                 they load, and open the waveform cache without reading each file
-    code         `code_hash()` of the driver: an actor that runs other code refuses to train
+    remote       URI of a study in an object store, instead of study_dir; deployed networks are copied to it
+    checkpoints  path or URI of the folder with the checkpoints that all drivers of the study wrote
+    parents      folder of shared dense phases (trial/dense_phase.py); without this key, no dense phase is shared
+    generation   number of the driver's lease on a study in an object store. If the newest lease has a higher number,
+                 the worker stops before it copies a network.
+    adopt        configuration keys in which a trial may differ from the checkpoint that it restores (population based
+                 training)
+    fingerprint  `DataFingerprint.as_dict` of the driver's data: an actor opens the waveform cache without hashing the
+                 WAV files, and raises DatasetError if its clips differ from the fingerprint
+    code         `code_hash()` of the driver; an actor that runs other code raises ConfigError
 
-A trial continues from its newest valid checkpoint, on any machine and with any driver. Actors are reused:
-`reset_config` starts a new trial. It keeps only the read-only clips of the last trial, if the new one uses the same.
+A trial continues from its newest valid checkpoint, on any machine and with any driver. Ray reuses actors:
+`reset_config` starts another trial in the same actor. The actor keeps its loaded data if the new trial needs the same.
 """
 
 import gc
@@ -51,7 +52,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class KDTrainable(rt.Trainable):
-    """Train a dense student by knowledge distillation."""
+    """Ray Trainable that trains a student without pruning, with distillation if the configuration uses a teacher."""
 
     prunes = False
 
@@ -66,12 +67,12 @@ class KDTrainable(rt.Trainable):
         try:
             self._end()
             self._begin(new_config)
-        except Exception as error:  # raised at the first step: Ray retries it there, but not here
+        except Exception as error:  # raised later by `step`, because Ray retries only a failed step
             self._broken = error
         return True
 
     def __repr__(self) -> str:
-        """Return the study and the trial, for Ray's list of actors (which keeps the name of the first trial)."""
+        """Return `<study>/<trial>` for Ray's list of actors. For a reused actor, Ray shows the first trial only."""
         return getattr(self, "_label", type(self).__name__)
 
     def step(self) -> dict[str, Any]:
@@ -79,7 +80,7 @@ class KDTrainable(rt.Trainable):
             raise self._broken
         try:
             record = next(self._records, None)
-        except (TrainingDiverged, PruningError) as error:  # deterministic: a result, no retry
+        except (TrainingDiverged, PruningError) as error:  # deterministic: no retry, the trial fails
             return self._failed(str(error))
         except torch.OutOfMemoryError as error:
             return self._failed(f"out of GPU memory: {str(error).splitlines()[0]}")
@@ -91,15 +92,20 @@ class KDTrainable(rt.Trainable):
             self._track(record)
         if record.point and self._store:
             if self._generation and self._store.generation() > self._generation:
-                raise RuntimeError(f"a newer driver has taken over the study in {self._store.uri}: this worker stops")
+                raise RuntimeError(
+                    f"a newer driver has taken over the study in {self._store.uri} (its lease has a higher number than "
+                    f"{self._generation}, that of this worker's driver): this worker stops, the newer driver continues"
+                )
             name = f"{EXPERIMENTS}/{self._trial.folder.name}/{record.point.checkpoint}"
             self._store.push(self._trial.folder / record.point.checkpoint, name)
         return self._reported(self._last)
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return `result`; after a restore, the first one also has the number of epochs and the learning curve so far.
+        """Return `result`; the first result after a restore also has the keys `restored_epochs` and `curve`.
 
-        The driver needs the curve, because an earlier driver that was killed may not have written its last epochs.
+        `restored_epochs` is the number of epochs in the restored checkpoint. `curve` is the learning curve from the
+        first epoch (one dict for each epoch). The driver needs the curve, because an earlier driver may have been
+        killed before it wrote the last epochs to disk.
         """
         restored, self._restored_epochs = self._restored_epochs, None
         return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
@@ -110,20 +116,20 @@ class KDTrainable(rt.Trainable):
         torch.save(self._last | {"curve": self._curve}, folder / "result.pt")
         seal(folder)
         if self._checkpoints:
-            self._checkpoints.clear(KEPT - 1)  # Ray then moves this checkpoint there, too
+            self._checkpoints.clear(KEPT - 1)  # Ray adds the new one afterwards
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Restore the checkpoint that Ray chose; if it no longer exists, load this trial's newest checkpoint.
+        """Restore the checkpoint that Ray chose; if it does not exist, load this trial's newest valid checkpoint.
 
-        Ray itself would fail the trial. In population based training, the chosen checkpoint belongs to another trial,
-        which may have trained on and removed it.
+        Without this method, Ray would let the trial fail. In population based training, Ray chooses the checkpoint of
+        another trial, which may have deleted the checkpoint meanwhile.
         """
         if self._broken:
             raise self._broken
         checkpoint = checkpoint_path.checkpoint
         if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
             _LOG.warning(
-                "%s: checkpoint %s does not exist any more; loading the newest valid checkpoint of this trial",
+                "trial %s: checkpoint %s does not exist any more; loading the newest valid checkpoint of this trial",
                 self._trial.folder.name,
                 checkpoint.path,
             )
@@ -132,15 +138,16 @@ class KDTrainable(rt.Trainable):
             super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load the checkpoint that Ray chose: the newest it knows, or one to adopt (population based training).
+        """Load the checkpoint that Ray chose; if it is damaged, load this trial's newest valid checkpoint.
 
-        If it is damaged, load the newest valid one instead.
+        In population based training, Ray may choose the checkpoint of another trial.
         """
         try:
             check_seal(Path(checkpoint))
             self._load(Path(checkpoint))
         except SealError as error:
-            _LOG.warning("%s: %s; loading the newest valid checkpoint of this trial", self._trial.folder.name, error)
+            name = self._trial.folder.name
+            _LOG.warning("trial %s: %s; loading the newest valid checkpoint of this trial", name, error)
             self._load_newest()
 
     def cleanup(self) -> None:
@@ -155,8 +162,8 @@ class KDTrainable(rt.Trainable):
         trial_config = TrialConfig.from_flat(values)
         if trial_config.prune.rounds and not self.prunes:
             raise ConfigError(
-                f"prune.* defines {trial_config.prune.rounds} prune steps, but {type(self).__name__} expects 0; "
-                "pruning needs PruneTrainable: use it, or remove these keys"
+                f"the keys prune.* define {trial_config.prune.rounds} prune steps; expected 0, because "
+                f"{type(self).__name__} does not prune: use PruneTrainable, or remove prune.ratios and prune.n_steps"
             )
         key = data_key(trial_config)
         if self._data is None or self._data[0] != key:
@@ -165,7 +172,7 @@ class KDTrainable(rt.Trainable):
             self._data = (key, load_trial_data(trial_config, known=known))
         name, remote = config.get("trial", "trial"), config.get("remote")
         if remote:
-            # readable by this user only; the name is new, so a link planted by another user is never followed
+            # `mkdtemp` picks a new name and lets only this user read: other users cannot put a link there in advance
             self._private = self._private or Path(tempfile.mkdtemp(prefix="asc-tune-"))
             study_dir = self._private / remote.rpartition("/")[2]
         else:
@@ -178,7 +185,7 @@ class KDTrainable(rt.Trainable):
         self._checkpoints = TrialCheckpoints(root, name) if root else None
         self._last: dict[str, Any] = {}
         self._curve: list[dict[str, Any]] = []  # the records so far, without points
-        self._restored_epochs: int | None = None  # epochs of the restored checkpoint, until a result has reported them
+        self._restored_epochs: int | None = None  # epochs of the restored checkpoint; None after they are reported
         self._label = f"{study_dir.name}/{name}"
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
         self._load_newest()
@@ -211,7 +218,7 @@ class KDTrainable(rt.Trainable):
         self._tracker = None
         self._records.close()
         if self._checkpoints:
-            self._checkpoints.clear(KEPT if self._adopt else 1)  # another trial may be about to adopt one
+            self._checkpoints.clear(KEPT if self._adopt else 1)  # other trials may adopt them
         del self._trial, self._records, self._new_trial
         gc.collect()
         if torch.cuda.is_available():
@@ -234,6 +241,6 @@ class KDTrainable(rt.Trainable):
 
 
 class PruneTrainable(KDTrainable):
-    """Train a dense student, then prune and retrain it step by step."""
+    """Ray Trainable that trains a student, then prunes and retrains it step by step."""
 
     prunes = True

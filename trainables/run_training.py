@@ -11,11 +11,11 @@
     # measure a run on test again; predict the evaluation set
     python trainables/run_training.py --evaluate --ckpt_id=<id>
 
-By default this trains a CP-Mobile on the labels alone. --repconv True makes it
-a Rep-Mobile. --kd_alpha below 1 turns on distillation from --teacher_ckpts; if
-these are not given, a teacher is fine-tuned first. Training uses the training
-split only, a part of which is held out for validation. At the end, the last
-epoch's network is measured once on test.
+By default, the student is a CP-Mobile, trained on the labels alone. With
+--repconv True, it is a Rep-Mobile. --kd_alpha below 1 turns on distillation
+from --teacher_ckpts; if these are not given, a teacher is fine-tuned first.
+Training uses the training split only, a part of which is held out for
+validation. At the end, the last epoch's network is measured once on test.
 """
 
 import json
@@ -51,11 +51,11 @@ KIND = "train"
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0 on success, 2 for invalid input, 130 if interrupted.
 
-    With --evaluate, 1 means that a figure differs from the stored one.
+    With --evaluate, the status is 1 if a metric differs from the stored one.
     """
     words = sys.argv[1:] if argv is None else argv
     p = parser(__doc__ or "")
-    p.add_argument("--evaluate", action="store_true", help="measure a run on test again; predict the evaluation set")
+    p.add_argument("--evaluate", action="store_true", help="measure a run again; predict the evaluation set")
     p.add_argument("--ckpt_id", help="id of the run to continue or to evaluate (its folder's name and its id in W&B)")
     p.add_argument("--experiment_name", default="", help="name of the run in W&B (default: its id)")
     p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default: {PROJECT})")
@@ -64,14 +64,18 @@ def main(argv: list[str] | None = None) -> int:
 
     def work(console: Console) -> int:
         if options.ckpt_id == "" or (options.evaluate and not options.ckpt_id):
-            found = "--evaluate needs" if options.evaluate else "--ckpt_id is empty; expected"
-            raise RunError(f"{found} --ckpt_id=<id>: give the name of a folder in {shown(options.storage)}/experiments")
+            found = "--evaluate needs --ckpt_id, which is missing" if options.evaluate else "--ckpt_id is empty"
+            folder = f"{shown(options.storage)}/experiments"
+            raise RunError(f"{found}; expected the id of a run: give --ckpt_id=<name of a folder in {folder}>")
         if options.evaluate and options.no_test:
-            raise RunError("--evaluate opens the test split, but --no_test keeps it closed: drop one of them")
+            raise RunError("--evaluate measures on the test split, but --no_test forbids it: drop one of them")
         if options.ckpt_id:
             run = Run.find(options.storage, options.ckpt_id)
             if rest:
-                raise RunError(f"run {run.id} continues with its stored configuration: drop {' '.join(rest)}")
+                raise RunError(
+                    f"run {run.id} has a stored configuration; expected no other configuration keys with --ckpt_id: "
+                    f"drop {' '.join(rest)}"
+                )
             if not options.evaluate and run.info["kind"] != KIND:
                 raise RunError(
                     f"run {run.id} is of kind {run.info['kind']}, expected {KIND}: continue a pruning run with "
@@ -82,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             config = configure(rest, options.storage, default)
             run = Run.new(options.storage, KIND, config, ["python", "trainables/run_training.py", *words])
             run.info |= {"name": options.experiment_name or run.id, "project": options.project_name}
-            run.info["open_test"] = not options.no_test  # applies to a resumed run, too
+            run.info["open_test"] = not options.no_test  # kept for a resume of this run
         with run.lock():
             if options.evaluate:
                 return evaluate(run, console)
@@ -93,19 +97,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def distils(words: list[str]) -> bool:
-    """Return whether the typed words ask for distillation: whether they set `kd_alpha` or `teacher_ckpts`."""
+    """Return whether the command-line arguments `words` set kd_alpha or teacher_ckpts.
+
+    If they do not, run_training.py uses no teacher, although distillation is the default of the configuration.
+    """
     return any(re.match(r"(--|\+\+)?(distill\.)?(kd_alpha|teacher_ckpts)\b", word) for word in words)
 
 
 def train(run: Run, console: Console, open_test: bool) -> None:
-    """Train `run` from its last saved epoch, save its network, and measure it (with `open_test`, also on test).
+    """Train `run` from its last saved epoch, then measure its network on validation, and on test if `open_test`.
 
-    info.json is written after each of these.
+    info.json is written before the training, after it, and after the measurement. Raise RunError for a complete run.
     """
     if run.info["status"] == "complete":
-        raise RunError(f"run {run.id} is complete ({shown(run.folder)}); to measure it again, add --evaluate")
+        raise RunError(
+            f"run {run.id} in {shown(run.folder)} is complete; expected an unfinished run: to measure its network "
+            "again, add --evaluate"
+        )
     run.info.pop("failure", None)
-    run.update()  # before `prepare`, so that a run that is killed while it prepares its data can be continued
+    run.update()  # so that a run that is killed in `prepare` can be continued
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     config, data = prepare(run.config, console)
     run.update(config=config.flat(), status="running", notes=list(data.notes))
@@ -134,9 +144,10 @@ def train(run: Run, console: Console, open_test: bool) -> None:
 
 
 def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
-    """Return size, validation metrics and, with `open_test`, test metrics of the run's last deployed network.
+    """Load the last deployed network of `run` from its checkpoint, measure it, and return entries for info.json.
 
-    The network is loaded from its checkpoint.
+    The entries are `MACs`, `Params` (number of parameters), `validation` (metrics on the clips `validation`) and, with
+    `open_test`, `test` (metrics on the test split).
     """
     point, config = run.info["points"][-1], run.config
     set_up_process(config.train.threads)
@@ -148,14 +159,15 @@ def figures(run: Run, validation: Clips, open_test: bool) -> dict[str, Any]:
 
 
 def evaluate(run: Run, console: Console) -> int:
-    """Measure the run's network again and predict the evaluation set.
+    """Measure the last network of `run` on validation and test, and predict the evaluation set (output.csv).
 
-    Return 1 if a figure differs from that in info.json, else 0.
+    Return the exit status: 1 if a metric differs from the one in info.json, else 0. A metric that info.json lacks is
+    added to it.
     """
     if not run.info.get("points"):
         raise RunError(
-            f"run {run.id} has status {run.info['status']} and no measured network; expected one that was trained to "
-            f"its end: continue it first with --ckpt_id={run.id}"
+            f"run {run.id} has status {run.info['status']} and no measured network; expected a run that was trained to "
+            f"its end: continue the run first, with --ckpt_id={run.id} and without --evaluate"
         )
     config = run.config
     again = figures(run, load_clips(config, config.frontend.sample_rate).validation, open_test=True)
@@ -167,7 +179,7 @@ def evaluate(run: Run, console: Console) -> int:
     for part in different:
         console.print(f"[yellow]{part} differs from info.json: {again[part]}[/yellow]", highlight=False)
     if not different:
-        console.print("validation and test figures equal those of info.json to the last digit", highlight=False)
+        console.print("validation and test metrics equal those of info.json to the last digit", highlight=False)
     path = run.folder / "output.csv"
     try:
         deployed = Deployed(run.folder / run.info["points"][-1]["checkpoint"], config.train.device)
@@ -179,7 +191,7 @@ def evaluate(run: Run, console: Console) -> int:
 
 
 def print_summary(run: Run, console: Console) -> None:
-    """Print the figures as a table, and the folder of the result files."""
+    """Print the metrics in info.json as a table, and the folder of the result files."""
     parts = [part for part in ("validation", "test") if run.info.get(part)]
     table = Table("", *parts, title=f"{run.info['MACs']:,} MACs, {run.info['Params']:,} parameters (fused)")
     rows = [("macro_avg_acc", "macro_avg_acc", None), ("loss", "loss", None)]

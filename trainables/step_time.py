@@ -1,11 +1,11 @@
-"""Measure the time of a training step on this machine: the real training loop on random clips, without a data set.
+"""Measure the time of a training step on this machine, with the real training loop and clips of noise.
 
+    measure(config).step_s                      median time of a training step with `config` in seconds
     with random_training(config) as training:
-        training.step()                         front-end, augmentation, forward, backward, optimiser
-    measure(config).step_s                      median time of several steps, after a warm-up
+        training.step()                         one training step: front-end, augmentation, forward, backward, optimiser
 
-Used by `tune/run.py --dry-run` and tests/bench/gpu_share.py. Cached teacher logits are random, too. The time that
-online teachers would add is not measured.
+No data set is needed. `tune/run.py --dry-run` and tests/bench/gpu_share.py use this module. Teacher logits are random
+numbers; the time that teachers of online distillation need is not measured.
 """
 
 import json
@@ -32,22 +32,22 @@ from trainables.engine.loop import Epoch, predict, train_epoch
 from trainables.engine.losses import kd_loss
 from trainables.inputs.clips import Clips
 
-CPU_BATCH = 64  # a larger batch takes seconds on a CPU: its time is scaled from this one
-VALIDATED = 64  # clips, one batch of `loop.predict`
+CPU_BATCH = 64  # largest batch that is timed on a CPU, in clips; the time of a larger batch is extrapolated
+VALIDATED = 64  # number of clips that `validate` predicts: one batch of `loop.predict`
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Median times in seconds."""
+    """The result of `measure`: median times in seconds of one training step, and of the validation of one clip."""
 
     step_s: float  # time of one optimiser step
     validation_s: float  # time to predict one clip with the deployed form
     measured: int  # number of timed steps
-    batch_size: int  # batch size of the timed steps; if the configuration's is larger, step_s is scaled to it
+    batch_size: int  # of the timed steps; if the configuration has a larger one, step_s is extrapolated to it
 
 
 class RandomTraining:
-    """The training of a student on noise, one step per call."""
+    """Training of a new student on clips of noise: each call of `step` trains one optimiser step."""
 
     def __init__(self, config: TrialConfig, cache: WaveformCache, batch_size: int):
         set_up_process(config.train.threads)
@@ -62,7 +62,7 @@ class RandomTraining:
         self._rng = np.random.default_rng(0)
 
     def step(self) -> int:
-        """Train one optimiser step (`train.accumulate` batches) and return the number of clips."""
+        """Train one optimiser step (`train.accumulate` batches) and return the number of its clips."""
         c = self.config
         epoch = Epoch(
             self._front_end,
@@ -77,14 +77,21 @@ class RandomTraining:
         return len(self.train.rows)
 
     def validate(self) -> int:
-        """Predict the validation clips as a trial does after an epoch, and return their number."""
+        """Predict `VALIDATED` clips with the deployed form of the student, and return their number.
+
+        A trial does the same with its validation clips after each epoch.
+        """
         predict(deploy(self._model, self.config.limits.precision), self.validation, self._front_end)
         return len(self.validation.rows)
 
 
 @contextmanager
 def random_training(config: TrialConfig, batch_size: int | None = None) -> Iterator[RandomTraining]:
-    """Yield a training on random clips, which are removed at the end; default of `batch_size`: that of `config`."""
+    """Yield a `RandomTraining`: a new student, to be trained on clips of noise in a `with` block.
+
+    The clips are deleted at the end of the block. `batch_size` is the number of clips of a batch; None:
+    train.batch_size of `config`.
+    """
     batch_size = batch_size or config.train.batch_size
     with tempfile.TemporaryDirectory(prefix="asc-tune-") as folder:
         n = max(batch_size * config.train.accumulate, VALIDATED)
@@ -92,7 +99,12 @@ def random_training(config: TrialConfig, batch_size: int | None = None) -> Itera
 
 
 def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTime:
-    """Time training steps after two warm-up steps, until `most` are timed or `budget_s` is used; at least one."""
+    """Measure the time of a training step and of the validation of one clip for `config`.
+
+    After a warm-up, at least one and at most `most` training steps are timed. The last one is the first that ends more
+    than `budget_s` seconds after the start of the warm-up. The validation is timed in the same way, with a quarter of
+    `budget_s`.
+    """
     cpu = training_device(config.train).type == "cpu"
     batch_size = min(config.train.batch_size, CPU_BATCH) if cpu else config.train.batch_size
     with random_training(config, batch_size) as training:
@@ -105,29 +117,31 @@ def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTi
 
 
 def _timed(work, budget_s: float, most: int) -> list[float]:
-    """Return the seconds of each call of `work` after the warm-up.
+    """Call `work` repeatedly, and return the seconds of each timed call: at least one, at most `most` calls.
 
-    `work` must read a result back, so that a call waits for the GPU.
+    The first two calls are the warm-up. Then calls are timed, until one ends more than `budget_s` seconds after the
+    start of the warm-up. If the warm-up itself takes longer than that, only the time of its second call is returned.
+    `work` must wait for the GPU, for example by copying a result to the CPU.
     """
     until, times = time.perf_counter() + budget_s, []
     for call in range(2 + most):
         started = time.perf_counter()
         work()
         times.append(time.perf_counter() - started)
-        if times[-1] + started > until and call:  # a slow step: only the first call is warm-up
+        if times[-1] + started > until and call:  # out of time; if only two calls were made, the first is the warm-up
             break
     return times[2:] or times[1:]
 
 
 def _clips(cache: WaveformCache, n: int) -> Clips:
-    """Return `n` clips with arbitrary labels, devices and teacher logits."""
+    """Return the first `n` clips of `cache` with arbitrary labels and devices, and random teacher logits."""
     scenes = len(tau.SCENES)
     teacher = torch.randn(n, scenes, generator=torch.Generator().manual_seed(0))
     return Clips(cache, np.arange(n), np.arange(n) % scenes, np.full(n, "a"), teacher)
 
 
 def _noise(folder: Path, n: int, sample_rate: int) -> WaveformCache:
-    """Return a waveform cache of `n` clips of noise, 1 s each."""
+    """Write a waveform cache of `n` clips of noise, 1 s each, to `folder`, and return it."""
     samples = np.random.default_rng(0).integers(-20_000, 20_000, (n, sample_rate), dtype=np.int16)
     np.save(folder / "waveforms.npy", samples)
     np.save(folder / "scales.npy", np.full(n, 1 / 32767, np.float32))

@@ -16,7 +16,7 @@ from tune.study.store import check_store, is_uri, working_folder
 DEFAULTS = {
     **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
     **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
-}  # recorded in the study; None: derived from the resources of the machine or the cluster
+}  # defaults, which the study records; None: the resources of the machine or the cluster decide
 
 SHARED = (
     "data.",
@@ -26,11 +26,14 @@ SHARED = (
     "replicate",
     "train.device",
     "train.threads",
-)  # keys that all trials of a study share
+)  # keys, or first parts of keys, that a space must not search: their values are the same in all trials of a study
 
 
 def limit_overrides(text: str | None) -> list[str]:
-    """Convert a value of --limits, such as `macs=30e6,bytes=128000,precision=fp16`, to overrides of keys `limits.*`."""
+    """Convert the value `text` of --limits, such as `macs=30e6,precision=fp16`, to Hydra overrides `limits.*`.
+
+    Return an empty list for None (--limits is not given). ConfigError for a name that is not a limit.
+    """
     overrides = []
     for item in (text or "").split(","):
         name, equals, value = item.strip().partition("=")
@@ -38,58 +41,67 @@ def limit_overrides(text: str | None) -> list[str]:
             continue
         if name not in ("macs", "bytes", "precision") or not equals:
             raise ConfigError(
-                f"--limits {text}: {item.strip()!r} is not a limit; expected macs=NUMBER,bytes=NUMBER,"
-                "precision=fp32|fp16|int8, or some of them"
+                f"--limits {text}: {item.strip()!r} is not a limit; expected any of macs=NUMBER, bytes=NUMBER and "
+                "precision=fp32|fp16|int8, separated by commas: correct the value"
             )
         overrides.append(f"limits.{name}={value}")
     return overrides
 
 
 def writable(text: str) -> Path:
-    """Return the local folder for the studies of --storage `text`: the storage itself, or the working folder of an
-    object store. It need not exist yet; StudyError if it cannot be written."""
+    """Return the local folder for the studies in a storage, after a test that the storage can be written.
+
+    `text` is the value of --storage. If it is a path, the result is this folder. If it is the URI of an object store,
+    the result is a folder on this machine in which drivers keep copies of the studies while they work on them. The
+    folder may not exist yet. StudyError if the object store or the folder cannot be written.
+    """
     if is_uri(text):
         check_store(text)
     storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
-    there = next(path for path in (storage, *storage.parents) if path.exists())
-    probe = there / f".probe-{os.getpid()}"
+    existing = next(path for path in (storage, *storage.parents) if path.exists())
+    probe = existing / f".probe-{os.getpid()}"
     try:
         probe.write_text("")  # NotADirectoryError where a file is in the way
         probe.unlink()
     except OSError as error:
-        raise StudyError(f"--storage {storage} cannot be written: {error}; choose another folder") from error
+        raise StudyError(
+            f"--storage {text}: {storage} cannot be written ({error}); expected a folder with write access: choose "
+            "another folder"
+        ) from error
     return storage
 
 
 def positive(kind: type) -> Any:
-    """Return an argparse type for a finite number above 0."""
+    """Return a function for argparse's `type` that parses a finite number above 0 as `kind` (int or float)."""
 
-    def parse(text: str):
+    def positive_number(text: str):  # argparse shows this name: "invalid positive_number value: 'x'"
         value = kind(text)
         if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+            raise argparse.ArgumentTypeError(f"{text} is not valid; expected a finite number above 0: change the value")
         return value
 
-    return parse
+    return positive_number
 
 
 def share_of_gpus(text: str) -> float:
-    """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or a whole number."""
+    """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or an integer."""
     value = float(text)
     if not value >= 0 or (value > 1 and value % 1):
-        raise argparse.ArgumentTypeError(f"{text} is neither a share of one GPU (0 to 1) nor a whole number of GPUs")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not valid; expected a share of a GPU (0 to 1) or an integer: change the value"
+        )
     return value
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of tune/run.py, with its options grouped by topic."""
+    """Return the parser of tune/run.py, with its options grouped by topic; --help shows `description`."""
     p = command_parser(description)
     study = p.add_argument_group("study")
     study.add_argument(
         "--space", help="search space: kd, rep, families, prune, kd_prune, pbt, or the path of a YAML file"
     )
     study.add_argument("--name", help="study name (default: <space>-<timestamp>)")
-    study.add_argument("--storage", default="runs", help="folder or s3://bucket/path of all studies (default: runs)")
+    study.add_argument("--storage", default="runs", help="folder or s3://bucket/path of the studies (default: runs)")
     study.add_argument(
         "--resume",
         nargs="?",
@@ -102,7 +114,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     study.add_argument(
         "--allow-changes",
         action="store_true",
-        help="resume although code, space or data have changed; the report lists the changes",
+        help="resume even if code, space or data have changed since the start of the study; the report lists the "
+        "changes",
     )
     study.add_argument(
         "--dry-run",
@@ -113,8 +126,8 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--seed",
         type=int,
         metavar="N",
-        help="random seed of the study: held-out locations, samples, training; sets the configuration key seed "
-        f"(default: {DEFAULTS['seed']})",
+        help="random seed of the study (choice of the held-out locations, samples, training); it sets the "
+        f"configuration key seed (default: {DEFAULTS['seed']})",
     )
     search = p.add_argument_group("search")
     search.add_argument(
@@ -131,8 +144,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     search.add_argument(
         "--scheduler",
         choices=list(SCHEDULERS),
-        help="early stopping: mo_asha (ASHA on accuracy and MACs), asha (accuracy alone), fifo (none), "
-        f"pbt (population based training); default: {DEFAULTS['scheduler']}",
+        help="early stopping of trials: mo_asha (ASHA on accuracy and MACs), asha (ASHA on accuracy alone), fifo (no "
+        f"early stopping), pbt (population based training) (default: {DEFAULTS['scheduler']})",
     )
     search.add_argument(
         "--limits",
@@ -152,21 +165,21 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--warm-start",
         nargs="+",
         metavar="STUDY",
-        help="names, paths or URIs of earlier studies; their measured networks are given to the sampler as results, "
-        "and are not trained again",
+        help="names, paths or URIs of earlier studies; the sampler starts with the results of their networks, which "
+        "are not trained again",
     )
     search.add_argument(
         "--extend",
         type=positive(int),
         metavar="N",
-        help="add N configurations to the complete study --name (default: the newest complete study)",
+        help="continue the complete study --name (default: the newest complete study) with N more configurations",
     )
     search.add_argument(
         "--confirm",
         type=positive(int),
         metavar="K",
-        help="train each configuration on the Pareto front of the complete study --name (default: the newest "
-        "complete study) with K more seeds",
+        help="continue the complete study --name (default: the newest complete study): train each configuration on its "
+        "Pareto front with K more seeds",
     )
     resources = p.add_argument_group("resources")
     resources.add_argument(
@@ -176,7 +189,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--max-concurrent",
         type=positive(int),
         metavar="N",
-        help="maximum number of trials at a time (default: as many as the resources allow)",
+        help="maximum number of trials that run at a time (default: as many as the resources allow)",
     )
     resources.add_argument(
         "--cpus-per-trial",

@@ -1,4 +1,4 @@
-"""Checks of a new study before anything is prepared: resources, devices, teachers, search space."""
+"""Checks of the resources, devices, teachers and search space of a study, made before its data are prepared."""
 
 import difflib
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ascmodels.compress.plan import schedule_sizes
+from ascmodels.compress.plan import plan_sizes
 from data.features import LogMel
 from search_spaces import Space, SpaceError
 from trainables.config.compose import compose
@@ -19,9 +19,10 @@ from tune.study.manifest import StudyError
 
 
 def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a typed value of a key that the space searches, because samples would replace the value.
+    """Raise ConfigError if an override of the command line sets a key that the space searches.
 
-    It is also raised for a typed group (`student=...`) that only sets keys that the space searches.
+    Such an override would have no effect, because every sample replaces the value. `overrides` are Hydra overrides. One
+    that selects a group, such as student=cp_mobile, is an error if the space searches all keys that the group changes.
     """
     for override in overrides:
         key, _, value = override.partition("=")
@@ -31,35 +32,40 @@ def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
             found = ", ".join(f"{k} ({_range(space.parameters[k])})" for k in keys)
             raise ConfigError(
                 f"{key}={value} was given, but space {space.name} searches {found}, so the value would have no effect: "
-                f"drop it, or search a copy of the space's YAML file without {', '.join(keys)}"
+                f"remove it from the command line, or search a copy of the space's YAML file without {', '.join(keys)}"
             )
 
 
 def _set_by(group: str, space: Space) -> list[str]:
-    """Return the keys that a group override changes in the base configuration of the space."""
+    """Return the keys whose values change if the Hydra override `group`, such as student=cp_mobile, is added to the
+    overrides in `space.base`."""
     before, after = (compose([*space.base, *more]).flat() for more in ((), (group,)))
     return [key for key, value in after.items() if value != before[key]]
 
 
 def _range(spec: Mapping[str, Any]) -> str:
-    """Return a range in the notation of the space's YAML file."""
+    """Return the range `spec` of a search space as text, as in its YAML file."""
     return ", ".join(f"{name}: {value}" for name, value in spec.items())
 
 
 def check_teachers(config: TrialConfig) -> None:
-    """Raise ConfigError for a teacher that is neither a folder with teacher.json nor a file of logits."""
+    """Raise ConfigError if a path in `distill.teacher_ckpts` is neither a teacher's folder nor a file of logits."""
     for text in config.distill.teacher_ckpts:
         path = Path(text).expanduser()
         if not path.is_file() and not (path / "teacher.json").is_file():
             raise ConfigError(
                 f"distill.teacher_ckpts: {text} is neither a teacher's folder (with teacher.json) nor a file of "
-                "logits; create one with trainables/finetune_teacher.py or trainables/cache_logits.py"
+                "logits; create a folder with trainables/finetune_teacher.py, or a file with trainables/cache_logits.py"
             )
 
 
 def check_resources(config: TrialConfig, chosen: Mapping[str, Any], address: str | None) -> None:
-    """Raise ConfigError for trials that would reserve GPUs but train on the CPU. Without `address`, when trials run on
-    this machine, raise StudyError if it cannot provide the resources of one trial."""
+    """Check the CPUs and GPUs that one trial reserves.
+
+    `chosen` has their numbers under the keys "cpus_per_trial" and "gpus_per_trial" (None: decided later). `address` is
+    the address of a Ray cluster (None: Ray will start on this machine). ConfigError if a trial would reserve a GPU but
+    train on the CPU. StudyError if Ray will start on this machine, which has fewer CPUs or GPUs than a trial reserves.
+    """
     gpus = chosen["gpus_per_trial"]
     check_device(config, gpus)
     if not address:
@@ -67,15 +73,18 @@ def check_resources(config: TrialConfig, chosen: Mapping[str, Any], address: str
 
 
 def check_machine(cpus: float, gpus: float | None) -> None:
-    """Raise StudyError if this machine cannot provide the resources of one trial."""
+    """Raise StudyError if this machine has fewer CPUs or GPUs than one trial reserves: `cpus` and `gpus` (None: 0)."""
     check_resource("cpu", cpus, os.cpu_count() or 1, "this machine")
-    check_resource("gpu", gpus or 0, local_gpus(), "PyTorch on this machine")
+    check_resource("gpu", gpus or 0, local_gpus(), "this machine (as seen by PyTorch)")
 
 
 def check_device(config: TrialConfig, gpus: float | None) -> None:
-    """Raise ConfigError for trials that would reserve GPUs but train on the CPU."""
+    """Raise ConfigError if a trial would reserve `gpus` (None or 0: no GPU) but train on the CPU (train.device=cpu)."""
     if gpus and config.train.device == "cpu":
-        raise ConfigError(f"--gpus-per-trial {gpus:g}, but the trials train on train.device=cpu: remove one option")
+        raise ConfigError(
+            f"--gpus-per-trial {gpus:g}, but train.device=cpu, so the trials would not use a GPU: remove one of "
+            "these two options"
+        )
 
 
 def local_gpus() -> int:
@@ -84,49 +93,65 @@ def local_gpus() -> int:
 
 
 def resolve_gpus(config: TrialConfig, gpus: float | None, available: float) -> tuple[TrialConfig, float]:
-    """Return the configuration with the resolved device, and a trial's share of a GPU.
+    """Return `config`, with train.device=cpu if the trials have no GPU, and the number of GPUs that one trial reserves.
 
-    `available` is the number of GPUs of the cluster that the trials run on, not of the driver's machine.
+    `gpus` is the value of --gpus-per-trial. None means 0.25 if there is a GPU, and 0 without a GPU or with
+    train.device=cpu. `available` is the number of GPUs of the machine or cluster on which the trials run. ConfigError
+    if `config` needs a GPU and a trial would have none, or if `gpus` are reserved but train.device=cpu.
     """
     check_device(config, gpus)
     on_cpu = config.train.device == "cpu" or gpus == 0
     if gpus is None:
         gpus = 0.25 if available and not on_cpu else 0.0
+    found = f"a trial would have no GPU (available GPUs: {available:g}, --gpus-per-trial: {gpus:g})"
     if config.train.device == "cuda" and not gpus:
-        raise ConfigError("train.device=cuda, but no GPU is available to the trials: set train.device=auto or cpu")
+        raise ConfigError(f"train.device=cuda, but {found}: set train.device=auto or cpu")
     if config.train.amp == "fp16" and not gpus:
-        raise ConfigError("train.amp=fp16, but no GPU is available to the trials: set train.amp=bf16 or off")
+        raise ConfigError(f"train.amp=fp16, but {found}: set train.amp=bf16 or off")
     if not gpus:  # Ray does not hide GPUs from a trial that reserves none
         config = replace(config, train=replace(config.train, device="cpu"))
     return config, gpus
 
 
 def check_space(space: Space, config: TrialConfig) -> None:
-    """Raise SpaceError unless networks with the ends of every range, and with every choice, can be measured."""
+    """Raise SpaceError if `space` searches an unknown key, or a key whose value all trials must share (SHARED), or if
+    it contains networks that cannot be built.
+
+    Some networks of the space are built and measured: with all lower ends of the ranges, with all upper ends, and with
+    each value of a choice. `config` is the base configuration, in which the values of the space replace some keys.
+    """
     known, base = key_types(), config.flat()
     for key in space.parameters:
         if key not in known:
             near = difflib.get_close_matches(key, known, 2)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; --help lists all keys"
-            raise SpaceError(f"space {space.name}: unknown configuration key {key!r}{hint}")
+            hint = f"did you mean {' or '.join(near)}?" if near else "--help lists all keys"
+            raise SpaceError(
+                f"space {space.name}: unknown configuration key {key!r} in `parameters`: correct the key; {hint}"
+            )
         if key.startswith(SHARED):
             raise SpaceError(
-                f"space {space.name}: {key} is searched, but all trials of a study must share it; set it in "
-                "`base` or by a flag instead"
+                f"space {space.name} searches {key}; expected a key that may differ between the trials of a study: "
+                f"remove it from `parameters`, and set it in `base` or on the command line"
             )
     for corner in space.corners():
         try:
             c = TrialConfig.from_flat(base | corner)
             LogMel(c.frontend)
-            schedule_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames, c.limits.precision)
+            plan_sizes(c.student, c.prune, c.frontend.n_mels, c.frontend.frames, c.limits.precision)
         except ValueError as error:
-            raise SpaceError(f"space {space.name}: {corner} cannot be built: {error}") from error
+            raise SpaceError(
+                f"space {space.name}: a network with the values {corner} cannot be built: {error}. Correct the ranges "
+                "in `parameters`, or the values in `base`"
+            ) from error
 
 
 def check_resource(name: str, needed: float, available: float, where: str) -> None:
-    """Raise StudyError if one trial needs more of a resource (`cpu` or `gpu`) than `where` has."""
+    """Raise StudyError if one trial needs more CPUs or GPUs (`name`: cpu or gpu) than are `available`.
+
+    `where` names the machine or cluster in the message.
+    """
     if needed > available:
         raise StudyError(
             f"--{name}s-per-trial {needed:g}, but {where} has {available:g} {name.upper()}(s), so no trial could "
-            "start: lower the value, or use a larger machine"
+            "start: reduce the value, or use a larger machine or cluster"
         )

@@ -1,11 +1,14 @@
-"""asc-tune: one command for all of ours. `asc-tune run --space kd_prune` is `python tune/run.py --space kd_prune`."""
+"""The command `asc-tune`, whose sub-commands are the programs of this project.
+
+`asc-tune run --space kd_prune` does the same as `python tune/run.py --space kd_prune`, in any folder.
+"""
 
 import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# name -> module with a `main()`, and what it does
+# name of a sub-command -> module with its `main()`, and the text that --help shows
 COMMANDS = {
     "run": ("tune.run", "search for networks: start, continue, extend or plan a study"),
     "status": ("tune.status", "show the progress of a study, or export it to Optuna"),
@@ -21,22 +24,26 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a sub-command; return its exit status, 2 for an unknown one."""
+    """Run the sub-command that `argv` names (None: sys.argv). Return its exit status; 2 for an unknown sub-command."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
         return 0 if words else 2
     name, *rest = words
     if name not in COMMANDS:
-        print(f"asc-tune: unknown command {name!r}; expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+        message = f"unknown command {name!r}; expected one of {', '.join(COMMANDS)}: see asc-tune --help"
+        print(f"asc-tune: {message}", file=sys.stderr)
         return 2
-    sys.argv = [f"asc-tune {name}", *rest]  # argparse takes the name in its messages from here
+    sys.argv = [f"asc-tune {name}", *rest]  # argparse shows this name in its messages
     return importlib.import_module(COMMANDS[name][0]).main()
 
 
 def typed_command(name: str) -> str:
-    """Return how a command is typed, in the way that this process was started: `asc-tune run`, or
-    `python tune/run.py` with the path of the interpreter, relative to the working directory if possible."""
+    """Return the first words of a command line that starts the program tune/`name`.py; messages show it to the user.
+
+    For `name` "run", this is `asc-tune run` if the present process was started with `asc-tune`. Otherwise it is a line
+    such as `.venv/bin/python tune/run.py`, with the path of the present Python interpreter.
+    """
     if sys.argv[0].startswith("asc-tune "):
         return f"asc-tune {name}"
     python, here = Path(sys.executable), Path.cwd()

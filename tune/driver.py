@@ -1,8 +1,11 @@
-"""The driver of a study: it replays the journal into the reducers and runs Ray Tune for the remaining trials.
+"""The work of a driver (a process that runs a study): restore the study's state and train its remaining trials.
 
-search = Search(held, manifest, space, patience, console)      # replays the journal
-search.begin(confirm=None)                                     # writes the first events of this driver
-search.run()                                                   # trains the remaining trials
+with open_study(folder, None) as access:                         # exclusive access to the study in `folder`
+    search = Search(access, manifest, space, retry, console)     # restores the state: replays the journal's events
+    search.begin(confirm=None)                                   # writes this driver's first events; no --confirm
+    search.run()                                                 # trains the remaining trials with Ray Tune
+
+`manifest` is the content of study.json. `retry` repeats a write while the storage is unavailable.
 """
 
 from collections.abc import Callable
@@ -31,23 +34,28 @@ from tune.search.ray_adapter import ray_scheduler, run_tuner
 from tune.search.replay import earlier_points
 from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
+from tune.study.access import StudyAccess
 from tune.study.events import DriverFinished, DriverStarted, Event, TrialCreated, TrialRetried
-from tune.study.hold import Held
 from tune.study.journal import Journal, Reading
 from tune.study.log import StudyLog
 from tune.study.manifest import write_manifest
 from tune.study.reader import open_place
+from tune.study.retry import Retry
 from tune.study.state import StudyState
-from tune.study.waiting import Patience
 
 
 class Search:
-    """The reducers of a study, its journal, and the Ray Tune run of the remaining trials."""
+    """The search of one driver (a process that runs a study).
 
-    def __init__(self, held: Held, manifest: StudyManifest, space: Space, patience: Patience, console: Console):
-        self.held, self.manifest, self.space, self.console, self._patience = held, manifest, space, console, patience
+    Its state follows from the events of the journal, which the constructor replays. `access` is the exclusive access to
+    the study, and `manifest` the content of study.json. `retry` repeats a write while the storage is unavailable.
+    Messages are printed on `console`.
+    """
+
+    def __init__(self, access: StudyAccess, manifest: StudyManifest, space: Space, retry: Retry, console: Console):
+        self.access, self.manifest, self.space, self.console, self._retry = access, manifest, space, console, retry
         self.config = TrialConfig.from_flat(manifest.resolved.config)
-        settings, folder = manifest.asked, held.folder
+        settings, folder = manifest.requested, access.folder
         self.log = StudyLog(lambda events: self.journal.append(events))
         self.sampler = FeasibleSampler(
             space,
@@ -59,36 +67,41 @@ class Search:
         self.rungs = build_rungs(settings.scheduler, self.config.train.epochs)
         self.session: SearchSession | None = None  # None before `run`
         self.front = RunningFront()
-        self.tables = StudyTables(folder, self.log.state, self.config.flat(), patience)
+        self.tables = StudyTables(folder, self.log.state, self.config.flat(), retry)
         check = ReplayCheck(self.digests)
         self.log.attach(self.sampler, self.front, self.tables, *([self.rungs] if self.rungs else []), check)
         reading = Reading(folder)
-        self.tables.elsewhere = held.ended_elsewhere()
+        self.tables.elsewhere = access.ended_elsewhere()
         replay(reading, self.log, self.tables)
         self.tables.elsewhere = ()
         if check.differing:
             console.print(
-                f"[yellow]warning: the replayed journal gives another state of {' and '.join(check.differing)} than "
-                "its last driver recorded. This is expected after a change of code or space; otherwise please report it"
-                "[/yellow]",
+                f"[yellow]warning: the state of the {' and '.join(check.differing)}, restored from the journal, "
+                "differs from the state that the last driver recorded. The study continues with the restored state. "
+                "This is expected if the code or the space has changed; if not, please report it[/yellow]",
                 highlight=False,
             )
-        self.journal = Journal(folder, reading.after, held.generation, patience, held.check)
+        self.journal = Journal(folder, reading.after, access.generation, retry, access.check)
 
     def digests(self) -> dict[str, str | None]:
-        """Return hashes of the sampler's and the rungs' states, which decide what is drawn and what is stopped."""
+        """Return hashes of the state that decides on the next samples (key "sampler") and on early stopping (key
+        "rungs"; None for fifo and pbt, which have no rungs)."""
         return {"sampler": self.sampler.digest(), "rungs": self.rungs.digest() if self.rungs else None}
 
     def begin(self, confirm: int | None) -> StudyManifest:
-        """Write this driver's first events: crashed trials are retried, and each configuration of the front gets
-        `confirm` more seeds (None: no seeds). Return the manifest, which lists the added trials."""
-        log, state, folder = self.log, self.log.state, self.held.folder
+        """Write the first events of this driver, and return the manifest.
+
+        Crashed trials are retried, missing replicates are created, and a new study gets the points of the --warm-start
+        studies. `confirm` is the value of --confirm, or None: the number of new trials, with other seeds, for each
+        configuration on the front. The returned manifest lists the names of these trials.
+        """
+        log, state, folder = self.log, self.log.state, self.access.folder
         first, n_open, crashed = not state.drivers, len(state.open), state.crashed
-        log.add(DriverStarted(command=self.manifest.asked.command))
+        log.add(DriverStarted(command=self.manifest.requested.command))
         log.add(*(TrialRetried(trial=trial.name) for trial in crashed))
         if not first:
             self.console.print(
-                f"continuing with {n_open} open and {len(crashed)} crashed trial(s) of {len(state.trials)}",
+                f"continuing with {n_open} unfinished and {len(crashed)} crashed of {len(state.trials)} trial(s)",
                 highlight=False,
             )
         self.sampler.complete_replicates(log)
@@ -96,24 +109,29 @@ class Search:
         if confirm:
             self.tables.flush(last=True)
             front = pareto_points(load_study(folder)).to_dict("records")
-            names = list(self.manifest.asked.confirmations)
+            names = list(self.manifest.requested.confirmations)
             for config_id in front_configurations(front, state):
                 known = sum(t.config_id == config_id for t in state.trials.values())
                 names += [f"{config_id}r{i}" for i in range(known, known + confirm)]
             self.manifest = self.manifest.changed(confirmations=tuple(names))
-            self._patience(lambda: write_manifest(folder, self.manifest))  # before the events: a kill may come between
+            self._retry(lambda: write_manifest(folder, self.manifest))  # before the events: a kill may come between
         log.add(*confirmations(self.manifest, state))
-        if self.manifest.asked.warm_start and not state.trials and not state.rejected:  # no sample was drawn yet
-            for study in self.manifest.asked.warm_start:
+        if self.manifest.requested.warm_start and not state.trials and not state.rejected:  # no sample was drawn yet
+            for study in self.manifest.requested.warm_start:
                 place = open_place(study)
                 new = self.sampler.import_points(log, earlier_points(self.space, place.folder))
-                self.console.print(f"warm start: {new} point(s) of {escape(study)}", highlight=False, soft_wrap=True)
+                line = f"warm start: the sampler starts with {new} point(s) of {escape(study)}"
+                self.console.print(line, highlight=False, soft_wrap=True)
         return self.manifest
 
     def run(self, trainable: type[rt.Trainable] | None = None) -> None:
-        """Train the remaining trials: first those that have not ended, then new ones."""
-        manifest, log, settings = self.manifest, self.log, self.manifest.asked
-        folder, remote = self.held.folder, self.manifest.resolved.remote
+        """Train the remaining trials with Ray Tune: first those that have not ended, then new ones.
+
+        `trainable` is the class of the trials; tests set it. None selects PruneTrainable (dense training, then prune
+        steps) if the study prunes, else KDTrainable (dense training only).
+        """
+        manifest, log, settings = self.manifest, self.log, self.manifest.requested
+        folder, remote = self.access.folder, self.manifest.resolved.remote
         n_trials = max(settings.n_trials, len(log.state.trials))
         progress = ProgressLines(self.console, log.state, self.front, n_trials, self.config.flat())
         gauges = Gauges(folder.name, log.state, self.front)
@@ -122,7 +140,7 @@ class Search:
         root = f"{remote or folder}/ray"
         fixed = self.config.flat() | {"checkpoints": root, "code": code_hash()}
         fixed |= {"remote": remote} if remote else {"study_dir": str(folder)}
-        fixed["generation"] = self.held.generation or None
+        fixed["generation"] = self.access.generation or None
         fixed["fingerprint"] = manifest.prepared.dataset.fingerprint
         # confirmations repeat configurations unchanged, but population based training would change them
         confirming = bool(log.state.open) and all(trial.confirms for trial in log.state.open)
@@ -136,9 +154,9 @@ class Search:
             trainable = PruneTrainable if prunes else KDTrainable
 
         def step(running: list[str]) -> None:
-            self.held.check()
+            self.access.check()
             self.tables.flush()
-            self._patience(self.held.push)
+            self._retry(self.access.push)
             gauges.step(running)
 
         try:
@@ -161,11 +179,16 @@ class Search:
 
 
 class ReplayCheck:
-    """Reducer that compares the state digests recorded by each earlier driver with those of the replay."""
+    """Reducer that compares the state during a replay with the state that earlier drivers had when they ended.
+
+    The event DriverFinished has hashes of the driver's state. When this event is replayed, they are compared with the
+    result of `digests()`, the hashes of the replayed state. `differing` lists the parts of the state ("sampler",
+    "rungs") whose hashes differ at the last such event.
+    """
 
     def __init__(self, digests: Callable[[], dict[str, str | None]]):
         self._digests = digests
-        self.differing: list[str] = []  # names of the states whose digests differ
+        self.differing: list[str] = []
 
     def apply(self, event: Event) -> None:
         if isinstance(event, DriverFinished) and event.digests:
@@ -174,9 +197,9 @@ class ReplayCheck:
 
 
 def confirmations(manifest: StudyManifest, state: StudyState) -> list[TrialCreated]:
-    """Return the trials that `--confirm` requested and that do not exist yet."""
+    """Return the events that create the trials of --confirm that `manifest` lists but `state` does not have yet."""
     new = []
-    for name in manifest.asked.confirmations:
+    for name in manifest.requested.confirmations:
         if name not in state.trials:
             config_id, _, replicate = name.partition("r")
             first = state.trials[config_id]
@@ -186,14 +209,15 @@ def confirmations(manifest: StudyManifest, state: StudyState) -> list[TrialCreat
 
 
 def shares_dense(space: Space) -> bool:
-    """Return whether two samples of `space` can have the same dense phase: the space prunes, and the keys that it
-    searches besides `prune.*` have finitely many values."""
+    """Return whether two samples of `space` may have the same dense training, so that their trials can share it.
+
+    This is so if the space searches pruning (`prune.*`), and each other key that it searches has finitely many values.
+    """
     dense = [spec for key, spec in space.parameters.items() if not key.startswith("prune.")]
     prunes = len(dense) < len(space.parameters)
     return prunes and not any(is_continuous(spec) for spec in dense)
 
 
 def is_continuous(spec: Any) -> bool:
-    """Return whether `spec` is a range of floats, not of integers or choices. For a key whose value is a list, this is
-    asked of the range of its entries."""
+    """Return whether `spec`, a range of a search space, has infinitely many values: floats, or lists of floats."""
     return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))

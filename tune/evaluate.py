@@ -1,13 +1,15 @@
-"""Open the test split, once, for the points of a study's front.
+"""Measure the networks on the Pareto front of a complete study on the test
+split.
 
-    # or s3://bucket/path/<study>
+    # the study may also be s3://bucket/path/<study>:
     python tune/evaluate.py runs/<study>
 
 The deployed network of each front point is loaded from its checkpoint and
-measured on the clips of the test split. In a study with replicates these are
-the networks of every complete replicate. `<study>/test.csv` has a row for each
-network; front.csv, table and report show the mean over replicates, its
-standard deviation and interval. A network is measured once.
+measured on the clips of the test split. If a point is a mean over replicates,
+the network of every complete replicate is measured. <study>/test.csv gets a
+row for each network. front.csv, the printed table and the report show the mean
+over replicates, its standard deviation and its confidence interval. A network
+that has a row already is not measured again.
 """
 
 import argparse
@@ -38,7 +40,7 @@ from trainables.outputs.records import now, write_rows
 from trainables.outputs.storage import Store
 from tune.ray_start import treat_sigterm_as_ctrl_c
 from tune.reporting.tables import rebuild_tables
-from tune.study.hold import Held, hold
+from tune.study.access import StudyAccess, open_study
 from tune.study.journal import JournalError
 from tune.study.lease import StudyLost
 from tune.study.manifest import StudyError, read_manifest, write_manifest
@@ -51,7 +53,7 @@ USER_ERRORS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return exit status 0, 2 on bad input, or 130 after an interrupt."""
+    """Run the command; return the exit status: 0, 2 after an error, or 130 after an interrupt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of a complete study, or its URI in an object store")
     text = parser.parse_args(argv).study
@@ -59,45 +61,52 @@ def main(argv: list[str] | None = None) -> int:
     treat_sigterm_as_ctrl_c()
     try:
         folder, uri = place_of(text)
-        with hold(folder, uri) as held:
-            evaluate(held, console)
-            held.push(last=True)
+        with open_study(folder, uri) as access:
+            evaluate(access, console)
+            access.push(last=True)
     except USER_ERRORS as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; repeat the command to restart the evaluation")
+        console.print("interrupted; repeat the command to start the evaluation again")
         return 130
     return 0
 
 
 def place_of(text: str) -> tuple[Path, str | None]:
-    """Return the study's folder and None, or for a study in an object store its working folder and its URI."""
+    """Return (local folder, URI) of the study at `text`, which is a path or the URI of a study in an object store.
+
+    For a URI, the local folder is the one in which drivers keep a copy of the study while they work on it. It may be
+    empty or missing: `open_study` downloads the study. For a path, the URI is None, unless the path is such a local
+    copy of a study in an object store. StudyError if there is no study at `text`.
+    """
     if is_uri(text):
         storage, _, name = text.rstrip("/").rpartition("/")
         if "study.json" not in Store(text).names(""):
-            raise StudyError(f"{text}: no study there (study.json is missing); expected s3://bucket/path/<study>")
+            raise StudyError(f"{text} has no study.json; expected a study, s3://bucket/path/<study>: correct the URI")
         return working_folder(storage) / name, text.rstrip("/")
     folder = Path(text).expanduser().resolve()
     remote = read_manifest(folder).resolved.remote
     ours = remote is not None and working_folder(remote.rpartition("/")[0]) / remote.rpartition("/")[2] == folder
-    return folder, remote if ours else None  # a copy of a study from an object store is evaluated in place
+    return folder, remote if ours else None  # a copied study of an object store is evaluated in its own folder
 
 
-def evaluate(held: Held, console: Console) -> None:
-    """Measure the front's networks and the baseline on the test split; write test.csv and the report, print the table.
+def evaluate(access: StudyAccess, console: Console) -> None:
+    """Measure the networks of the front, and the baseline, on the test split. Write test.csv and the report, and print
+    the front.
 
-    Networks that were measured before are skipped. Missing tables and reports are written again.
+    `access` is the exclusive access to the study. Networks that have a row in test.csv are not measured again. Lost
+    tables and reports are written again. StudyError if the study is not complete or has no front.
     """
-    folder = held.folder
+    folder = access.folder
     manifest = read_manifest(folder)
     if manifest.progress.status != "complete":
         raise StudyError(
-            f"study {folder.name} is {manifest.progress.status}: only a complete study may open the test split; finish "
-            f"the search first (tune/run.py --resume --name {folder.name})"
+            f"study {folder.name} is {manifest.progress.status}; expected a complete study, because a search must not "
+            f"see the test split: finish it first with tune/run.py --resume --name {folder.name} and its --storage"
         )
     if manifest.resolved.code:  # studies of older versions have no journal
-        rebuild_tables(folder, manifest.resolved.config, held.ended_elsewhere())
+        rebuild_tables(folder, manifest.resolved.config, access.ended_elsewhere())
     config, study = TrialConfig.from_flat(manifest.resolved.config), load_study(folder)
     rows: list[dict[str, Any]] = [] if study.raw_test is None else study.raw_test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
@@ -107,20 +116,20 @@ def evaluate(held: Held, console: Console) -> None:
     chosen = [network for network in members if (network["trial_id"], network["step"]) not in done]
     if not rows and not chosen:
         raise StudyError(
-            f"study {folder.name} has no point on its front, so there is nothing to measure on the test split; widen "
-            "the limits or extend the study"
+            f"study {folder.name} has no point on its front; expected a network to measure: add trials with "
+            f"tune/run.py --extend N --name {folder.name}, or start another study with wider --limits"
         )
     baseline = manifest.prepared.baseline
     if not chosen:
-        console.print("every point of the front was measured on the test split before", highlight=False)
+        console.print("all networks of the front were measured on the test split before", highlight=False)
     if chosen or (baseline and baseline.test_macro_avg_acc is None):
         test = open_test_clips(config, config.frontend.sample_rate)
         console.print(
             f"test split: {len(test.rows)} clips, opened for {len(chosen)} network(s) of {len(front)} point(s)",
             highlight=False,
         )
-        if held.mirror:
-            held.mirror.pull_networks(network["checkpoint"] for network in chosen)
+        if access.mirror:
+            access.mirror.pull_networks(network["checkpoint"] for network in chosen)
         rows += [test_row(folder, network, test) for network in chosen]
         if chosen:
             write_rows(folder / "test.csv", rows)
@@ -137,7 +146,11 @@ def evaluate(held: Held, console: Console) -> None:
 
 
 def test_row(folder: Path, network: dict[Any, Any], test: Clips) -> dict[str, Any]:
-    """Return the row of test.csv of one network, measured from its checkpoint."""
+    """Measure one network on the clips `test` and return its row of test.csv.
+
+    `network` is the row of points.csv that describes the network. Its `checkpoint` is a path relative to `folder`, the
+    folder of the study.
+    """
     metrics = Deployed(folder / network["checkpoint"], "auto", (network["macs"], network["params"])).measure(test)
     row: dict[str, Any] = {
         "trial_id": network["trial_id"],

@@ -1,5 +1,5 @@
-// Keeps the live page up to date (served by tune/live.py): asks for the strip, and for the report when it changed.
-// What the reader did stays: scroll, zoom, hidden groups, the order of the table.
+// Updates the live page that tune/live.py serves: fetches the status above the report (#strip) every two seconds, and
+// the report when it has changed. Scroll positions, zoom, hidden groups and the order of the table are kept.
 const column = document.querySelector("main"), strip = document.getElementById("strip");
 let version = strip.dataset.version, displayed = "";
 
@@ -31,15 +31,15 @@ async function follow() {
     const now = await ask("version");
     if (displayed !== now.strip) strip.innerHTML = displayed = now.strip;
     if (now.version !== version) {
-      if (typeof Plotly === "undefined") return location.reload();  // a page without plots: there may be some now
+      if (typeof Plotly === "undefined") return location.reload();  // the page has no plots yet
       update(await ask("report.json"));
       version = now.version;
     }
   } catch (error) {
-    displayed = error instanceof TypeError ? "the server does not answer: what is shown may be old" : error.message;
+    displayed = error instanceof TypeError ? "the server does not answer: this page may be out of date" : error.message;
     strip.replaceChildren(Object.assign(document.createElement("p"), {className: "warning", textContent: displayed}));
   }
   const took = performance.now() - begun;
-  setTimeout(follow, Math.min(15000, Math.max(2000, 2 * took)));  // a huge study's server has other work, too
+  setTimeout(follow, Math.min(15000, Math.max(2000, 2 * took)));  // less often if the answers take long
 }
 setTimeout(follow, 2000);

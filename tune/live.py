@@ -3,13 +3,14 @@ growing front.
 
     python tune/live.py runs/<study> [--port 8800] [--host 127.0.0.1]
 
-/             the page; it follows the study and keeps the scroll position and
-              zoom (script: live.js)
-/status.json  the output of tune/status.py --json
-/points.csv   the current points of the study
+/             the page; it updates itself (live.js) and keeps the scroll
+              position and the zoom;
+/status.json  the output of tune/status.py --json;
+/points.csv   the current points of the study.
 
-It only reads the study's files; no driver needs to run. For a remote machine
-forward the port: ssh -L 8800:127.0.0.1:8800 HOST
+The server only reads the study's files, whether the study is running or not.
+To see the page of a server on another machine, forward the port:
+ssh -L 8800:127.0.0.1:8800 HOST
 """
 
 import argparse
@@ -41,11 +42,11 @@ from tune.study.reader import Follower, Place, open_place
 
 SCRIPT = Path(__file__).with_name("live.js")
 FILES = ("study.json", "test.csv")  # the points come from the journal
-RUNNING_SHOWN = 8
+RUNNING_SHOWN = 8  # number of running trials that get a line of their own above the report
 
 
 class Watched:
-    """A study that is read again whenever its files have changed."""
+    """Read access to the study at `place`, whose files may change; a file is read again only if it has changed."""
 
     def __init__(self, place: Place):
         self.place, self.folder = place, place.folder
@@ -55,7 +56,10 @@ class Watched:
         self._study: Study | None = None
 
     def read(self) -> tuple[str, Study, dict[str, Any]]:
-        """Return a version string of the files' present content, the study, and its status."""
+        """Return a version string, the study with its present points, and its status (`study_status`).
+
+        The version string changes when points are added, and when study.json or test.csv changes.
+        """
         with self._lock:
             self.place.refresh()
             self._follower.update()
@@ -68,13 +72,19 @@ class Watched:
             return version, self._study, study_status(self.place, self._study, state)
 
     def page(self) -> str:
-        """Return the HTML of the complete page."""
+        """Return the HTML of the page: the status of the study above its report."""
         version, study, status = self.read()
         above = f'<section id="strip" data-version="{version}">{strip(status)}</section>'
         return report_page.page(study, above, SCRIPT.read_text())
 
     def answer(self, path: str) -> tuple[str, str | bytes] | None:
-        """Return content type and content for a URL's path; None if the path does not exist."""
+        """Return (content type, content) for the `path` of a URL; None for an unknown path. The paths are:
+
+        - /: the page
+        - /version: the version string (`read`) and the HTML above the report, which live.js requests again and again
+        - /report.json: HTML and plots of the report, which live.js requests when the version string has changed
+        - /status.json and /points.csv: the status and the points of the study, for programs
+        """
         if path == "/":
             return "text/html", self.page()
         if path == "/version":
@@ -93,7 +103,10 @@ class Watched:
 
 
 def strip(status: dict[str, Any]) -> str:
-    """Return the HTML above the report: progress, running trials, rejected samples and failed trials."""
+    """Return the HTML that is shown above the report: progress, running trials, rejected samples and failed trials.
+
+    `status` is the result of `study_status` (tune/status.py).
+    """
     first, *lines = [html.escape(line) for line in sentences(status, RUNNING_SHOWN)]
     trials = status["trials"]
     bar = f'<progress max="{trials["asked"]}" value="{trials["ended"]}"></progress>'
@@ -102,7 +115,7 @@ def strip(status: dict[str, Any]) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """HTTP server of one study's page; `server_close` stops it."""
+    """HTTP server of the page of one study."""
 
     daemon_threads = True
 
@@ -117,23 +130,27 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Handler of GET requests; the base class answers every other method with 501."""
+    """Answers GET requests with the page and the data of the study; `Watched.answer` lists their paths.
+
+    The base class answers all other methods with status 501 (not implemented).
+    """
 
     server: Server
-    timeout = 60  # seconds until a silent connection is closed
+    timeout = 60  # seconds after which a connection without data is closed
 
     def do_GET(self) -> None:
         if self.server.own_machine and not _names_this_machine(self.headers.get("Host", "")):
             # a page of another site whose host name resolves to this machine (DNS rebinding) must not read a study
-            self._send(HTTPStatus.FORBIDDEN, "text/plain", "unknown Host: open this page as localhost or 127.0.0.1")
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", "host name not allowed: open localhost or 127.0.0.1 instead")
             return
         try:
             answer = self.server.watched.answer(urlsplit(self.path).path)
         except (ResultsError, OSError) as error:
-            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", f"the study cannot be read: {error}")
+            message = f"the study cannot be read: {error}. Correct the cause, then reload the page"
+            self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", message)
             return
         if answer is None:
-            self._send(HTTPStatus.NOT_FOUND, "text/plain", "unknown path: open /, /status.json or /points.csv")
+            self._send(HTTPStatus.NOT_FOUND, "text/plain", "unknown path; expected /, /status.json or /points.csv")
         else:
             self._send(HTTPStatus.OK, *answer)
 
@@ -148,21 +165,23 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Print nothing: a page sends a request every two seconds."""
+        """Do not log requests: each open page sends one every two seconds."""
 
 
 def _names_this_machine(host: str) -> bool:
-    """Return whether a Host header names the loopback address."""
+    """Return whether `host`, the Host header of a request such as localhost:8800, is a name of this machine itself."""
     return urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the server until Ctrl-C; return exit status 2 if there is no study or the address is not available."""
+    """Run the server until Ctrl-C; return the exit status: 0, or 2 if the study or the address cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of the study, or its URI in an object store")
-    parser.add_argument("--port", type=int, default=8800, help="port; 0 selects a free one (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8800, help="port; 0 selects a free one (default: %(default)s)")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to bind; 0.0.0.0: the whole network (default %(default)s)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at; with 0.0.0.0, other machines can open the page (default: %(default)s)",
     )
     options = parser.parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
@@ -177,16 +196,16 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         address = f"{options.host}:{options.port}"
         console.print(
-            f"[red]error:[/red] {address} is not available ({escape(str(error))}): choose another --port or --host"
+            f"[red]error:[/red] cannot listen at {address} ({escape(str(error))}): choose another --port or --host"
         )
         return 2
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT for background jobs
     host, port = server.server_address[:2]
-    console.print(f"{escape(place.folder.name)} live at http://{host!s}:{port}   (press Ctrl-C to stop)")
+    console.print(f"live page of study {escape(place.folder.name)}: http://{host!s}:{port} (press Ctrl-C to stop it)")
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        console.print("the page is closed; the study is unchanged")
+        console.print("the live page has stopped; the study is unchanged")
     finally:
         server.server_close()
     return 0

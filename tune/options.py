@@ -1,6 +1,7 @@
-"""Parse and check the command line of tune/run.py, and build the manifest of a new study from it.
+"""Parse and check the command line of tune/run.py, and build the manifest (study.json) of a new study from it.
 
-Every error that can be detected before work begins is raised here. Nothing is written.
+Every error of the command line that can be found without data and without Ray is raised here. The study's folder is
+not created yet.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.manifest import Asked, Limits, Resolved, StudyManifest
+from analysis.manifest import Limits, Requested, Resolved, StudyManifest
 from data.impulse import impulses_for
 from data.tau import resolved
 from search_spaces import SpaceError, load_space
@@ -33,30 +34,33 @@ from tune.study.store import is_uri
 
 @dataclass(frozen=True)
 class Request:
-    """A parsed command line, for which all checks that need no study have passed."""
+    """A parsed command line of tune/run.py, after the checks that need neither a study nor a search space."""
 
     options: argparse.Namespace
-    words: tuple[str, ...]
-    storage: Path  # folder in which the driver works on studies
-    overrides: tuple[str, ...]  # Hydra overrides, including those that flags were translated into
+    words: tuple[str, ...]  # the command line as typed, without the program's name
+    storage: Path  # --storage; for an object store, the local folder with the copies that drivers work on
+    overrides: tuple[str, ...]  # Hydra overrides on the command line, and those of flags (--batch_size=64)
 
     @property
     def remote(self) -> str | None:
-        """URI of the storage if it is an object store, else None."""
+        """The value of --storage if it is the URI of an object store, else None."""
         return self.options.storage.rstrip("/") if is_uri(self.options.storage) else None
 
     def uri(self, name: str) -> str | None:
-        """Return the URI of the study `name` if the storage is an object store, else None."""
+        """Return the URI of the study `name` if --storage is an object store, else None."""
         return f"{self.remote}/{name}" if self.remote else None
 
 
 def read_request(words: Sequence[str], description: str = "") -> Request:
-    """Parse and check the command line `words`; `description` is shown by --help."""
+    """Parse and check the command line `words` of tune/run.py, without the program's name; --help shows `description`.
+
+    ConfigError or StudyError if an option is not valid or the storage cannot be written.
+    """
     options, rest = parser(description).parse_known_args(list(words))
     if options.name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
         raise StudyError(
-            f"--name {options.name!r}: it names a folder; expected letters, digits, '.', '_' and '-', "
-            "with a letter or a digit first"
+            f"--name {options.name!r} cannot be the name of a study's folder; expected letters, digits, '.', '_' and "
+            "'-', with a letter or a digit first: choose another name"
         )
     if options.resume not in (None, "auto"):  # `--resume key=value`: argparse read an override as its value
         rest = [options.resume, *rest]
@@ -65,11 +69,15 @@ def read_request(words: Sequence[str], description: str = "") -> Request:
 
 
 def new_study(request: Request) -> StudyManifest:
-    """Return the manifest of the new study that a command line describes. Nothing is written."""
+    """Check the request for a new study, and return the study's manifest. The study's folder is not created.
+
+    ConfigError, DatasetError, SpaceError, SchedulerError or StudyError, with what to correct, if a check fails.
+    """
     options, storage, overrides = request.options, request.storage, request.overrides
     if not options.space:
         raise SpaceError(
-            "--space is missing: name a space (kd, rep, families, prune, kd_prune, pbt) or the path of a YAML file"
+            "--space is missing; expected a search space (kd, rep, families, prune, kd_prune, pbt) or the path of a "
+            "YAML file: add it, or continue a study with --resume"
         )
     space = load_space(options.space)
     check_not_searched(space, overrides)
@@ -93,7 +101,7 @@ def new_study(request: Request) -> StudyManifest:
     name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     limits = config.limits
     return StudyManifest(
-        asked=Asked(
+        requested=Requested(
             name=name,
             created=now(),
             command=shlex.join(["python", "tune/run.py", *request.words]),

@@ -1,10 +1,12 @@
-"""Prepare the data that all trials of a study share: waveforms, baseline, teacher and teacher logits.
+"""Prepare what all trials of a study share: waveforms, accuracy of the baseline, teachers and their logits.
 
     config, prepared = prepare(config, space, console)                                 # everything in this process
     config, prepared = prepare(config, space, console, ray_runner(cpus=1, gpus=1))     # expensive parts as Ray tasks
 
-The three expensive parts are plain functions of a flat configuration: `measure_baseline`, `fine_tune_teacher` and
-`compute_logits`. Their results are cached by key below `data.cache_dir`; a part with a cached result is not run.
+`config` is the base configuration of the study, and `prepared` goes into its manifest, study.json. The expensive parts
+of the preparation are the functions `measure_baseline`, `fine_tune_teacher` and `compute_logits`. Their results are
+cached in the folder `data.cache_dir`, and a part runs only if its result is not in the cache. A `Runner` runs
+a part: `run_here` runs it in this process, and the function that `ray_runner` returns runs it as a Ray task.
 """
 
 import sys
@@ -37,8 +39,8 @@ from trainables.teachers.fine_tuning import (
 from trainables.trial.data import load_trial_data
 
 Flat = dict[str, Any]  # a flat TrialConfig, and "fingerprint" (`DataFingerprint.as_dict`) if the data were read
-Part = Callable[[Flat], Any]  # returns JSON values
-Runner = Callable[[Part, Flat], Any]
+Part = Callable[[Flat], Any]  # measure_baseline, fine_tune_teacher or compute_logits; returns JSON values
+Runner = Callable[[Part, Flat], Any]  # runs a `Part` with its argument, here or as a Ray task; returns its result
 # a space that searches one of these keys may need a teacher even if the base configuration does not
 TEACHER_KEYS = ("distill.kd_alpha", "distill.feature_weight")
 
@@ -50,11 +52,15 @@ def prepare(
     run: Runner | None = None,
     known: DataFingerprint | None = None,
 ) -> tuple[TrialConfig, dict[str, Any]]:
-    """Prepare a study; return its configuration (enough epochs, named teachers) and the content for its manifest.
+    """Prepare what all trials of a study share, with messages on `console`. Return the resolved configuration, and
+    JSON values for the study's manifest under the keys config, dataset, baseline and teachers.
 
-    `run(part, flat)` executes one of the expensive functions below with a flat configuration; it is called only if the
-    result is not cached (None: in this process). `known` is the fingerprint of the
-    data that the study was started with. If the data have changed, DatasetError is raised before anything is computed.
+    In the returned configuration, the epochs are sufficient for `train.min_steps` optimiser steps on this data set, and
+    `distill.teacher_ckpts` has the paths of the teachers. Teachers are prepared if `config` uses them, or if `space`
+    searches a key that may need them. `run` runs the expensive parts, which are `measure_baseline`, `fine_tune_teacher`
+    and `compute_logits`, in this process or as Ray tasks (None: in this process). `known` is the fingerprint of the
+    data with which the study was started (None: do not compare). If the data have changed since then, DatasetError is
+    raised before anything is computed.
     """
     run = run or run_here
     data = load_clips(config, config.frontend.sample_rate, progress=True)
@@ -66,8 +72,8 @@ def prepare(
     if config.train.epochs > requested.train.epochs:
         console.print(
             f"epochs: {config.train.epochs} dense and {config.prune.epochs} after each prune step, because "
-            f"train.min_steps={requested.train.min_steps} steps need them with {len(data.train.rows)} clips (set "
-            "train.epochs to choose another number)",
+            f"train.min_steps={requested.train.min_steps} requires so many optimiser steps, and there are only "
+            f"{len(data.train.rows)} training clips (set train.epochs to choose another number)",
             highlight=False,
             soft_wrap=True,
         )
@@ -81,7 +87,8 @@ def prepare(
         for teacher in teachers:
             line = f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation"
             if teacher["validation"] != validation_hash(data.validation):
-                line += "; fine-tuned on another split, so its training may include validation clips of this study"
+                line += "; it was fine-tuned on another division of the clips into training and validation, so "
+                line += "validation accuracies may be too high"
             console.print(line, highlight=False, soft_wrap=True)
     dataset = {
         "dataset_dir": config.data.dataset_dir,
@@ -98,7 +105,7 @@ def prepare(
 
 
 def print_data(config: TrialConfig, data: SplitClips, console: Console) -> None:
-    """Print the numbers of clips and the notes on the data."""
+    """Print the numbers of clips, and the notes that the loader of the clips made, for example on skipped files."""
     console.print(
         f"data: split{config.data.subset}, {len(data.train.rows)} training and {len(data.validation.rows)} validation "
         "clips (held out by recording location); the test split stays closed",
@@ -122,7 +129,10 @@ def _baseline(config: TrialConfig, data: SplitClips, found: DataFingerprint, run
 def _with_teachers(
     config: TrialConfig, data: SplitClips, found: DataFingerprint, run: Runner, console: Console
 ) -> TrialConfig:
-    """Return `config` with absolute paths in `distill.teacher_ckpts`: the named teachers, or one fine-tuned here."""
+    """Return `config` with absolute paths in `distill.teacher_ckpts`; if it names no teacher, fine-tune one first.
+
+    `found` is the fingerprint of `data`. `run` runs the function `fine_tune_teacher`, in this process or as a Ray task.
+    """
     folders = [str(Path(f).resolve()) for f in config.distill.teacher_ckpts]
     if not folders:
         folder, took = str(teacher_folder(config, data)), "from the cache"
@@ -143,23 +153,29 @@ def _logits(config: TrialConfig, data: SplitClips, found: DataFingerprint, run: 
     d = config.distill
     folders = [Path(f) for f in d.teacher_ckpts if not Path(f).is_file()]
     if d.mode == "online" and d.ensemble != "greedy":
-        folders = []  # the teachers process each batch during training; nothing is cached
+        folders = []  # the teachers compute logits for each batch during training; nothing is cached
     missing = [f for f in folders if not logits_path(config, f, data.train.cache.content).is_file()]
     if missing:
         n_clips = len(data.train.rows) + len(data.validation.rows)
         console.print(
-            f"logits: computing them for {len(missing)} teacher(s) and {n_clips} clips", highlight=False, soft_wrap=True
+            f"logits: computing the logits of {len(missing)} teacher(s) for {n_clips} clips",
+            highlight=False,
+            soft_wrap=True,
         )
         _, took = _timed(run, compute_logits, config, found)
         console.print(f"logits: computed ({took})", highlight=False, soft_wrap=True)
     else:
-        compute_logits(_flat(config, found))  # reads the cached logits and raises an error if they do not fit
+        compute_logits(_flat(config, found))  # reads the cached logits and raises an error if they are not valid
         if folders:
-            console.print("logits: from the cache", highlight=False, soft_wrap=True)
+            console.print("logits: read from the cache", highlight=False, soft_wrap=True)
 
 
 def _timed(run: Runner, part: Part, config: TrialConfig, found: DataFingerprint) -> tuple[Any, str]:
-    """Run a part; return its result and the time it took as text."""
+    """Run a function such as `fine_tune_teacher`; return its result and the duration as text ("12 s").
+
+    `part` is the function, and `run` runs it, in this process or as a Ray task. It gets the flat `config` and `found`,
+    the fingerprint of the data.
+    """
     started = time.monotonic()
     result = run(part, _flat(config, found))
     return result, f"{time.monotonic() - started:.0f} s"
@@ -170,21 +186,30 @@ def _flat(config: TrialConfig, found: DataFingerprint) -> Flat:
 
 
 def measure_baseline(flat: Flat) -> float:
-    """Return the baseline's validation accuracy; it is cached."""
+    """Return the validation accuracy (0 to 1) of the baseline, a logistic regression; later calls read a cache.
+
+    `flat` has the values of all configuration keys and, under the key "fingerprint", the fingerprint of the data.
+    """
     config, known = _parsed(flat)
     data = load_clips(config, config.frontend.sample_rate, content=known.sound if known else None)
     return cached_baseline(data.train, data.validation, config.frontend, Path(config.data.cache_dir))
 
 
 def fine_tune_teacher(flat: Flat) -> str:
-    """Fine-tune the teacher that the configuration keys `teacher.*` describe; return its folder in the cache."""
+    """Fine-tune the teacher that the configuration keys `teacher.*` describe; return its folder in the cache.
+
+    `flat` has the values of all configuration keys and, under the key "fingerprint", the fingerprint of the data.
+    """
     config, known = _parsed(flat)
     quiet_transformers()
     return str(fine_tuned_teacher(config, _on_terminal(), known.sound if known else None))
 
 
 def compute_logits(flat: Flat) -> None:
-    """Compute the logits of all teachers of `distill.teacher_ckpts` that are not cached yet."""
+    """Compute the logits of the teachers in `distill.teacher_ckpts` for all clips, unless they are cached.
+
+    `flat` has the values of all configuration keys and, under the key "fingerprint", the fingerprint of the data.
+    """
     config, known = _parsed(flat)
     quiet_transformers()
     distilling = replace(config, distill=replace(config.distill, kd_alpha=0.5))  # any weight below 1 loads logits
@@ -197,20 +222,24 @@ def _parsed(flat: Mapping[str, Any]) -> tuple[TrialConfig, DataFingerprint | Non
 
 
 def _on_terminal() -> bool:
-    """Return whether progress bars have a terminal; a Ray task, whose output is collected by line, has none."""
+    """Return whether standard error is a terminal, so that a progress bar can be shown; in a Ray task it is not."""
     return sys.stderr.isatty()
 
 
 def run_here(part: Part, flat: Flat) -> Any:
-    """Run a part in this process."""
+    """Run `part`, a function such as `fine_tune_teacher`, with the flat configuration `flat`; return its result.
+
+    It runs in this process. This function is the default `Runner` of `prepare`.
+    """
     return part(flat)
 
 
 def ray_runner(cpus: float, gpus: float) -> Runner:
-    """Return a runner that executes a part as one Ray task with these resources; Ray must have been started.
+    """Return a function that runs a part of the preparation, such as `fine_tune_teacher`, as a Ray task.
 
-    `auto` devices are resolved in the task, so a driver without a GPU fine-tunes on the GPUs of the workers. An
-    exception of the part is raised without Ray's wrapper. Ctrl-C stops the task.
+    The task reserves `cpus` CPUs and `gpus` GPUs. Connect to Ray before you call the returned function, a `Runner`.
+    train.device=auto is resolved in the task, so a driver without a GPU fine-tunes on the GPU of a worker. An exception
+    in the task is raised as it is, without Ray's RayTaskError around it. Ctrl-C stops the task.
     """
 
     def run(part: Part, flat: Flat) -> Any:

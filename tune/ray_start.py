@@ -1,4 +1,4 @@
-"""Connect to a Ray cluster, or start Ray on this machine, and restore the signal handling afterwards."""
+"""Connect to a Ray cluster or start Ray on this machine, check the cluster's resources, and handle SIGTERM."""
 
 import logging
 import os
@@ -13,22 +13,24 @@ from tune.study.manifest import StudyError
 
 
 def start_ray(address: str | None, console: Console) -> None:
-    """Connect to Ray at `address`, or start it on this machine (None), unless this process is connected already.
+    """Connect this process to the Ray cluster at `address`, or start Ray on this machine if `address` is None.
 
-    StudyError if the cluster does not answer or Ray does not start.
+    Print the address of Ray's dashboard on `console`. Do nothing if the process is connected already. StudyError if the
+    cluster does not answer or Ray does not start.
     """
     if ray.is_initialized():
         return
     # the journal replaces Ray's own snapshots, which grow with the number of trials
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # RunConfig names ours
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # RunConfig names our callbacks
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first metric
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines show the progress
     if (address or "").startswith("ray://"):
         raise StudyError(
-            f"--address {address}: Ray's client runs the search on the cluster, where the study's folder is not; "
-            "submit the command with `ray job submit`, or run it on a machine of the cluster with --address auto"
+            f"--address {address}; expected auto or host:port, because with Ray's client (ray://) the search would run "
+            "on the cluster, which does not have the study's folder: submit the command with `ray job submit`, or run "
+            "it on a machine of the cluster with --address auto"
         )
     try:
         host, _, port = (address or "").rpartition(":")
@@ -39,27 +41,29 @@ def start_ray(address: str | None, console: Console) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         if address:
             raise StudyError(
-                f"--address {address}: no Ray cluster answers there ({error}); start one with `ray start --head`, or "
-                "correct the address"
+                f"--address {address}: no Ray cluster answers there ({error}); expected the address of a running "
+                "cluster: start one with `ray start --head`, or correct the address"
             ) from error
         raise StudyError(
-            f"Ray does not start on this machine ({error}); see /tmp/ray/session_latest/logs, then repeat the command"
+            f"Ray does not start on this machine ({error}): find the cause in /tmp/ray/session_latest/logs, then "
+            "repeat the command"
         ) from error
     treat_sigterm_as_ctrl_c()
-    line = f"http://{context.dashboard_url} (its token: ray get-auth-token)" if context.dashboard_url else "not running"
+    url = context.dashboard_url
+    line = f"http://{url} (the command `ray get-auth-token` prints its token)" if url else "not running"
     console.print(f"dashboard: {line}", highlight=False)
 
 
 def check_cluster(cpus_per_trial: float, gpus_per_trial: float) -> None:
-    """Raise StudyError if the cluster that Ray is connected to cannot give a trial its resources."""
+    """Raise StudyError if the Ray cluster of this process has fewer CPUs or GPUs than one trial reserves."""
     total = ray.cluster_resources()
     check_resource("cpu", cpus_per_trial, total.get("CPU", 0), "the cluster")
     check_resource("gpu", gpus_per_trial, total.get("GPU", 0), "the cluster")
 
 
 def treat_sigterm_as_ctrl_c() -> None:
-    """Handle SIGTERM like SIGINT: Ray ends a search normally only after SIGINT.
+    """Convert SIGTERM to SIGINT, the signal of Ctrl-C: only after SIGINT does Ray Tune stop its trials and return.
 
-    Call it again after `ray.init`, which installs its own SIGTERM handler.
+    Call this function again after `ray.init`, which installs its own SIGTERM handler.
     """
     signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))

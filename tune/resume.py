@@ -1,4 +1,4 @@
-"""Find the study that a command continues, and check that its options, code, space and paths still match."""
+"""Find the study that a command continues, and check that options, code and space are those with which it started."""
 
 import argparse
 import difflib
@@ -18,12 +18,13 @@ from trainables.config.schema import ConfigError, TrialConfig
 from trainables.inputs.code import code_files
 from trainables.outputs.records import now
 from trainables.outputs.storage import Store
+from tune.cli import typed_command
 from tune.study.manifest import StudyError, is_complete, read_manifest
 from tune.study.reader import open_place
 from tune.study.state import StudyState
 from tune.study.store import STATE, is_uri
 
-# files whose code decides what a study samples, trains and measures
+# folders and files whose code decides what a study samples, trains and measures
 CODE = (
     *("ascmodels", "data", "trainables", "search_spaces"),
     *("tune/search/sampler.py", "tune/search/replay.py", "tune/search/feasibility.py", "tune/search/halving.py"),
@@ -35,40 +36,56 @@ FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # options that a 
 
 
 def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -> str | None:
-    """Return the name of the study to continue: --name, else the newest unfinished study (for --extend and --confirm:
-    the newest complete one), with --space only of that space.
+    """Return the name of the study that a command with --resume, --extend or --confirm continues.
 
-    With --resume and --space, return None if there is no such study, so that a new one can start; else StudyError.
+    With --name, it is the study of this name. Without --name, it is the newest unfinished study, or for --extend and
+    --confirm the newest complete study; with --space, only studies of this space count. If there is no such study, a
+    command with --resume and --space starts a new study: return None. Other commands: raise StudyError.
+
+    `storage` is the local folder of the studies; `remote` is the URI of --storage if it is an object store, else None.
     """
     manifests = _manifests(storage, remote, options.name)
+    more = bool(options.extend or options.confirm)
     if options.name:
         if options.name in manifests:
             return options.name
-        if options.space and options.resume:
+        if options.space and options.resume and not more:
             return None
         raise StudyError(
-            f"no study {options.name} in {options.storage} to continue; correct --name, or start one with --space"
+            f"no study {options.name} in {options.storage}; expected an existing study: correct --name or --storage, "
+            "or start a new study with --space"
         )
     space = load_space(options.space).as_dict() if options.space else None
-    more = bool(options.extend or options.confirm)
     found = [
-        (manifest.asked.created, name)
+        (manifest.requested.created, name)
         for name, manifest in manifests.items()
-        if (manifest.progress.status == "complete") == more and space in (None, manifest.resolved.space)
+        if (manifest.progress.status == "complete") == more and _is_of_space(manifest, space)
     ]
     if not found and (not space or more):
-        kind = "complete" if more else "unfinished"
+        kind, of_space = "complete" if more else "unfinished", f" of space {options.space}" if space else ""
         raise StudyError(
-            f"no {kind} study in {options.storage}; select a study with --name, or correct --storage and --space"
+            f"no {kind} study in {options.storage}{of_space}; expected a study to continue: select one with --name, or "
+            "correct --storage or --space"
         )
     return max(found)[1] if found else None
 
 
-def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
-    """Return {name: manifest} of all studies in a storage, or only of the study `name`.
+def resume_command(folder: Path, manifest: StudyManifest, address: str | None) -> str:
+    """Return "resume with:" and the command that resumes the study in `folder`, as the last part of a message.
 
-    If `remote` is the URI of an object store, these are the studies in the store, and those in its working folder
-    `storage` that were never uploaded because their driver was killed.
+    `address` is the address of the Ray cluster that the command uses; None if Ray starts on this machine.
+    """
+    remote = manifest.resolved.remote
+    storage = remote.rpartition("/")[0] if remote else folder.parent
+    cluster = f" --address {address}" if address else ""
+    return f"resume with:\n  {typed_command('run')} --resume --name {folder.name} --storage {storage}{cluster}"
+
+
+def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
+    """Return {name: manifest} of all studies in a storage, or only of the study `name` (empty if it does not exist).
+
+    `storage` is the local folder of the studies. If the storage is an object store, `remote` is its URI, and the result
+    has the studies in the store, and those in `storage` that were never uploaded because their driver was killed.
     """
     folders = [storage / name] if name else [path.parent for path in storage.glob("*/study.json")]
     own = [f for f in folders if (f / "study.json").is_file() and not (remote and (f / STATE).is_file())]
@@ -83,7 +100,11 @@ def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str,
 
 
 def study_named(storage: Path, remote: str | None, text: str) -> str:
-    """Return the folder or URI of an earlier study, given its name, path or URI."""
+    """Return the folder or URI of an earlier study, which `text`, a value of --warm-start, names.
+
+    `text` is the study's path or URI, or its name in the local folder `storage` (in the object store with the URI
+    `remote` if that is not None). ResultsError or StudyError if there is no such study.
+    """
     if remote and "/" not in text:
         text = f"{remote}/{text}"
     if is_uri(text):
@@ -92,31 +113,37 @@ def study_named(storage: Path, remote: str | None, text: str) -> str:
     for folder in (storage / text, Path(text).expanduser().resolve()):
         if (folder / "study.json").is_file():
             return str(folder)
-    raise StudyError(f"--warm-start {text}: no study has this name in {storage} or this path; correct the name or path")
+    raise StudyError(
+        f"--warm-start {text}: no study in {storage} has this name, and there is none at this path; expected an "
+        "earlier study: correct the name or the path"
+    )
 
 
 def resumed(
     folder: Path, remote: str | None, state: StudyState, options: argparse.Namespace, overrides: Sequence[str]
 ) -> tuple[StudyManifest, bool]:
-    """Return the manifest to continue with, and whether trials are left to train. ConfigError or StudyError lists what
-    must not differ from the start of the study. `remote` is the study's present URI; a copied study has an older one.
+    """Return the manifest with which the study in `folder` continues, and whether there are trials to train.
+
+    `remote` is the study's present URI in an object store (None: no object store), and `state` its state after all
+    events of the journal. ConfigError if the command line differs from the study's first one (`check_typed`).
+    StudyError if code or space have changed without --allow-changes, or an incomplete study gets --extend or --confirm.
     """
     manifest = read_manifest(folder).changed(remote=remote)
     complete, more = is_complete(manifest, state), bool(options.extend or options.confirm)
-    if not manifest.resolved.code:  # made by a version without a journal
+    if not manifest.resolved.code:  # the study was made by a version without a journal
         if manifest.progress.status == "complete" and not more:
             return manifest, False
         raise StudyError(
-            f"study {folder.name} has no journal (made by an older version), so it cannot be continued; start a new "
-            "study under another --name"
+            f"study {folder.name} has no journal, because an older version of asc-tune made it, so it cannot be "
+            "continued: start a new study with another --name"
         )
     check_typed(folder, manifest, options, overrides)
     if more and not complete:
         typed = f"--extend {options.extend}" if options.extend else f"--confirm {options.confirm}"
         raise StudyError(
             f"{typed} needs a complete study, but in study {folder.name} only {state.n_ended} of "
-            f"{manifest.asked.n_trials} trials have ended, counting those that an earlier --extend or --confirm added. "
-            f"Complete it first with --resume --name {folder.name}"
+            f"{manifest.requested.n_trials} trials have ended (including trials of an earlier "
+            f"--extend or --confirm). Complete it first with --resume --name {folder.name}"
         )
     unfinished = more or not complete or bool(state.crashed)
     manifest = _moved(folder, manifest, overrides)
@@ -126,28 +153,31 @@ def resumed(
     free = {name: getattr(options, name) for name in FREE if getattr(options, name) is not None}
     manifest = manifest.changed(**free)
     if options.extend:
-        before, configurations = manifest.asked.num_samples or 0, {t.config_id for t in state.trials.values()}
+        before, configurations = manifest.requested.num_samples or 0, {t.config_id for t in state.trials.values()}
         manifest = manifest.changed(
-            extended_from=(*manifest.asked.extended_from, before), num_samples=len(configurations) + options.extend
+            extended_from=(*manifest.requested.extended_from, before), num_samples=len(configurations) + options.extend
         )
     return manifest, True
 
 
 def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Raise ConfigError if typed options or overrides differ from those the study was started with, or StudyError if
-    TAU24_PATH differs; the message shows both values."""
-    settings = manifest.asked
+    """Raise ConfigError if `options` or Hydra `overrides` on the command line differ from the study's first command.
+
+    Values that the command line does not set are not compared. StudyError if the environment variable TAU24_PATH names
+    another data set than the study has. The messages show both values.
+    """
+    settings = manifest.requested
     accepted: dict[str, tuple[Any, ...]] = {name: (getattr(settings, name),) for name in KEPT}
-    accepted["num_samples"] += settings.extended_from  # the original command stays valid after --extend
+    accepted["num_samples"] += settings.extended_from  # the first command remains valid after --extend
     lines = [
-        f"--{name.replace('_', '-')} {getattr(options, name)} is typed, the study has {getattr(settings, name)}"
+        f"--{name.replace('_', '-')} {getattr(options, name)} was given, but the study has {getattr(settings, name)}"
         for name in KEPT
         if getattr(options, name) is not None and getattr(options, name) not in accepted[name]
     ]
     if options.warm_start and [Path(t).name for t in options.warm_start] != [Path(t).name for t in settings.warm_start]:
         found = ", ".join(settings.warm_start) or "none"
-        lines.append(f"--warm-start {' '.join(options.warm_start)} is typed, the study has {found}")
-    # the order of overrides matters only between two of the same key; keys that are not typed keep their values
+        lines.append(f"--warm-start {' '.join(options.warm_start)} was given, but the study has {found}")
+    # compared by key: the order of overrides matters only for the same key, and a missing override changes nothing
     lists = (overrides, settings.overrides)
     typed, original = (override_values([o for o in every if not _is_place(o)]) for every in lists)
     config, searched = manifest.resolved.config, manifest.resolved.space.get("parameters", {})
@@ -155,18 +185,18 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
         if "." in key and key not in config:
             near = difflib.get_close_matches(key, config, 2)
             raise ConfigError(
-                f"{key}={value}: unknown configuration key; "
+                f"{key}={value}: unknown configuration key: correct it; "
                 + (f"did you mean {' or '.join(near)}?" if near else "--help lists all keys")
             )
         if key in searched and key not in original:
-            lines.append(f"{key}={value} is typed, the study searches {key} ({_shown(searched[key])})")
+            lines.append(f"{key}={value} was given, but the study searches {key} ({_shown(searched[key])})")
         elif value != original.get(key, config.get(key)):
-            lines.append(f"{key}={value} is typed, the study has {original.get(key, config.get(key))}")
+            lines.append(f"{key}={value} was given, but the study has {original.get(key, config.get(key))}")
     if lines:
-        more = "; --extend N adds N configurations to a complete study" if "num-samples" in lines[0] else ""
+        more = ". To add N configurations to a complete study, use --extend N" if "num-samples" in lines[0] else ""
         raise ConfigError(
-            f"study {folder.name} must continue with the options it was started with ({settings.command}), but "
-            f"{'; '.join(lines)}. Remove the differing options, or choose another --name{more}"
+            f"study {folder.name} must continue with the options of its first command ({settings.command}), but these "
+            f"differ: {'; '.join(lines)}. Remove them, or choose another --name{more}"
         )
     given, used = os.environ.get("TAU24_PATH"), manifest.resolved.config.get("data.dataset_dir")
     if given and not any(o.startswith("data.dataset_dir=") for o in (*overrides, *settings.overrides)):
@@ -179,8 +209,10 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
 
 
 def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace) -> StudyManifest:
-    """Return the manifest with the hashes of the present code and the present space. If they have changed since the
-    study was started, StudyError lists the changes unless --allow-changes is given."""
+    """Return `manifest` with the hashes of the present code, the present search space, and a list of their changes.
+
+    StudyError, which lists the changes, if the code or the space has changed and --allow-changes is not given.
+    """
     new, old = code_files(CODE), manifest.resolved.code
     differing = [f"{p} ({_how(old, new, p)})" for p in sorted({*new, *old}) if old.get(p) != new.get(p)]
     more = f" and {len(differing) - FILES_SHOWN} more files" if len(differing) > FILES_SHOWN else ""
@@ -192,11 +224,14 @@ def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace)
 
 
 def with_changes(folder: Path, manifest: StudyManifest, found: Sequence[str], allowed: bool) -> StudyManifest:
-    """Return the manifest with the changes `found` added to its list; StudyError lists them if not `allowed`."""
+    """Return `manifest` with `found`, texts that describe changes, added to its list of changes.
+
+    StudyError, which shows the texts, if `found` is not empty and changes are not `allowed` (--allow-changes).
+    """
     if found and not allowed:
         raise StudyError(
-            f"study {folder.name}: {'; and '.join(found)}. Its new trials would not be comparable with the old ones: "
-            "choose another --name, or continue anyway with --allow-changes"
+            f"study {folder.name}: {'; and '.join(found)}. New trials of this study would not be comparable with its "
+            "old ones: choose another --name, or continue with --allow-changes"
         )
     changes = tuple(Change(now(), what) for what in found)
     return manifest.changed(changes=(*manifest.progress.changes, *changes))
@@ -204,6 +239,12 @@ def with_changes(folder: Path, manifest: StudyManifest, found: Sequence[str], al
 
 def _how(old: Mapping[str, str], new: Mapping[str, str], path: str) -> str:
     return "changed" if path in old and path in new else "new" if path in new else "deleted"
+
+
+def _is_of_space(manifest: StudyManifest, space: dict[str, Any] | None) -> bool:
+    """Return whether the study with this manifest searches `space` (`Space.as_dict`); True if `space` is None."""
+    old = manifest.resolved.space
+    return space is None or (old["name"] == space["name"] and not _space_differences(old, space))
 
 
 def _space_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -220,8 +261,12 @@ def _shown(spec: Any) -> str:
 
 
 def _moved(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
-    """Return the manifest with its paths updated: those typed now as overrides, and those that moved together with the
-    study's folder."""
+    """Return `manifest` with the present paths of the study, its data and its caches.
+
+    A path that is given by one of the Hydra `overrides` replaces the old one. If the study was moved to `folder`, a
+    path that no longer exists, and was in the study's old parent folder, is changed to the same relative path in the
+    new parent folder.
+    """
     config = dict(manifest.resolved.config)
     if places := [o for o in overrides if _is_place(o)]:
         fresh = TrialConfig.flat(compose(places))
@@ -247,6 +292,9 @@ def _is_place(override: str) -> bool:
 
 
 def front_configurations(front: list[dict[str, Any]], state: StudyState) -> list[str]:
-    """Return the names of the configurations behind the points of a front, in order of creation."""
+    """Return the ids of the configurations of the points in `front`, oldest first.
+
+    The id of a configuration is the name of its first trial, such as t0003.
+    """
     owners = {state.trials[point["trial_id"]].config_id for point in front}
     return [name for name in state.trials if name in owners]

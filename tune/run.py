@@ -1,16 +1,17 @@
 """Search for accurate, small acoustic scene classifiers.
 
-    # start a new study under runs/
+    # start a new study in runs/:
     python tune/run.py --space kd_prune
-    # start X, continue it, or report it if complete
+    # start study X, continue it, or print its report if it is complete:
     python tune/run.py --space kd_prune --name X --resume auto
+    # search your own space, with these settings for all trials:
     python tune/run.py --space my_space.yaml \\
         --subset=25 train.epochs=20 profile=full
-    # estimate the cost; nothing is trained
+    # estimate the cost without training:
     python tune/run.py --space kd_prune --dry-run
 
-Other flags are those of the DCASE baseline (--kd_alpha, --batch_size, ...) or
-Hydra overrides (key=value).
+Settings of all trials are flags of the DCASE baseline (--kd_alpha,
+--batch_size, ...) or Hydra overrides (key=value).
 """
 
 import argparse
@@ -51,15 +52,15 @@ from tune.planning.dry_run import dry_run
 from tune.prepare import Part, prepare, ray_runner
 from tune.ray_start import check_cluster, start_ray, treat_sigterm_as_ctrl_c
 from tune.reporting.tables import rebuild_tables
-from tune.resume import find_study, resumed, with_changes
+from tune.resume import find_study, resume_command, resumed, with_changes
 from tune.search.halving import SchedulerError
 from tune.search.sampler import MAX_REJECTIONS
-from tune.study.hold import Held, hold
+from tune.study.access import StudyAccess, open_study
 from tune.study.journal import JournalError, read_state
 from tune.study.lease import StudyLost
 from tune.study.manifest import StudyError, is_complete, read_manifest, write_manifest
+from tune.study.retry import Retry
 from tune.study.state import StudyState
-from tune.study.waiting import Patience
 
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, SchedulerError, SpaceError, StudyError),
@@ -70,7 +71,8 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0 finished, 1 no point was measured, 2 bad input, 130 interrupted."""
+    """Run the command; return its exit status: 0 for success, 1 if no network was measured (with --dry-run: if no
+    sample fits the limits), 2 after an error, 130 after an interrupt."""
     console = Console()
     words = sys.argv[1:] if argv is None else argv
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,24 +83,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = request.options
         continues = bool(options.resume or options.extend or options.confirm)
         name = find_study(request.storage, request.remote, options) if continues else None
+        name_option = f"--name {name} " if name else ""
         if name is not None and not options.dry_run:
-            with hold(request.storage / name, request.uri(name)) as held:
+            with open_study(request.storage / name, request.uri(name)) as access:
                 manifest, unfinished = resumed(
-                    held.folder, request.uri(name), read_state(held.folder), options, request.overrides
+                    access.folder, request.uri(name), read_state(access.folder), options, request.overrides
                 )
-                return run_study(held, manifest, options, console) if unfinished else finish(held, manifest, console)
+                if unfinished:
+                    return run_study(access, manifest, options, console)
+                return finish(access, manifest, console)
         manifest = new_study(request)
         if options.dry_run:
             space = space_from_dict(manifest.resolved.space)
-            estimate = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.asked, console)
+            estimate = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.requested, console)
             return 0 if estimate["feasible"] else 1
         folder = Path(manifest.resolved.folder)
         if manifest.resolved.remote is None:  # an object store is checked after this driver has its lease
             check_new(folder, manifest)
         name_option = f"--name {folder.name} "
-        with hold(folder, manifest.resolved.remote) as held:
+        with open_study(folder, manifest.resolved.remote) as access:
             check_new(folder, manifest)  # another process may have started it meanwhile
-            return run_study(held, manifest, options, console)
+            return run_study(access, manifest, options, console)
     except USER_ERRORS as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
@@ -108,24 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_new(folder: Path, manifest: StudyManifest) -> None:
-    """Raise StudyError if the name of a new study is already in use."""
-    how = f"continue it with --resume --name {folder.name}, or choose another --name"
-    if folder.is_file() or (folder / "study.json").exists():
-        raise StudyError(f"{folder} exists already: {how}")
-    if manifest.resolved.remote is None and any(not path.name.startswith(".") for path in folder.glob("*")):
-        # a kill may leave the folder empty; an empty folder is accepted
+    """Raise StudyError if `folder`, which a new study would use, contains a study or other files, or is a file."""
+    if (folder / "study.json").exists():
+        how = f"continue it with --resume --name {folder.name}, or choose another --name"
+        raise StudyError(f"the study {folder} exists already: {how}")
+    content = folder.glob("*") if manifest.resolved.remote is None else ()  # a kill may leave an empty folder
+    if folder.is_file() or any(not path.name.startswith(".") for path in content):
         raise StudyError(f"{folder} exists already, but is not a study: choose another --name")
 
 
-def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, console: Console) -> int:
-    """Run the study: start Ray; prepare data, baseline and teacher; replay the journal; search; report.
-
-    Return the exit status.
-    """
-    folder, started, address = held.folder, time.monotonic(), options.address
+def run_study(access: StudyAccess, manifest: StudyManifest, options: argparse.Namespace, console: Console) -> int:
+    """Run a new or resumed study, from the preparation of its data to its report; return the command's exit status."""
+    folder, started, address = access.folder, time.monotonic(), options.address
     place = manifest.resolved.remote or folder
     console.print(f"[bold]asc-tune[/bold] study {escape(folder.name)} in {escape(str(place))}", highlight=False)
-    patience = Patience(lambda message: console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False))
+    retry = Retry(lambda message: console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False))
     search: Search | None = None
     try:
         if address:  # first, so that an unreachable cluster is reported at once
@@ -134,15 +136,15 @@ def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, 
         else:
             if options.gpus_per_trial is not None:  # a resume may run on another number of GPUs
                 manifest = with_gpus(manifest, local_gpus())
-            check_machine(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial)
+            check_machine(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial)
         space = space_from_dict(manifest.resolved.space)
         manifest = prepared(folder, manifest, space, options, console).changed(status="running")
         start_ray(address, console)
-        check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
-        held.check()
-        patience(lambda: write_manifest(folder, manifest))
-        patience(lambda: held.push(last=True))  # reserves the name in the store, too
-        search = Search(held, manifest, space, patience, console)
+        check_cluster(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
+        access.check()
+        retry(lambda: write_manifest(folder, manifest))
+        retry(lambda: access.push(last=True))  # the study now exists in the object store, too
+        search = Search(access, manifest, space, retry, console)
         manifest = search.begin(options.confirm)
         search.run()
     except StudyLost:
@@ -159,38 +161,40 @@ def run_study(held: Held, manifest: StudyManifest, options: argparse.Namespace, 
             search.journal.close()
     assert search is not None
     manifest = manifest.changed(wall_s=round(manifest.progress.wall_s + time.monotonic() - started, 1))
-    manifest = close(held, manifest, search.log.state)
-    return print_end(held, manifest, search, address, console)
+    manifest = close(access, manifest, search.log.state)
+    return print_end(access, manifest, search, address, console)
 
 
 def on_cluster(manifest: StudyManifest) -> StudyManifest:
-    """Return the manifest with a trial's resources and device, resolved for the cluster that Ray is connected to."""
+    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for the connected Ray cluster."""
     manifest = with_gpus(manifest, ray.cluster_resources().get("GPU", 0.0))
-    check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)  # before anything is prepared
+    check_cluster(
+        manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0
+    )  # before anything is prepared
     return manifest
 
 
 def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
-    """Return the manifest with the device of a trial and its share of a GPU, given the number of `available` GPUs."""
+    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for `available` GPUs."""
     config = TrialConfig.from_flat(manifest.resolved.config)
-    config, gpus = resolve_gpus(config, manifest.asked.gpus_per_trial, available)
+    config, gpus = resolve_gpus(config, manifest.requested.gpus_per_trial, available)
     return manifest.changed(config=config.flat(), gpus_per_trial=gpus)
 
 
 def prepared(
     folder: Path, manifest: StudyManifest, space: Space, options: argparse.Namespace, console: Console
 ) -> StudyManifest:
-    """Prepare data, baseline and teachers, which all trials share; return the manifest that describes them.
+    """Prepare data, baseline and teachers, which all trials share; return `manifest` with a description of them.
 
-    DatasetError if the data of a continued study have changed and --allow-changes is not given.
+    DatasetError if the data have changed since the start of the study and --allow-changes is not given.
     """
     before = manifest.prepared.dataset.fingerprint
     known = DataFingerprint.from_dict(before) if before else None
-    as_task = ray_runner(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
+    as_task = ray_runner(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
 
     def run(part: Part, flat: dict[str, Any]) -> Any:
-        start_ray(options.address, console)  # only when needed: most resumed studies have everything cached
-        check_cluster(manifest.asked.cpus_per_trial, manifest.asked.gpus_per_trial or 0.0)
+        start_ray(options.address, console)  # only now: a resumed study usually has all parts in the cache
+        check_cluster(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
         return as_task(part, flat)
 
     config = TrialConfig.from_flat(manifest.resolved.config)
@@ -207,8 +211,8 @@ def prepared(
     )
 
 
-def close(held: Held, manifest: StudyManifest, state: StudyState) -> StudyManifest:
-    """Write the final status of this driver's run into the manifest."""
+def close(access: StudyAccess, manifest: StudyManifest, state: StudyState) -> StudyManifest:
+    """Write the status (complete or interrupted) and the counts in `state` into the manifest, and return it."""
     manifest = manifest.changed(
         trials=state.counts(),
         rejected_reasons=dict(state.rejected),
@@ -218,23 +222,27 @@ def close(held: Held, manifest: StudyManifest, state: StudyState) -> StudyManife
         status="complete" if is_complete(manifest, state) else "interrupted",
     )
     try:
-        write_manifest(held.folder, manifest)
-        held.push(last=True)
+        write_manifest(access.folder, manifest)
+        access.push(last=True)
     except OSError as error:
         raise StudyError(
-            f"the final status of study {held.folder.name} could not be written: {error}. Fix the storage, then "
-            "repeat the command"
+            f"the final status of study {access.folder.name} could not be written: {error}. Fix the storage, then "
+            f"repeat the command with --resume --name {access.folder.name}"
         ) from error
     return manifest
 
 
-def print_end(held: Held, manifest: StudyManifest, search: Search, address: str | None, console: Console) -> int:
-    """Print how the study ended, with its report; return the exit status."""
-    state, n_trials = search.log.state, manifest.asked.n_trials
-    resume = resume_command(held.folder, manifest, address)
+def print_end(
+    access: StudyAccess, manifest: StudyManifest, search: Search, address: str | None, console: Console
+) -> int:
+    """Print how the search ended and, for a complete study, its report; return the exit status. StudyError if trials
+    failed one after another for the same reason, or if no sample was feasible."""
+    state, n_trials = search.log.state, manifest.requested.n_trials
+    resume = resume_command(access.folder, manifest, address)
     if search.session and search.session.hopeless:
         raise StudyError(
-            f"every trial failed for the same reason: {search.session.hopeless}. After fixing the cause, {resume}"
+            "the search stopped, because the newest trials failed for the same reason before any network was measured: "
+            f"{search.session.hopeless}. After fixing the cause, {resume}"
         )
     if manifest.progress.status != "complete":
         line = f"interrupted after {state.n_ended} of {n_trials} trials; {resume}"
@@ -243,53 +251,45 @@ def print_end(held: Held, manifest: StudyManifest, search: Search, address: str 
     if state.exhausted:
         console.print(
             f"the search space is exhausted after {state.n_ended} of {n_trials} trials: {MAX_REJECTIONS} samples in "
-            f"a row were rejected, {escape(json.dumps(state.rejected))}: {escape(json.dumps(state.examples))}",
+            f"a row were rejected. Rejected samples by reason: {escape(json.dumps(state.rejected))}; examples: "
+            f"{escape(json.dumps(state.examples))}",
             highlight=False,
             soft_wrap=True,
         )
     if state.n_ended == 0:
         limits = json.dumps({k: getattr(manifest.resolved.limits, k) for k in ("macs", "bytes", "precision")})
         raise StudyError(
-            f"no configuration of space {search.space.name} fits the limits {limits}: widen the limits or narrow the "
-            "space"
+            f"every sample of space {search.space.name} was rejected under the limits {limits}. Number of samples by "
+            f"reason: {json.dumps(state.rejected)}. Start another study with wider --limits, or with another space"
         )
-    return report(held, console)
+    return report(access, console)
 
 
-def finish(held: Held, manifest: StudyManifest, console: Console) -> int:
-    """Report a complete study; before that, write its files that were lost or that its last driver did not write."""
-    console.print(f"[bold]asc-tune[/bold] study {escape(held.folder.name)}", highlight=False)
-    console.print("this study is complete already; its report follows")
+def finish(access: StudyAccess, manifest: StudyManifest, console: Console) -> int:
+    """Restore lost or outdated tables of a complete study, and print its report; return the exit status of `report`."""
+    console.print(f"[bold]asc-tune[/bold] study {escape(access.folder.name)}", highlight=False)
+    console.print("this study is complete already: no trial is started, and its report follows")
     if manifest.resolved.code:  # studies of older versions have no journal
-        state = rebuild_tables(held.folder, manifest.resolved.config, held.ended_elsewhere())
-        if read_manifest(held.folder).progress.status != "complete":
-            manifest = close(held, manifest, state)
-    if manifest != read_manifest(held.folder):  # the study or its data set has moved; evaluate.py needs the new paths
-        write_manifest(held.folder, manifest)
-    return report(held, console)
+        state = rebuild_tables(access.folder, manifest.resolved.config, access.ended_elsewhere())
+        if read_manifest(access.folder).progress.status != "complete":
+            manifest = close(access, manifest, state)
+    if manifest != read_manifest(access.folder):  # the study or its data set has moved; evaluate.py needs the new paths
+        write_manifest(access.folder, manifest)
+    return report(access, console)
 
 
-def resume_command(folder: Path, manifest: StudyManifest, address: str | None) -> str:
-    """Return the text "to continue:" and the command that resumes the study."""
-    remote = manifest.resolved.remote
-    storage = remote.rpartition("/")[0] if remote else folder.parent
-    cluster = f" --address {address}" if address else ""
-    return f"to continue:\n  {typed_command('run')} --resume --name {folder.name} --storage {storage}{cluster}"
-
-
-def report(held: Held, console: Console) -> int:
-    """Print the front; write report.html, front.png and front.csv. Return exit status 1 if no point was measured."""
-    study = load_study(held.folder)
+def report(access: StudyAccess, console: Console) -> int:
+    """Print the front; write report.html, front.png and front.csv. Return the exit status: 0, or 1 without points."""
+    study = load_study(access.folder)
     print_front(study)
-    for path in write_report(held.folder).values():
+    for path in write_report(access.folder).values():
         console.print(f"  {escape(str(path))}", highlight=False, soft_wrap=True)
-    held.push(last=True)
+    access.push(last=True)
     if study.points.empty:
-        console.print(
-            f"no trial measured a point; see `failure` in {escape(str(held.folder / EXPERIMENTS))}/*/info.json"
-        )
+        files = f"{escape(str(access.folder / EXPERIMENTS))}/*/info.json"
+        console.print(f"no network was measured; the field `failure` in {files} contains the reasons")
         return 1
-    place = study.manifest.resolved.remote or held.folder
+    place = study.manifest.resolved.remote or access.folder
     line = f"to measure the test accuracy of these points: {typed_command('evaluate')} {escape(str(place))}"
     console.print(line, highlight=False, soft_wrap=True)
     return 0

@@ -1,17 +1,17 @@
 """Show the status of a study: progress, front, rejected samples, failed trials
 with reasons, repeated epochs.
 
-    # at any time; a driver may run
+    # a running or an ended study:
     python tune/status.py runs/<study>
-    # credentials from the environment
+    # a study in an object store, with credentials from the environment:
     python tune/status.py s3://bucket/path/<study>
-    # the status as one JSON object
+    # the status as one JSON object:
     python tune/status.py runs/<study> --json
-    # then: optuna-dashboard study.journal
+    # write the study to a file that `optuna-dashboard study.journal` opens:
     python tune/status.py runs/<study> --export-optuna study.journal
 
-It only reads the study's files (journal, study.json, points.csv): nothing is
-written and no driver is disturbed.
+The study's files (journal, study.json, points.csv) are only read, so a running
+study is not disturbed.
 """
 
 import argparse
@@ -42,15 +42,19 @@ from tune.study.state import StudyState, TrialState
 
 
 def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any]:
-    """Return everything that the command and the live page show, as plain JSON values."""
+    """Return the status of a study as a dict of JSON values, for this command and for the live page.
+
+    `place` gives access to the study's files, `study` has the measured points, and `state` is the state after all
+    events of the journal.
+    """
     manifest, now = study.manifest, time.time()
     driven = place.driven()
     counts = {status: n for status, n in state.counts().items() if status != "rejected"}
     ended = state.n_ended
-    if not state.trials:  # made by a version without a journal, or just started
+    if not state.trials:  # the study has just started, or an older version without a journal made it
         counts = trial_counts(study)[0]
         ended = sum(n for status, n in counts.items() if status != "running")
-    n_trials = max(manifest.asked.n_trials, len(state.trials))
+    n_trials = max(manifest.requested.n_trials, len(state.trials))
     ended_now = ended - state.ended_before  # under the newest driver
     finished = n_trials <= ended or state.exhausted
     since_start = now - _seconds(state.started) if state.started else 0.0
@@ -79,12 +83,12 @@ def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any
 
 
 def current_study(folder: Path, state: StudyState) -> Study:
-    """Return the study with the points of its journal, which may be newer than points.csv."""
+    """Return the study in `folder` with the points in `state`, which may be more than in points.csv."""
     return load_study(folder, points_text(state)) if state.trials else load_study(folder)
 
 
 def _seconds(time: str) -> float:
-    """Return the time of an event in seconds since 1970."""
+    """Convert the time of an event (UTC in ISO format) to seconds since 1970."""
     return datetime.fromisoformat(time).timestamp()
 
 
@@ -94,7 +98,7 @@ def _failure(trial: TrialState) -> str:
 
 
 def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
-    """Return stage, epoch and accuracy of a trial that has not ended."""
+    """Return the stage, epoch and accuracy of a running trial, and how many prune steps and epochs it will have."""
     config = manifest.resolved.config | trial.values
     return {
         "trial": trial.name,
@@ -107,15 +111,17 @@ def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
 
 
 def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
-    """Return the status that `study_status` returned as lines of text for a terminal or a page, without the front. At
-    most `positions` running trials get a line of their own."""
+    """Convert `status`, the result of `study_status`, to lines of text for a terminal or a page, without the front.
+
+    At most `positions` running trials get a line of their own; a further line has the number of the others.
+    """
     trials = dict(status["trials"])
     n_trials, ended = trials.pop("asked"), trials.pop("ended")
     detail = ", ".join(f"{n} {name}" for name, n in trials.items() if n and name != "running")
     n, times = len(status["running"]), status["drivers"]
     lines = [f"{status['name']}: {_state(status)}" + (f"; started {_count(times, 'time')}" if times > 1 else "")]
     lines.append(f"trials: {ended} of {n_trials} ended" + (f" ({detail})" if detail else ""))
-    lines[-1] += (f", {n} {'running' if status['driver'] else 'to continue'}" if n else "") + _times(status)
+    lines[-1] += _open_trials(status) + _times(status)
     lines += [f"  {_position(trial)}" for trial in status["running"][:positions]]
     lines += [f"  and {n - positions} more"] if n > positions else []
     if status["space_used_up"]:
@@ -129,10 +135,10 @@ def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
     lines += [f"failed: {_names(names)}: {why}" for why, names in reasons.items()]
     if status["restores"]:
         by_trial = status["repeated_epochs"]["by_trial"]
-        detail = f" ({_names([f'{name} {epochs}' for name, epochs in by_trial.items()])})" if by_trial else ""
+        detail = f" ({_names([f'{name}: {epochs}' for name, epochs in by_trial.items()])})" if by_trial else ""
         lines.append(
-            f"repeated by resumes: {_count(status['repeated_epochs']['all'], 'epoch')} in addition to "
-            f"{status['epochs']} counted{detail}; {_count(status['restores'], 'restore')} from a checkpoint"
+            f"epochs: {status['epochs']}, and {status['repeated_epochs']['all']} trained again{detail} after "
+            f"{_count(status['restores'], 'restore')} from a checkpoint"
         )
     return lines
 
@@ -146,11 +152,27 @@ def _state(status: dict[str, Any]) -> str:
 
 
 def _times(status: dict[str, Any]) -> str:
-    """Return the age of the last event and the estimated time left, if they are known."""
+    """Return the age of the last event and the estimated time left as text, from the result of `study_status`.
+
+    The text is empty if neither time is known.
+    """
     text = ""
     if status["status"] != "complete" and status["seconds_since_last_event"] is not None:
         text = f"; last event {_duration(status['seconds_since_last_event'])} ago"
     return text + (f", about {_duration(status['seconds_left'])} left" if status["seconds_left"] is not None else "")
+
+
+def _open_trials(status: dict[str, Any]) -> str:
+    """Return how many trials have not ended, as text to append to a line, e.g. ", 2 running, 1 without an epoch yet".
+
+    `status` is the result of `study_status`. The text is empty if all trials have ended.
+    """
+    trials = status["running"]
+    if not status["driver"]:
+        return f", {len(trials)} to continue" if trials else ""
+    waiting = sum(not trial["stage"] and not trial["epoch"] for trial in trials)  # for a worker or for its first epoch
+    running = len(trials) - waiting
+    return (f", {running} running" if running else "") + (f", {waiting} without an epoch yet" if waiting else "")
 
 
 def _position(trial: dict[str, Any]) -> str:
@@ -176,10 +198,10 @@ def _count(number: int, noun: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return exit status 0, or 2 if there is no study or its files are damaged."""
+    """Run the command; return exit status 0, or 2 if the study does not exist or its files are damaged."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of the study, or its URI in an object store")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text and a table")
+    parser.add_argument("--json", action="store_true", help="print the status as one JSON object instead of text")
     parser.add_argument(
         "--export-optuna", metavar="FILE", type=Path, help="write the study to FILE as an Optuna journal and exit"
     )
@@ -192,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         study = current_study(place.folder, follower.state)
         if options.export_optuna:
             exported = export_optuna(study, options.export_optuna)
-            print(f"{_count(exported, 'trial')} as an Optuna journal: {options.export_optuna}")
+            print(f"exported {_count(exported, 'trial')} as an Optuna journal: {options.export_optuna}")
             return 0
     except (ResultsError, JournalError, OSError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)

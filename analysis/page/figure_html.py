@@ -1,4 +1,4 @@
-"""The interactive Pareto plots of the page (plotly): accuracy over MACs and accuracy over bytes."""
+"""The interactive plots of the HTML report (plotly): accuracy over MACs, and accuracy over bytes."""
 
 import html
 import math
@@ -16,10 +16,11 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu
 
 
 def interactive(study: Study, axis: parts.Axis) -> go.Figure:
-    """Return the plot of validation accuracy (%) over one complexity axis.
+    """Return the plot of validation accuracy (%) over `axis` (MACs or bytes).
 
-    It shows roles, prune trajectories, limit, baseline and hover texts. `customdata` of a marker is [trial, step]. The
-    last trace is empty: the page fills it with the trial under the mouse pointer.
+    The style of a marker shows the role of its point (front, dominated, ...). Thin lines connect the prune steps of a
+    trial. Lines show the limit and the baseline. The `customdata` of a marker is [trial name, prune step]. The last
+    trace is empty: the script of the page fills it with the trial under the mouse pointer.
     """
     points, sampled = parts.measured(study), study.prefixed("config/")
     figure = go.Figure()
@@ -54,9 +55,10 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
 
 
 def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
-    """Return the label of one point (a row of `parts.measured`) as HTML: values, trial status, configuration.
+    """Return the hover text of a point as HTML: accuracies, sizes, trial status and configuration.
 
-    `sampled` lists the columns of the sampled configuration values.
+    `point` maps the columns of points.csv to the values of one point, and "role" to its role (front, dominated, ...).
+    `sampled` lists the columns that have sampled configuration values (config/...).
     """
     label = parts.ROLES[point["role"]].label
     lines = [
@@ -84,7 +86,11 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
 
 
 def _error_text(study: Study, point: dict[Any, Any]) -> str:
-    """Return the uncertainty of a point's accuracy as text: seeds and interval of a mean, else the standard error."""
+    """Return the uncertainty of the validation accuracy of a point, as text that is placed after the accuracy.
+
+    It is the 95 % interval of a mean over seeds, or the binomial standard error of a single run. The text is empty if
+    the uncertainty is unknown.
+    """
     if study.replicated:
         n = point["n_seeds"]
         if n < 2:
@@ -97,9 +103,10 @@ def _error_text(study: Study, point: dict[Any, Any]) -> str:
 
 
 def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
-    """Add the front's error bars, its single seeds and, over MACs, its step line.
+    """Add the traces of the front to `figure`: error bars, rings, and the step line.
 
-    There is no step line over bytes: on the front, accuracy need not increase with bytes.
+    `chosen` are the points of the front. If they are means over seeds, each ring shows the network of one seed. Only
+    the plot over MACs has the step line: along the front, accuracy increases with MACs, but not always with bytes.
     """
     x, y = parts.coordinates(chosen, axis)
     below, above = parts.errors_percent(study, chosen)
@@ -120,7 +127,7 @@ def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: part
 
 
 def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.Axis) -> None:
-    """Set axes, fonts and legend, and add the lines of limit and baseline with their labels."""
+    """Set axes, fonts and legend of the plot; add a labelled line for the limit and one for the baseline."""
     low, high = parts.x_range(points, axis)
     marks = parts.ticks(low, high)
     shapes: list[dict[str, Any]] = []
@@ -153,7 +160,7 @@ def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.
         paper_bgcolor="white",
         margin={"l": 56, "r": 14, "t": 28, "b": 50},
         legend={"orientation": "h", "x": 0, "y": -0.16, "yanchor": "top", "itemsizing": "trace"},
-        showlegend=axis.column == "macs",  # the second plot shows the same roles
+        showlegend=axis.column == "macs",  # the plot over bytes has the same legend
         hovermode="closest",
         shapes=shapes,
         annotations=labels,

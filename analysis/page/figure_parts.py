@@ -1,7 +1,7 @@
-"""Common parts of the interactive and the printed Pareto plot: styles of roles, axes, ticks, lines through points.
+"""Parts that are common to the interactive plot (HTML) and the PNG plot: marker styles, axes, ticks and lines.
 
-The colours are from Okabe and Ito (2008) and can be distinguished with any colour vision; each role also has its own
-marker.
+Each role of a point (front, dominated, single, infeasible; see `summary.roles`) has its own colour and marker. The
+colours are from Okabe and Ito (2008) and can be distinguished with any colour vision.
 """
 
 import math
@@ -21,13 +21,13 @@ Y_TITLE = "validation macro accuracy (%)"
 
 @dataclass(frozen=True)
 class Role:
-    """Style of the points of one role, with the symbol names of plotly and matplotlib."""
+    """Marker style of all points with the same role (front, dominated, ...); `label` is the text in the legend."""
 
     label: str
     color: str
     fill: str
-    symbol: str
-    mpl_symbol: str
+    symbol: str  # for plotly
+    mpl_symbol: str  # for matplotlib
     size: float  # pixels
 
 
@@ -41,12 +41,12 @@ ROLES = {  # drawn in this order, so the front is on top
 
 @dataclass(frozen=True)
 class Axis:
-    """A complexity axis: a column of the points, the divisor of its values, and the limit in the axis' unit."""
+    """The x axis of a plot: MACs in millions, or bytes in kB."""
 
-    column: str
-    scale: float
+    column: str  # column of points.csv
+    scale: float  # divisor that converts the column to the unit of the axis
     title: str
-    limit: float | None
+    limit: float | None  # limit of the study in the unit of the axis; None: no limit
     limit_label: str
 
 
@@ -62,21 +62,24 @@ def bytes_axis(study: Study) -> Axis:
 
 
 def measured(study: Study) -> pd.DataFrame:
-    """Return the points that can be drawn, with an additional column `role`."""
+    """Return the measured points of a study (`study.points` with finite objectives), with the added column `role`.
+
+    The role of a point is front, dominated, single or infeasible; `summary.roles` explains these words.
+    """
     role = summary.roles(study)
     return take(study.with_test().assign(role=role), role != "unmeasured")
 
 
 def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return the complexity of `points` in the axis' unit, and their validation accuracy in per cent."""
+    """Return the coordinates of `points`: x in the unit of `axis`, and y, the validation accuracy in per cent."""
     x = points[axis.column].to_numpy(float) / axis.scale
     return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
 
 
 def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the lengths [2, N] of the error bars below and above `points`, in percentage points of accuracy.
+    """Return the lengths [2, N] of the error bars of `points`: first below, then above the accuracy.
 
-    A length is 0 if it is unknown.
+    The unit is percentage points. An unknown length is 0.
     """
     ends = summary.error_bars(study, points) - points["val_macro_avg_acc"].to_numpy(float)
     return np.nan_to_num(100 * np.abs(ends))
@@ -87,7 +90,10 @@ def errors_label(study: Study) -> str:
 
 
 def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
-    """Return the networks whose means are `points`, one row per seed; no rows for a study without replicates."""
+    """Return the rows of points.csv from which the means in `points` were computed, one row per network (seed).
+
+    The table is empty if the study has no replicates, because its points are not means.
+    """
     if not study.replicated:
         return points.head(0)
     ids = zip(points["trial_id"], points["step"], strict=True)
@@ -96,9 +102,9 @@ def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return x and y of the step line: the best accuracy among the front's points `best` up to each complexity.
+    """Return x and y of the points that the step line of the front connects: the best accuracy up to each x.
 
-    With three objectives, some points of the front are below this line.
+    `best` are the points of the front. In a study with three objectives, the line does not pass through all of them.
     """
     x, y = coordinates(best, axis)
     mask = front.pareto_mask(np.column_stack([x, y]), ("min", "max"))
@@ -106,7 +112,10 @@ def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]
 
 
 def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return x and y of all trials with more than one point, in step order, with NaN between trials."""
+    """Return x and y of the lines that connect, for each trial, its points in the order of the prune steps.
+
+    Trials with only one point are omitted. A NaN follows each trial, so that one plot call draws separate lines.
+    """
     ordered = points.sort_values(by=["trial_id", "step"], kind="stable")
     ordered = take(ordered, ordered["trial_id"].duplicated(keep=False))
     x, y = map(np.array, coordinates(ordered, axis))
@@ -117,15 +126,16 @@ def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[fl
 
 
 def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Return the ends of a complexity axis in its unit, so that all points and the limit are inside."""
+    """Return the lower and the upper end of `axis` in its unit; all points and the limit are between them."""
     marks = [x for x in coordinates(points, axis)[0] if x > 0] + ([axis.limit] if axis.limit else [])
     return (min(marks) / 1.25, max(marks) * 1.25) if marks else (0.1, 100.0)
 
 
 def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
-    """Return the ends of the accuracy axis in per cent, so that all points and the baseline are inside.
+    """Return the lower and the upper end of the accuracy axis in per cent.
 
-    Error bars are included only up to a maximum, because the interval of two seeds can be very wide.
+    All points and the baseline are between them. Long error bars may go beyond these ends, because the interval of two
+    seeds can be very wide.
     """
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
     below, above = errors_percent(study, points)
@@ -133,21 +143,24 @@ def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
     marks = np.array([*y, *([100 * found[1]] if found else [])])
     if not len(marks):
         return 0.0, 100.0
-    room = max(10.0, float(np.ptp(marks)))
-    low = max(float(min(marks.min(), *(y - below))), float(marks.min()) - room) if len(y) else float(marks.min())
-    high = min(float(max(marks.max(), *(y + above))), float(marks.max()) + room) if len(y) else float(marks.max())
+    margin = max(10.0, float(np.ptp(marks)))
+    low = max(float(min(marks.min(), *(y - below))), float(marks.min()) - margin) if len(y) else float(marks.min())
+    high = min(float(max(marks.max(), *(y + above))), float(marks.max()) + margin) if len(y) else float(marks.max())
     return low - 2, high + 2
 
 
 def baseline_label_above(study: Study, points: pd.DataFrame) -> bool:
-    """Return whether the label at the left end of the baseline has more room above the line than below it."""
+    """Return whether to place the label of the baseline above (True) or below (False) the line of the baseline.
+
+    The label is at the left end of the plot; it is placed on the side that has fewer points there.
+    """
     found = summary.baseline(study)
     left = points.sort_values(by="macs")["val_macro_avg_acc"].to_numpy(float)[: max(1, len(points) // 4)]
     return found is None or not len(left) or float(np.median(left)) < found[1]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Return the ticks 1, 2, 5, 10, ... within [low, high]."""
+    """Return the ticks of a logarithmic axis between `low` and `high`: ..., 0.5, 1, 2, 5, 10, 20, ..."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     marks = [float(f"{digit * 10.0**decade:g}") for decade in decades for digit in (1, 2, 5)]
     return [mark for mark in marks if low <= mark <= high]

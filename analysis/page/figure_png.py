@@ -1,4 +1,4 @@
-"""The Pareto plot as a PNG for papers and READMEs (matplotlib's Agg, no display and no global state)."""
+"""The plot of accuracy over MACs as a PNG, for papers and READMEs (matplotlib without pyplot, needs no display)."""
 
 from io import BytesIO
 
@@ -10,7 +10,10 @@ from analysis.results import Study, take
 
 
 def png(study: Study) -> bytes:
-    """Return the plot of validation accuracy over MACs as a PNG of 1600 x 1000 pixels, even if there is no point."""
+    """Return the plot of validation accuracy over MACs as a PNG of 1600 x 1000 pixels.
+
+    If the study has no measured point, the plot has axes, but no markers.
+    """
     points, axis = parts.measured(study), parts.macs_axis(study)
     figure = Figure(figsize=(8, 5), dpi=200, layout="constrained")
     plot = figure.add_subplot()

@@ -1,4 +1,4 @@
-"""The HTML page of a study's report, which opens without network access (template: report.html.tmpl)."""
+"""The report on a study as one HTML page that needs no network access (template: report.html.tmpl)."""
 
 import dataclasses
 import html
@@ -22,10 +22,11 @@ TEMPLATE = Path(__file__).with_name("report.html.tmpl")
 
 
 def page(study: Study, strip: str = "", live: str = "") -> str:
-    """Return the complete report as HTML, with plotly.js inlined; if no point was measured, it has no plots.
+    """Return the complete HTML page of the report, which contains plotly.js.
 
-    `strip` is HTML above the report. `live` is a script that keeps the page up to date; only a page with such a script
-    may send requests, and only to its own server.
+    If the study has no measured point, the page has no plots. `strip` is HTML that is placed above the report. `live`
+    is JavaScript that updates the page while a study runs (tune/live.py). The Content-Security-Policy
+    of the page allows requests (to its own server) only if `live` is given.
     """
     plots, body = figures(study), strip + main(study)
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
@@ -39,7 +40,7 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
 
 
 def figures(study: Study) -> dict[str, Any]:
-    """Return HTML element id -> plot as plotly's JSON; empty if no point was measured."""
+    """Return the plots as a dict: id of the HTML element -> plotly figure as JSON; empty if no point was measured."""
     plots = {}
     if (summary.roles(study) != "unmeasured").any():
         plots = {
@@ -49,12 +50,15 @@ def figures(study: Study) -> dict[str, Any]:
     made = {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
     for figure in made.values():
         for trace in figure["data"]:
-            trace["uid"] = re.sub(r"\W", "", trace["name"])  # so that a live page keeps the traces hidden by the legend
+            trace["uid"] = re.sub(r"\W", "", trace["name"])  # so that a trace hidden by the user stays hidden on update
     return made
 
 
 def main(study: Study) -> str:
-    """Return the content of the page, with empty elements for the plots."""
+    """Return the HTML of the report without page header and scripts.
+
+    The elements of the plots are empty: JavaScript fills them with the result of `figures`.
+    """
     sections = [_top(study), _plots(study) if (summary.roles(study) != "unmeasured").any() else ""]
     if len(front.pareto_points(study)):
         sections += [page_tables.front_section(study), _noise(study)]
@@ -70,7 +74,10 @@ def _top(study: Study) -> str:
 
 
 def _plots(study: Study) -> str:
-    """Return the two figures, with captions that explain them."""
+    """Return the HTML of the plots of accuracy over MACs and over bytes: captions, and empty elements for the plots.
+
+    JavaScript fills the elements with the result of `figures`.
+    """
     form = study.manifest.resolved.deployed_form
     measured = f" MACs and bytes are those of the deployed form: {_text(form)}." if form else ""
     best = "a mean of feasible networks of two seeds or more" if study.replicated else "a feasible network"
@@ -92,7 +99,10 @@ def _noise(study: Study) -> str:
 
 
 def _space(study: Study) -> str:
-    """Return the section on the search space: range, sampled values and values on the front of each parameter."""
+    """Return the HTML section on the search space, or an empty string if study.json has no space.
+
+    A table has one row per parameter: name, range, values in all points, and values in the points on the front.
+    """
     space = study.manifest.resolved.space
     parameters, auxiliary = space.get("parameters"), space.get("auxiliary") or {}
     if not parameters or not isinstance(parameters, dict):
@@ -112,23 +122,23 @@ def _space(study: Study) -> str:
 
 
 def _reproduce(study: Study) -> str:
-    asked, resolved, progress = study.manifest.asked, study.manifest.resolved, study.manifest.progress
-    known_request = asked.num_samples is not None  # otherwise the other values are only defaults
+    requested, resolved, progress = study.manifest.requested, study.manifest.resolved, study.manifest.progress
+    known_request = requested.num_samples is not None  # None (older versions): the other fields are only defaults
     entries = {
         "Status": progress.status,
-        "Seed": asked.seed if known_request else None,
-        "Configurations": asked.num_samples,
-        "Seeds per configuration": asked.seeds_per_config if known_request else None,
+        "Seed": requested.seed if known_request else None,
+        "Configurations": requested.num_samples,
+        "Seeds per configuration": requested.seeds_per_config if known_request else None,
         "Objectives": ", ".join(f"{direction} {key}" for key, direction in resolved.objectives.items()),
         "Data": _pairs(_data(study.manifest.prepared.dataset)),
         "Notes on the data": "; ".join(study.manifest.prepared.dataset.notes),
         "Front-end": _pairs(resolved.frontend),
         "Versions": _pairs(resolved.versions),
-        "Created": asked.created,
+        "Created": requested.created,
         "Finished": progress.finished,
         "Wall time": f"{progress.wall_s:.0f} s" if progress.wall_s else None,
     }
-    command = f"<pre>{_text(asked.command)}</pre>" if asked.command else ""
+    command = f"<pre>{_text(requested.command)}</pre>" if requested.command else ""
     shown = {term: value for term, value in entries.items() if value not in (None, "")}
     items = "".join(f"<dt>{term}</dt><dd>{_text(value)}</dd>" for term, value in shown.items())
     footer = "<footer>Written by asc-tune (analysis/report.py).</footer>"
@@ -136,9 +146,10 @@ def _reproduce(study: Study) -> str:
 
 
 def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
-    """Return the range of a parameter as text, for the kinds in search_spaces (uniform, int, choice, each, ...).
+    """Return the range of a parameter in a search space as text, e.g. {"uniform": [0, 1]} as "0 to 1".
 
-    `auxiliary` holds the ranges of the parameters that set the length of a list.
+    `spec` is the range as in the YAML file of the space. `auxiliary` maps the auxiliary parameters of the space, which
+    set the lengths of lists, to their ranges.
     """
     match spec:
         case {"uniform": [low, high]}:
@@ -157,13 +168,14 @@ def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
             length = (auxiliary or {}).get(length_key)
             times = f" ({range_text(length)})" if length else ""
             return f"{range_text(item)} for each of {length_key}{times}"
-    return json.dumps(spec)  # a kind of a later version
+    return json.dumps(spec)  # unknown kind of range (newer version)
 
 
 def _span(values: Any) -> str:
-    """Return the values of a column as text: up to six distinct values as a list, more as a range.
+    """Return the distinct values of a configuration column as text.
 
-    If the values are lists of numbers, such as pruning ratios, the range is that of all their numbers.
+    Up to six values are listed; more are shown as a range from the smallest to the largest. If the values are lists of
+    numbers, such as prune ratios, the range covers all numbers of all lists.
     """
     distinct = sorted({value for value in values if not summary.absent(value)})
     if len(distinct) <= 6:
@@ -175,7 +187,10 @@ def _span(values: Any) -> str:
 
 
 def _numbers(value: Any) -> list[float]:
-    """Return the number or numbers of a sampled value; an empty list for text."""
+    """Return the numbers in a configuration value: a number, or a list of numbers as JSON text.
+
+    The result is empty if the value is another text.
+    """
     if not isinstance(value, str):
         return [value]
     try:
@@ -187,7 +202,7 @@ def _numbers(value: Any) -> list[float]:
 
 
 def _data(dataset: Dataset) -> dict[str, Any]:
-    """Return the facts about the data that are useful to a reader, without hashes and notes (shown separately)."""
+    """Return the fields of `dataset` that have a value, without hashes and without the notes (shown separately)."""
     facts = dataclasses.asdict(dataset)
     return {
         key: value for key, value in facts.items() if key not in ("fingerprint", "notes") and value not in (None, "")

@@ -1,6 +1,6 @@
-"""Summary of a study in sentences, for the terminal and the page.
+"""Sentences that summarise a study, for the terminal and the HTML report.
 
-Facts that the study does not contain are omitted.
+A fact is omitted if the files of the study do not contain it.
 """
 
 import math
@@ -22,11 +22,11 @@ from analysis.summary import (
     validation_clips,
 )
 
-SEED_SD_POINTS = 1.29  # pooled sd over seeds in percentage points; 25 % split of TAU 2022 Mobile, see RESEARCH_PLAN.md
+SEED_SD_POINTS = 1.29  # pooled standard deviation over seeds on the 25 % split of TAU 2022 Mobile (RESEARCH_PLAN.md)
 
 
 def headline(study: Study) -> str:
-    """Return one sentence: the size of the front and its two ends, or the reason why there is no front."""
+    """Return one sentence on the front: its size, its most accurate and its smallest point, or why it is empty."""
     best = front.pareto_points(study).to_dict("records")
     if not best:
         return _why_empty(study)
@@ -43,7 +43,7 @@ def headline(study: Study) -> str:
 
 
 def facts(study: Study) -> dict[str, str]:
-    """Return term -> text: how the front was chosen, trials, limits, baseline, teachers, hypervolume."""
+    """Return the facts of a study as a dict, term -> text, e.g. "Limits" -> "30 M MACs and 128,000 bytes at fp16"."""
     trials, measured = trial_counts(study)
     rejected = (study.manifest.progress.trials or {}).get("rejected")
     facts = {"Chosen on": _chosen_on(study), "Trials": _listed(trials) or "none trained yet"}
@@ -71,7 +71,7 @@ def facts(study: Study) -> dict[str, str]:
 
 
 def noise(study: Study) -> list[str]:
-    """Return sentences on the smallest significant difference (z = 1.96, difference of two single runs)."""
+    """Return sentences on how uncertain the accuracies are, and which differences between points are significant."""
     if study.replicated:
         return _noise_of_means(study)
     resolved = 1.96 * math.sqrt(2) * SEED_SD_POINTS
@@ -97,9 +97,14 @@ def noise(study: Study) -> list[str]:
 
 
 def warnings(study: Study) -> list[str]:
-    """Return warnings about the front: unfinished study, accepted changes, inconsistent counts, incomplete means."""
+    """Return warnings about the front as sentences; an empty list if there is no reason for a warning.
+
+    Reasons for warnings: the study is not complete; the option --allow-changes accepted a change of code, space or
+    data; study.json and points.csv have different numbers of complete trials; a point with one seed would be on the
+    front if the front could contain single runs; a mean on the front lacks some seeds of its configuration.
+    """
     lines, progress = [], study.manifest.progress
-    if progress.status in ("running", "interrupted"):  # "running" also after a killed driver
+    if progress.status in ("running", "interrupted"):  # a study whose driver was killed is "running", too
         lines.append("The study is not complete yet: this front may still change.")
     lines += [
         f"--allow-changes accepted a change during the study ({change.time}): {change.what}. Points measured before "
@@ -109,14 +114,17 @@ def warnings(study: Study) -> list[str]:
     counted = (progress.trials or {}).get("complete")
     rows = zip(study.raw["trial_id"], study.raw["status"], strict=True)
     found = len({trial for trial, status in rows if status == "complete"})
-    closed = progress.status in ("complete", "interrupted")  # in a running study, the counts are old
+    closed = progress.status in (
+        "complete",
+        "interrupted",
+    )  # while a study runs, the counts in study.json are out of date
     if closed and counted is not None and counted != found and not study.points_missing:
-        lines.append(f"study.json counts {counted} complete trials, points.csv holds {found}.")
+        lines.append(f"study.json counts {counted} complete trials, but points.csv contains {found}; {REMEDY}.")
     if beyond := _singles_beyond_front(study):
         lines.append(
-            f"{_plural(beyond, 'point')} with one seed would be on the front. The best of many single runs may be "
-            "good by chance, so it is not compared with means: only configurations with two or more seeds can be on "
-            "the front."
+            f"{_plural(beyond, 'point')} with one seed would be on the front if single runs were compared with "
+            "means. This is not done, because the best of many single runs may be good by chance: only configurations "
+            "with two or more seeds can be on the front."
         )
     if partial := _partial_means(study):
         means = "is a mean" if partial == 1 else "are means"
@@ -137,7 +145,10 @@ def _chosen_on(study: Study) -> str:
 
 
 def _seeds(study: Study) -> str:
-    """Return the number of configurations for each number of seeds, where the step with the most seeds counts."""
+    """Return the numbers of seeds in a study as text, e.g. "3 for 10 configurations, 1 for 2 configurations; ...".
+
+    If the prune steps of a configuration have different numbers of seeds, the largest number is taken.
+    """
     seeds: dict[str, int] = {}
     for config, n in zip(study.points["trial_id"], study.points["n_seeds"], strict=True):
         seeds[config] = max(n, seeds.get(config, 0))
@@ -185,7 +196,7 @@ def _why_empty(study: Study) -> str:
 
 
 def _trials_of_front(study: Study) -> Counter[str]:
-    """Return status -> number of trials, for the trials of the front's networks."""
+    """Return the number of trials per status; only trials with a network on the front are counted."""
     status: dict[str, str] = {}
     for point in front.pareto_points(study).to_dict("records"):
         behind = replicates.networks(study.raw, point["trial_id"], point["step"])
@@ -194,7 +205,10 @@ def _trials_of_front(study: Study) -> Counter[str]:
 
 
 def _singles_beyond_front(study: Study) -> int:
-    """Return the number of points with one seed (not candidates) that are not dominated by the front."""
+    """Return the number of points with only one seed that would be on the front if they were candidates.
+
+    The number is 0 for a study without replicates, in which all points are single runs and candidates.
+    """
     role = roles(study)
     admitted = np.isin(role, ("front", "single"))
     values = front.objective_values(study)[admitted]
@@ -203,10 +217,12 @@ def _singles_beyond_front(study: Study) -> int:
 
 
 def _partial_means(study: Study) -> int:
-    """Return the number of front points whose mean lacks seeds of the configuration that will not be measured.
+    """Return the number of partial means on the front: means over only a part of the seeds of their configuration.
 
-    A trial that ended before its first measurement is not in any table. In a complete study it is detected because the
-    mean has fewer seeds than requested; in an unfinished study, such a seed may still be trained.
+    A seed is missing from a mean if its trial was stopped early, failed or crashed before the prune step of the point.
+    A trial that ended before its first measurement has no row in points.csv. In a complete study, the missing seed is
+    found all the same: the mean has fewer seeds than requested. In an unfinished study, it is not counted, because a
+    trial without a row may still be training.
     """
     if not study.replicated:
         return 0
@@ -217,7 +233,7 @@ def _partial_means(study: Study) -> int:
         config = row["config_id"]
         if row["status"] not in ("complete", "running"):
             ended.setdefault(config, set()).add(name)
-        requested[config] = max(requested.get(config, study.manifest.asked.seeds_per_config), row["replicate"] + 1)
+        requested[config] = max(requested.get(config, study.manifest.requested.seeds_per_config), row["replicate"] + 1)
     partial = 0
     for point in front.pareto_points(study).to_dict("records"):
         config = point["trial_id"]
@@ -228,7 +244,7 @@ def _partial_means(study: Study) -> int:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    """Return counts as text, e.g. "12 complete, 4 stopped early"; counts of 0 are omitted."""
+    """Return a dict of counts as text, e.g. "12 complete, 4 stopped early"; counts of 0 are omitted."""
     return ", ".join(f"{number} {name}" for name, number in counts.items() if number)
 
 

@@ -1,4 +1,4 @@
-"""Tables of points on the page: the front, its class-wise and device-wise accuracy, and the test split."""
+"""HTML tables of the report: the front, its class-wise and device-wise accuracies, and the test results."""
 
 import html
 from typing import Any
@@ -8,10 +8,13 @@ from analysis.results import Study
 
 
 def front_section(study: Study) -> str:
-    """Return the front as a table that is sorted by a click on a header, with the baseline below it."""
+    """Return the HTML section with the table of the front; the last row of the table is the baseline, if there is one.
+
+    In the page, a click on a column header sorts the table by this column.
+    """
     best = front.pareto_points(study)
     config = summary.short_config(best)
-    numbers = {  # header -> (column, function that formats its values)
+    numbers = {  # header -> (column, function that formats a value; None: an interval from _low to _high)
         "seeds": ("n_seeds", str),
         "val %": ("val_macro_avg_acc", summary.percent),
         "val 95 %": ("val_macro_avg_acc_low", None),
@@ -60,7 +63,7 @@ def front_section(study: Study) -> str:
 
 
 def classes_section(study: Study) -> str:
-    """Return class-wise and device-wise accuracy of the front as tables, shaded by value."""
+    """Return the HTML section with the validation accuracy of each front point by scene and by device, as heat maps."""
     best: list[dict[Any, Any]] = front.pareto_points(study).to_dict("records")
     made = ""
     for prefix, title in (("val_acc/", "By scene"), ("val_device_acc/", "By device")):
@@ -72,7 +75,10 @@ def classes_section(study: Study) -> str:
 
 
 def test_section(study: Study) -> str:
-    """Return the test accuracies of the chosen points (and of device groups, if measured); "" without test.csv."""
+    """Return the HTML section with the test accuracies of all points in test.csv, in total and by device group.
+
+    The section is an empty string if the study has no test.csv.
+    """
     if study.test is None:
         return ""
     groups = [column for column in study.test.columns if column.startswith("test_acc/")]
@@ -87,7 +93,11 @@ def test_section(study: Study) -> str:
 
 
 def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
-    """Return a table with one row per point and one column per key of `names`, whose values are the headers."""
+    """Return an HTML table of accuracies with shaded cells, one row per point.
+
+    Each item of `names` gives one column of the table: its key is the key of the value in `points`, its value the
+    header.
+    """
     head = '<th class="text">trial, step</th><th>M MACs</th>'
     head += "".join(f"<th>{_text(name)}</th>" for name in names.values())
     rows = ""
@@ -101,7 +111,7 @@ def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
 
 
 def _shade(share: float) -> str:
-    """Return a cell of a heat map: white at 0, blue at 1, with light text on dark cells."""
+    """Return an HTML table cell for an accuracy in [0, 1], coloured from white (0) to blue (1)."""
     if summary.absent(share):
         return f"<td>{summary.DASH}</td>"
     red, green, blue = (round(255 + (end - 255) * share) for end in (0, 82, 140))
@@ -110,7 +120,10 @@ def _shade(share: float) -> str:
 
 
 def _cell(shown: str, value: Any, kind: str = "") -> str:
-    """Return a cell that is sorted by `value` (a missing value comes last); long words may break after a plus sign."""
+    """Return an HTML table cell with the text `shown` and the CSS class `kind`.
+
+    The page sorts rows by `value`; a missing value is sorted last. In the text, a line may break after a plus sign.
+    """
     raw = "" if summary.absent(value) or value == summary.DASH else value
     words = _text(shown).replace("+", "+<wbr>")
     marked = f' class="{kind}"' if kind else ""

@@ -1,13 +1,21 @@
 """Channel groups of a student: which channels are removed together, their importance scores, and their removal.
 
-This is the only file that imports torch-pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning"). Tied
-channels (a depthwise convolution and its neighbours, the branches of one RepConv, both ends of a shortcut) form one
-group and are removed together. torch-pruning finds the groups, scores their channels and removes them. pruning.py
-decides which channels to remove, because torch-pruning's limit per layer (`max_pruning_ratio`) skips layers that have
-reached the limit, but does not stop exactly at the limit.
+Channels of different layers are *tied* if they can only be removed together. A depthwise convolution is tied to its
+neighbours, the branches of one RepConv to each other, and the layers at both ends of a shortcut. Tied layers form a
+group. torch-pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning") finds the groups, scores their
+channels and removes them; only this file imports it. pruning.py decides how many channels each group loses.
+torch-pruning is not used for this decision: it checks its limit `max_pruning_ratio` only before a removal, so a layer
+can lose more than the limit.
 
-A score is a sum over the tied 1x1 and 3x3 convolutions and BN scales. torch-pruning 1.6.1 omits depthwise weights in
-all criteria, and BN scales in taylor (Molchanov et al. 2019). hessian is the diagonal w^2 E[g^2] (LeCun et al. 1989).
+The criterion (`prune.criterion`) determines the score of a channel. In torch-pruning 1.6.1, the score is computed from
+these parameters of the group (depthwise convolutions are never used):
+
+    l1, l2, lamp, hessian   weights of convolutions, and scales of batch normalisation (BN)
+    fpgm, taylor            weights of convolutions (taylor: Molchanov et al. 2019)
+    bn_scale                BN scales
+    random                  none
+
+hessian scores a weight w with gradient g by w^2 E[g^2] (LeCun et al. 1989, diagonal approximation).
 """
 
 import copy
@@ -32,6 +40,7 @@ def _importance(name: str, **options: Any) -> "tp.importance.Importance":
     return getattr(tp.importance, name)(**options)
 
 
+# criteria that need only the weights, by name
 CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
     "l1": partial(_importance, "GroupMagnitudeImportance", p=1),
     "l2": partial(_importance, "GroupMagnitudeImportance", p=2),
@@ -41,9 +50,10 @@ CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
     "bn_scale": partial(_importance, "BNScaleImportance"),
 }
 
+# criteria that also need gradients of the loss (`sensitivities`), by name
 DATA_CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
     "taylor": partial(_importance, "GroupTaylorImportance"),
-    # torch-pruning keeps only the last clip's gradient g; with the mean of g^2 as the gradient, the score is correct
+    # the score is w^2 E[g^2], because `rank_channels` stores the mean of g^2 over clips as the gradient
     "hessian": partial(_importance, "GroupHessianImportance"),
 }
 
@@ -53,16 +63,16 @@ Gradients = Mapping[str, torch.Tensor]  # parameter name -> tensor returned by `
 
 
 class PruningError(ValueError):
-    """The requested prune step is not possible."""
+    """A pruning ratio or target is invalid, or a network cannot be pruned as requested."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are removed together, with one score each."""
+    """Tied layers (they lose channels only together), with one importance score for each of their common channels."""
 
     layer: str  # name of the group's first convolution
-    kind: str  # the pattern of layers in the group
-    sets: int  # number of equal sets of channels (grouped convolutions); each set loses the same channels
+    kind: str  # types of the tied layers, in order; scope isomorphic ranks groups of equal `kind` together
+    sets: int  # number of equal sets of channels (above 1: grouped convolution); each set loses the same channels
     scores: torch.Tensor  # [C] scores of one set; the channels with the lowest scores are removed first
 
     @property
@@ -73,10 +83,11 @@ class Group:
 def sensitivities(
     student: Student, criterion: str, losses: Callable[[Student], Iterable[torch.Tensor]]
 ) -> dict[str, torch.Tensor]:
-    """Return each parameter's mean gradient (taylor) or mean squared gradient (hessian) over clips.
+    """Return the mean over clips of each parameter's gradient or squared gradient, by parameter name.
 
-    `losses(model)` yields the scalar loss of each clip. The model is a copy of `student` in evaluation mode, so that
-    batch statistics do not mix clips.
+    With `criterion` taylor it is the mean gradient, with hessian the mean squared gradient. `losses(model)` yields the
+    scalar loss of one clip at a time; `model` is a copy of `student` in evaluation mode, so that batch normalisation
+    does not mix clips. PruningError if `losses` yields nothing.
     """
     model = copy.deepcopy(student).eval()
     totals: dict[str, torch.Tensor] = {}
@@ -90,19 +101,27 @@ def sensitivities(
             gradient = parameter.grad if criterion == "taylor" else parameter.grad.square()
             totals[name] = totals.get(name, 0) + gradient
     if not n_clips:
-        raise PruningError(f"criterion {criterion} received 0 clips for its gradients: expected at least 1")
+        raise PruningError(
+            f"criterion {criterion} received the losses of 0 clips: expected those of at least 1 training clip; check "
+            "that the training split has clips"
+        )
     return {name: (total / n_clips).cpu() for name, total in totals.items()}
 
 
 def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradients | None) -> list[Group]:
-    """Return all groups of tied channels that may be pruned, with the scores of their channels by `criterion`.
+    """Return the groups of tied layers that may be pruned, with the scores of their channels by `criterion`.
 
-    `seed` is used by the random criterion, `gradients` (from `sensitivities`) by taylor and hessian.
+    `criterion` is l1, l2, lamp, fpgm, random, bn_scale, taylor or hessian. Only random uses `seed`. taylor and hessian
+    need `gradients`, the result of `sensitivities`; for other criteria it may be None. PruningError if `student` is in
+    deployed form, if gradients are missing, or if within every group all channels have the same score.
     """
     if student.fused:
-        raise PruningError("a fused student cannot be pruned: prune the training form, then fuse")
+        raise PruningError("a fused student cannot be pruned: expected the training form; prune it before it is fused")
     if criterion in DATA_CRITERIA and gradients is None:
-        raise PruningError(f"criterion {criterion} needs gradients of the loss: expected those of `sensitivities`")
+        raise PruningError(
+            f"criterion {criterion} needs gradients of the loss, but `gradients` is None: pass the result of "
+            "`sensitivities`"
+        )
     model = copy.deepcopy(student).cpu()
     if criterion in DATA_CRITERIA:
         for name, parameter in model.named_parameters():
@@ -117,7 +136,7 @@ def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradie
             if scores is None:
                 continue
             channels = len(group[0].idxs)
-            if len(scores) > channels:  # a group that starts with a depthwise convolution: padded with zeros
+            if len(scores) > channels:  # torch-pruning adds zeros if a group starts with a depthwise layer
                 scores = scores[:channels] * (channels / len(scores))
             sets = pruner._get_channel_groups(group)
             scores = scores.view(sets, -1).mean(dim=0)
@@ -126,22 +145,25 @@ def rank_channels(student: Student, criterion: str, seed: int, gradients: Gradie
                 f"{'out' if pruner.DG.is_out_channel_pruning_fn(d.handler) else 'in'}"
                 for d, _ in group
             )
-            # if all scores of a layer are 0, division by their mean gives NaN: its channels are least important
+            # torch-pruning divides by the mean score; NaN means that all scores of the layer are 0 (least important)
             groups.append(Group(names[group[0].dep.target.module], kind, sets, scores.nan_to_num(0.0)))
     if groups and all(g.scores.min() == g.scores.max() for g in groups):
-        fresh = ": the BN scales of an untrained network are all 1" if criterion == "bn_scale" else ""
+        cause = ": the BN scales of an untrained network are all 1" if criterion == "bn_scale" else ""
         raise PruningError(
-            f"criterion {criterion}: all channels of each layer have the same score{fresh}; expected different scores: "
-            "train first, or use another criterion"
+            f"criterion {criterion}: all channels of each layer have the same score{cause}; expected different scores: "
+            "train the network before pruning, or set another prune.criterion"
         )
     return groups
 
 
 def remove_channels(student: Student, groups: Sequence[Group], counts: Sequence[int]) -> Student:
-    """Return a new student without the `counts[i]` lowest-scored channels of each group i."""
+    """Return a copy of `student` in which each `groups[i]` has lost the `counts[i]` channels with the lowest scores.
+
+    `groups` is the result of `rank_channels` for `student`.
+    """
     device = next(student.parameters()).device
     pruned = copy.deepcopy(student).cpu()
-    with torch.random.fork_rng(devices=[]):  # tracing draws random numbers
+    with torch.random.fork_rng(devices=[]):  # tracing draws random numbers; keep the caller's random state
         graph = _pruner(pruned, CRITERIA["random"]()).DG
     modules = dict(pruned.named_modules())
     for group, count in zip(groups, counts, strict=True):
@@ -155,15 +177,19 @@ def remove_channels(student: Student, groups: Sequence[Group], counts: Sequence[
 
 
 def _pruner(model: Student, importance: "tp.importance.Importance") -> "tp.pruner.BasePruner":
-    """Return torch-pruning's pruner of `model`; this puts `model` into evaluation mode."""
+    """Return a torch-pruning pruner for `model` that scores channels with `importance`.
+
+    It prunes neither the classifier's outputs nor layers of NARROWEST channels or fewer. Creating the pruner puts
+    `model` into evaluation mode.
+    """
     import torch_pruning as tp
 
     narrow = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Unwrapped parameters")  # the scalars of GRN, which have no channels
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # scalars of GRN: they have no channels to prune
         return tp.pruner.BasePruner(
             model,
-            torch.zeros(1, 1, 64, 64),  # any size works for tracing: the classifier averages over positions
+            torch.zeros(1, 1, 64, 64),  # input to trace; any size works, as the classifier averages over positions
             importance=importance,  # type: ignore[arg-type]
             ignored_layers=[*model.unprunable(), *narrow],
             # new dicts, because the defaults are shared between all pruners of a process

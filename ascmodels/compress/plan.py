@@ -1,17 +1,20 @@
-"""The pruning plan: configuration of progressive pruning and the amount that each prune step removes.
+"""The pruning plan: the configuration of progressive pruning, and how much each prune step removes.
 
-    PruneConfig(ratios=(0.3, 0.3))                                  one ratio per step
-    PruneConfig(n_steps=3, total_ratio=0.6, step_schedule="cubic")  0.6 of the channels are removed after 3 steps
-    PruneConfig(n_steps=3, target_macs=8e6)                         each step: the largest network within its target
+    PruneConfig(ratios=(0.3, 0.3))                                  2 steps: each removes 0.3 of the remaining channels
+    PruneConfig(n_steps=3, total_ratio=0.6, step_schedule="cubic")  3 steps: together they remove 0.6 of the channels
+    PruneConfig(n_steps=3, target_macs=8e6)                         3 steps: the last network has at most 8e6 MACs
 
-Three schedules distribute the total amount s over R steps; s_k is the amount removed after step k:
+The schedule (`step_schedule`) distributes the total share s over R steps. The first k steps together remove the share
+s_k of the original amount:
 
-    constant    s_k = 1 - (1 - s)^(k / R)            each step removes the same share of the remaining channels
+    constant    s_k = 1 - (1 - s)^(k / R)            each step removes the same share of the remaining amount
     linear      s_k = s k / R                        each step removes the same amount
     cubic       s_k = s (1 - (1 - k / R)^3)          the first steps remove most (Zhu and Gupta 2017, "To prune, or
                                                      not to prune")
 
-For a target, s = 1 - target / dense size, counted in MACs or bytes instead of channels.
+The amount is a number of channels or, with `target_macs` or `target_bytes`, the size in MACs or bytes. With a target, s
+is 1 - target / dense, where `dense` is the size before step 1. Step k makes the largest network whose size is at most
+(1 - s_k) * dense.
 """
 
 from dataclasses import dataclass, replace
@@ -33,22 +36,26 @@ GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 
 @dataclass(frozen=True)
 class PruneConfig:
-    """Progressive pruning. At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` may be set."""
+    """Configuration of progressive pruning: a number of prune steps, each followed by retraining.
 
-    ratios: tuple[float, ...] = ()  # shares of the remaining channels that the prune steps remove; empty: not set
-    n_steps: int | None = None  # steps to reach total_ratio, target_macs or target_bytes (at least 1); null: not set
-    total_ratio: float | None = None  # share of channels removed after all n_steps (0 to 1); null: not set
-    target_macs: float | None = None  # most MACs of the deployed network after the last step; null: not set
-    target_bytes: float | None = None  # most parameter bytes after the last step, at limits.precision; null: not set
-    step_schedule: str = "constant"  # constant (equal shares of the rest), linear (equal amounts), cubic (most first)
+    At most one of `ratios`, `total_ratio`, `target_macs` and `target_bytes` may be set; it determines how much is
+    removed. If none is set, nothing is pruned.
+    """
+
+    ratios: tuple[float, ...] = ()  # share of the remaining channels that each prune step removes; empty: not set
+    n_steps: int | None = None  # prune steps to total_ratio, target_macs or target_bytes (at least 1); null: not set
+    total_ratio: float | None = None  # share of channels that all n_steps together remove (0 to 1); null: not set
+    target_macs: float | None = None  # maximum MACs of the deployed network after the last step; null: not set
+    target_bytes: float | None = None  # maximum parameter bytes after the last step, at limits.precision; null: not set
+    step_schedule: str = "constant"  # amount per step: constant (same share of rest), linear (equal), cubic (falling)
     criterion: str = "l2"  # channel importance: l1, l2, lamp, fpgm, random, bn_scale, taylor or hessian
-    scope: str = "local"  # channels compete: local (in a layer), global, isomorphic (in layers of one kind)
-    max_ratio: float = 0.8  # largest share of a layer removed per step (0 to 1; unused if scope=local, no target)
+    scope: str = "local"  # channels are ranked per layer (local), all together (global), per kind of layer (isomorphic)
+    max_ratio: float = 0.8  # largest share of a layer that a step removes (0 to 1; scope=local: only with a target)
     round_to: int = 1  # channels of a pruned layer are kept in multiples of this number (at least 1)
-    importance_clips: int = 64  # training clips whose gradients rank channels for taylor and hessian (at least 1)
+    importance_clips: int = 64  # number of training clips for the gradients of taylor and hessian (at least 1)
     epochs: int = 3  # epochs of retraining after each prune step (at least 1)
     lr: float = 1e-3  # peak learning rate of retraining with lr_mode finetune (above 0)
-    lr_mode: str = "finetune"  # schedule of retraining: finetune (its own, peak lr) or rewind (end of the dense one)
+    lr_mode: str = "finetune"  # retraining: finetune (new schedule with peak lr) or rewind (end of the dense schedule)
     retrain_kd: bool = True  # retrain with distillation: true or false (cross-entropy only)
 
     def __post_init__(self):
@@ -68,70 +75,90 @@ class PruneConfig:
         if self.round_to < 1 or self.epochs < 1 or not self.lr > 0:
             raise ValueError(
                 f"prune.round_to={self.round_to}, prune.epochs={self.epochs}, prune.lr={self.lr}: "
-                "expected integers >= 1 and a learning rate above 0"
+                "expected round_to and epochs to be integers >= 1, and lr to be above 0; change the invalid key"
             )
         if self.importance_clips < 1 or not 0 < self.max_ratio < 1:
             raise ValueError(
                 f"prune.importance_clips={self.importance_clips}, prune.max_ratio={self.max_ratio}: "
-                "expected at least one clip and a share above 0 and below 1"
+                "expected importance_clips >= 1, and max_ratio above 0 and below 1; change the invalid key"
             )
         self._check_goal()
 
     def _check_goal(self) -> None:
         given = [name for name in GOALS if getattr(self, name) not in (None, ())]
         if len(given) > 1:
-            raise ValueError(f"prune.{' and prune.'.join(given)} exclude each other: set only one of them")
+            values = " and ".join(str(getattr(self, name)) for name in given)
+            raise ValueError(
+                f"prune.{' and prune.'.join(given)} exclude each other, but have the values {values}: "
+                "set only one of them"
+            )
         if given in ([], ["ratios"]):
             if self.n_steps is not None:
+                found = f"prune.ratios={self.ratios} is set: replace it by" if given else "none of them is set: set"
                 raise ValueError(
                     f"prune.n_steps={self.n_steps} needs prune.total_ratio, prune.target_macs or prune.target_bytes, "
-                    f"{'and excludes prune.ratios' if given else 'but none of them is set'}: set one, or remove n_steps"
+                    f"but {found} one of them, or remove prune.n_steps"
                 )
             return
         if self.n_steps is None or self.n_steps < 1:
-            raise ValueError(f"prune.n_steps={self.n_steps}: expected an integer >= 1, as prune.{given[0]} is set")
+            raise ValueError(
+                f"prune.n_steps={self.n_steps}: expected an integer >= 1, because prune.{given[0]} is set; set "
+                "prune.n_steps to the number of prune steps"
+            )
         if self.goal and not self.goal[1] > 0:
             raise ValueError(f"prune.target_{self.goal[0]}={self.goal[1]}: expected a number above 0")
 
     @property
     def rounds(self) -> int:
-        """The number of prune steps; 0 means no pruning."""
+        """The number of prune steps (0: no pruning)."""
         return len(self.ratios) or self.n_steps or 0
 
     @property
     def exact(self) -> bool:
-        """Whether the pruned sizes depend on the plan alone and not on the weights."""
+        """Whether the sizes of the pruned networks do not depend on the weights, so are known before training."""
         return self.scope == "local"
 
     @property
     def goal(self) -> tuple[str, float] | None:
-        """("macs" or "bytes", target) if a target size is set, else None."""
+        """The target size as ("macs" or "bytes", value); None if neither target_macs nor target_bytes is set."""
         if self.target_macs is not None:
             return "macs", self.target_macs
         return None if self.target_bytes is None else ("bytes", self.target_bytes)
 
     @property
     def step_ratios(self) -> tuple[float, ...]:
-        """Share of the remaining channels that each step removes; empty if a target size is set."""
+        """The share of the remaining channels that each prune step removes.
+
+        It is empty if a target size is set or nothing is pruned.
+        """
         if self.total_ratio is None:
             return self.ratios
         removed = (0.0, *shares(self.step_schedule, self.total_ratio, self.rounds))
         return tuple(1 - (1 - removed[k]) / (1 - removed[k - 1]) for k in range(1, len(removed)))
 
     def targets(self, dense: float) -> tuple[float, ...]:
-        """Return the size that each step must not exceed, for a network that starts with `dense` MACs or bytes."""
+        """Return the maximum size after each prune step, in MACs (with target_macs) or bytes (with target_bytes).
+
+        One of these two keys must be set. `dense` is the size before the first step, in the same unit. PruningError if
+        the target is not smaller than `dense`.
+        """
         assert self.goal is not None
         name, target = self.goal
         if target >= dense:
             raise PruningError(
-                f"prune.target_{name}={target:,.0f}: expected less than the {dense:,.0f} of the dense network"
+                f"prune.target_{name}={target:,.0f}: expected less than {dense:,.0f}, the size before pruning; reduce "
+                "the target"
             )
         intermediate = shares(self.step_schedule, 1 - target / dense, self.rounds)[:-1]
         return (*(dense * (1 - s) for s in intermediate), target)
 
 
 def shares(schedule: str, total: float, n_steps: int) -> tuple[float, ...]:
-    """Return the share of the original size removed after each of `n_steps` steps; the last one is `total`."""
+    """Return the share that is removed in total after each of `n_steps` steps: of the channels, or of MACs or bytes.
+
+    It is a share of the number before pruning. `schedule` is constant, linear or cubic; its formula is in this module's
+    docstring. The last share is `total`.
+    """
     parts = [k / n_steps for k in range(1, n_steps + 1)]
     if schedule == "constant":
         return tuple(1 - (1 - total) ** p for p in parts)
@@ -149,7 +176,13 @@ def take_step(
     seed: int = 0,
     gradients: Gradients | None = None,
 ) -> Student:
-    """Return the network after prune step `step` (1, 2, ...) of `config`; `dense` is (MACs, params) before step 1."""
+    """Return a pruned copy of `student`: the network after prune step number `step` (1, 2, ...) of `config`.
+
+    `student` is the network before this step, and `dense` the (MACs, parameters) of the deployed network before step 1.
+    For a target, MACs are counted for one input of `n_mels` mel bins and `frames` frames, and bytes at `precision`
+    (fp32, fp16 or int8). `seed` is for criterion random. `gradients`, the result of `sensitivities`, is for taylor and
+    hessian. PruningError if the step is not possible.
+    """
     options = {"round_to": config.round_to, "seed": seed, "scope": config.scope, "max_ratio": config.max_ratio}
     if config.goal is None:
         ratio = config.step_ratios[step - 1]
@@ -167,7 +200,7 @@ def take_step(
         raise PruningError(f"{where}: {error}") from error
 
 
-def schedule_sizes(
+def plan_sizes(
     config: StudentConfig,
     prune_config: PruneConfig,
     n_mels: int,
@@ -175,17 +208,19 @@ def schedule_sizes(
     precision: str = "fp16",
     widths: Widths | None = None,
 ) -> list[tuple[int, int]]:
-    """Return (MACs, params) of the deployed network before pruning and after each prune step, without training.
+    """Return (MACs, parameters) of the deployed network before pruning and after each prune step, without training.
 
-    With local pruning the sizes are exact, else an estimate from random weights. PruningError if the plan is not
-    possible.
+    MACs are counted for one input of `n_mels` mel bins and `frames` frames; a target in bytes is for parameters at
+    `precision` (fp32, fp16 or int8). `widths` are the channels per layer before pruning (None: those of `config`).
+    Unless the scope is local, the sizes of pruned networks are estimates from random weights. PruningError if a step is
+    not possible.
     """
     return [
-        (macs, params) for macs, params, _ in schedule_networks(config, prune_config, n_mels, frames, precision, widths)
+        (macs, params) for macs, params, _ in plan_networks(config, prune_config, n_mels, frames, precision, widths)
     ]
 
 
-def schedule_networks(
+def plan_networks(
     config: StudentConfig,
     prune_config: PruneConfig,
     n_mels: int,
@@ -193,17 +228,18 @@ def schedule_networks(
     precision: str = "fp16",
     widths: Widths | None = None,
 ) -> list[tuple[int, int, Widths]]:
-    """Return (MACs, params, widths) of the network before pruning and after each prune step, without training.
+    """Return (MACs, parameters, widths) before pruning and after each prune step, without training.
 
-    The network before pruning is dense or has the given `widths`. With local pruning the widths do not depend on the
-    weights, so the result is exact for the trained trial. With global and isomorphic pruning it is an *estimate* from a
-    network with random weights (see `PruneConfig.exact`). PruningError if the plan is not possible; for a target, the
-    message names the smallest possible size.
+    MACs and parameters are those of the deployed network, for one input of `n_mels` mel bins and `frames` frames. A
+    target in bytes is for parameters at `precision` (fp32, fp16 or int8). Before pruning, the network has the given
+    `widths` (channels per layer; None: the unpruned widths of `config`). With scope local the result does not depend on
+    the weights, so it is exact for the trained network. With scope global or isomorphic it is an *estimate* from random
+    weights. PruningError if a step is not possible; for a target, the message contains the smallest possible size.
     """
-    # the widths follow from the ratios by arithmetic. Not for TF-SepNet: its ties change as layers become narrow
+    # without a target, the widths follow from the ratios. Not for TF-SepNet: its ties change as layers become narrow
     if prune_config.exact and prune_config.goal is None and config.family == "mobile":
         stages = [widths or _deployed(config).widths]
-        tied = config  # ties do not depend on which branches a layer has, except for an identity in the stem
+        tied = config  # equal for all branches (so cached once), except for an identity branch in the stem
         if not config.rep_stem:
             tied = replace(config, branches=(), stage_branches=(), activation="relu")
         for ratio in prune_config.step_ratios:
@@ -216,7 +252,7 @@ def schedule_networks(
     dense = get_deployed_size(student, n_mels, frames)
     goal, by_weights = prune_config.goal, replace(prune_config, criterion="l1")
     if goal is not None:
-        prune_config.targets(_figure(goal[0], dense, precision))  # raises PruningError for a target that is not smaller
+        prune_config.targets(_figure(goal[0], dense, precision))  # PruningError if the target is not smaller
     try:
         for step in range(1, prune_config.rounds + 1):
             networks.append(take_step(networks[-1], by_weights, step, dense, n_mels, frames, precision))
@@ -227,8 +263,8 @@ def schedule_networks(
             student = smallest_step(student, prune_config.round_to, prune_config.max_ratio)
         least = _figure(goal[0], get_deployed_size(student, n_mels, frames), precision)
         raise PruningError(
-            f"{error}; the smallest size after {prune_config.rounds} step(s) is {least:,.0f}: use a larger target or "
-            "more steps"
+            f"{error}. The smallest size after {prune_config.rounds} step(s) is {least:,.0f}: set a larger target, or "
+            "a larger prune.n_steps"
         ) from error
     return [(*get_deployed_size(network, n_mels, frames), network.widths) for network in networks]
 
@@ -255,5 +291,8 @@ def _ties(config: StudentConfig, widths: Widths) -> Ties:
 
 
 def _figure(name: str, size: tuple[int, int], precision: str) -> float:
-    """Return the MACs, or the bytes at `precision`, of a (MACs, params) pair."""
+    """Return the size that a target limits; `size` is (MACs, parameters).
+
+    With `name` "macs" it is the MACs, with "bytes" the bytes of the parameters at `precision`.
+    """
     return size[0] if name == "macs" else size_bytes(size[1], precision)

@@ -1,11 +1,14 @@
-"""Structured pruning of a student: complete channels are removed from each dependency group (groups.py).
+"""Structured pruning of a student: complete channels are removed from all layers that depend on them.
 
-Pruning works on the unfused training form: the score of a channel covers all branches, and it is removed from all
-branches. After a step and its retraining, the branches of this network are fused for deployment (`Student.fuse`).
+Channels of different layers are *tied* if they can only be removed together; such layers form a group (groups.py).
+Pruning works on the training form: the score of a channel covers all RepConv branches, and the channel is removed from
+all branches. For deployment, fuse a copy of the pruned and retrained network (`Student.fuse`).
 
-    local        each layer loses the same share of channels
-    global       all channels are ranked together, by their score divided by the mean score of the layer
-    isomorphic   layers with the same pattern of neighbours are ranked together (Fang et al. 2024, "Isomorphic Pruning")
+The argument `scope` selects the channels that are ranked together by score. The lowest ones of a ranking are removed:
+
+    local        the channels of one group: each group loses the same share of its channels
+    global       the channels of all groups; a score is divided by the mean score of its group
+    isomorphic   the channels of groups with the same types of layers (Fang et al. 2024, "Isomorphic Pruning")
 """
 
 import copy
@@ -19,7 +22,7 @@ import torch
 from ascmodels.compress.groups import NARROWEST, Gradients, Group, PruningError, rank_channels, remove_channels
 from ascmodels.students import Student, Widths, build_student
 
-_ROUNDING = 1e-9  # tolerance in channels: above the rounding error of a ratio, far below any real fraction
+_ROUNDING = 1e-9  # tolerance in channels, above the floating-point error of total * ratio
 
 
 def prune(
@@ -32,11 +35,14 @@ def prune(
     max_ratio: float = 0.8,
     gradients: Gradients | None = None,
 ) -> Student:
-    """Return a new student with the share `ratio` of its channels removed; `student` is unchanged.
+    """Return a pruned copy of `student`, without the share `ratio` (above 0, below 1) of its channels.
 
-    The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are not pruned. PruningError if a
-    layer would become empty or no channel would be removed. `seed` is used by the random criterion, `gradients` (from
-    `sensitivities`) by taylor and hessian, and `max_ratio` by the global and isomorphic scopes.
+    `criterion` (l1, l2, ...) scores the channels, and `scope` is local, global or isomorphic (see this module's
+    docstring). The classifier keeps its outputs, and layers of `NARROWEST` channels or fewer are not pruned. The
+    numbers of channels that remain in pruned layers are multiples of `round_to`. With scope global or isomorphic, no
+    layer loses more than the share `max_ratio`. `seed` is for criterion random. `gradients`, the result of
+    `sensitivities`, is for taylor and hessian. PruningError if a layer would become empty, no channel would be removed,
+    or `max_ratio` does not allow `ratio`.
     """
     check_ratio(ratio, "pruning ratio")
     groups = rank_channels(student, criterion, seed, gradients)
@@ -45,23 +51,28 @@ def prune(
     else:
         counts = _counts(groups, ratio, scope, round_to, _limits(groups, max_ratio), strict=True)
     if not any(counts):
-        raise PruningError(f"pruning ratio {ratio} removes no channel from widths {student.widths}; use a larger ratio")
+        raise PruningError(
+            f"pruning ratio {ratio} removes no channel from widths {student.widths}: expected at least one; use a "
+            "larger ratio, a smaller prune.round_to or fewer prune steps"
+        )
     return remove_channels(student, groups, counts)
 
 
 @dataclass(frozen=True)
 class Ties:
-    """The tied channels of a network: each group's entries of `Widths`, as (name, index, decrease).
+    """Groups of numbers in the `Widths` (channels per layer) of a network that pruning can only reduce together.
 
-    `decrease` is the number of channels that the entry loses if the group loses one channel.
+    `groups` has one tuple for each group of tied layers. Each of its entries (field, index, decrease) describes one
+    number: if the group loses one channel, entry `index` of the `Widths` field `field` becomes smaller by `decrease`.
     """
 
     groups: tuple[tuple[tuple[str, int, int], ...], ...]
 
     def narrowed(self, widths: Widths, ratio: float, round_to: int) -> Widths:
-        """Return the widths after one local prune step at `ratio`, computed from `widths` without a network.
+        """Return the widths to which `prune` with scope local would reduce a network; no network is built.
 
-        Raises the same errors as `prune`.
+        `widths` are those before pruning. `ratio` is the share of channels to remove, and the numbers that remain are
+        multiples of `round_to`. PruningError in the same cases as in `prune`.
         """
         check_ratio(ratio, "pruning ratio")
         remaining = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
@@ -69,7 +80,10 @@ class Ties:
         sizes = [remaining[name][i] // decrease for (name, i, decrease), *_ in free]
         counts = _local_counts([Group("", "", 1, torch.zeros(size)) for size in sizes], ratio, round_to)
         if not any(counts):
-            raise PruningError(f"pruning ratio {ratio} removes no channel from widths {widths}; use a larger ratio")
+            raise PruningError(
+                f"pruning ratio {ratio} removes no channel from widths {widths}: expected at least one; use a "
+                "larger ratio, a smaller prune.round_to or fewer prune steps"
+            )
         for group, count in zip(free, counts, strict=True):
             for name, i, decrease in group:
                 remaining[name][i] -= decrease * count
@@ -77,10 +91,11 @@ class Ties:
 
 
 def ties(student: Student) -> Ties:
-    """Return the ties of `student`'s channels, found by removing channels from a few copies ("cuts").
+    """Return the groups of widths that become smaller together when `student` is pruned.
 
-    In cut number b, every group g loses one channel if bit b of g + 1 is set. So the set of cuts in which a width
-    decreased is the binary code of its group.
+    They are found by removing channels from copies of `student`; about log2(number of groups) copies are enough. In
+    copy number b, group g loses one channel if bit b of g + 1 is set. So the copies in which an entry of `Widths`
+    becomes smaller identify the entry's group.
     """
     groups = rank_channels(student, "l1", 0, None)
     owners: dict[tuple[str, int], int] = {}
@@ -109,11 +124,13 @@ def prune_below(
     max_ratio: float = 0.8,
     gradients: Gradients | None = None,
 ) -> Student:
-    """Return the largest network, pruned in the order of the scores, whose `figure` (MACs, bytes) is <= `target`.
+    """Return a pruned copy of `student`: the largest one whose size is at most `target`.
 
-    The ratio is found by bisection. Each layer keeps at least `NARROWEST` channels and the share 1 - `max_ratio` of its
-    channels. If `student` is small enough already, a copy is returned. PruningError if the target is too small; the
-    message names the smallest possible figure.
+    `figure` returns the size (MACs or bytes) of a network. Bisection finds the smallest pruning ratio that reaches the
+    target; the channels with the lowest scores are removed. Each layer keeps at least `NARROWEST` channels and the
+    share 1 - `max_ratio` of its channels. If `student` is small enough, the copy is not pruned. The other arguments
+    have the same meaning as in `prune`. PruningError if the target cannot be reached; the message contains the smallest
+    possible size.
     """
     if figure(student) <= target:
         return copy.deepcopy(student)
@@ -124,8 +141,8 @@ def prune_below(
     best = remove_channels(student, groups, enough)
     if figure(best) > target:
         raise PruningError(
-            f"target {target:,.0f} is out of reach: the smallest network after one step with "
-            f"prune.max_ratio={max_ratio} has {figure(best):,.0f}"
+            f"target {target:,.0f} is out of reach: expected at least {figure(best):,.0f}, the size of the smallest "
+            f"network after one step with prune.max_ratio={max_ratio}; set a larger target or a larger prune.max_ratio"
         )
     while high - low > 1e-7:  # finer than one channel of any network
         middle = (low + high) / 2
@@ -144,7 +161,11 @@ def prune_below(
 
 
 def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
-    """Return the smallest network that `prune_below` can make of `student` in one step."""
+    """Return a copy of `student` with as few channels as one prune step to a target size can leave.
+
+    Each layer keeps the share 1 - `max_ratio` of its channels, but at least `NARROWEST`; the numbers of channels that
+    remain are multiples of `round_to` if these limits allow it.
+    """
     groups = rank_channels(student, "l1", 0, None)
     return remove_channels(student, groups, _counts(groups, 1.0, "local", round_to, _limits(groups, max_ratio)))
 
@@ -152,9 +173,11 @@ def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
 def prune_to_widths(
     student: Student, widths: Widths, criterion: str = "l2", seed: int = 0, gradients: Gradients | None = None
 ) -> Student:
-    """Return a new student of exactly `widths`, made from `student` by removing its least important channels.
+    """Return a copy of `student` that is pruned to exactly `widths`; the channels with the lowest scores are removed.
 
-    PruningError if a width is larger than that of `student`, or if tied layers do not allow `widths`.
+    `criterion` (l1, l2, ...) scores the channels. `seed` is for criterion random; `gradients`, the result of
+    `sensitivities`, is for taylor and hessian. PruningError if a layer of `student` has fewer channels than `widths`
+    requires, or if layers that lose channels only together would lose different numbers of channels.
     """
     groups = rank_channels(student, criterion, seed, gradients)
     with torch.random.fork_rng(devices=[]):
@@ -163,50 +186,62 @@ def prune_to_widths(
     counts = tuple(g.size - k for g, k in zip(groups, kept, strict=True))
     pruned = remove_channels(student, groups, counts) if min(counts, default=0) >= 0 else student
     if pruned.widths != widths:
-        raise PruningError(f"{student.widths} cannot be pruned to {widths}: expected widths that its tied layers allow")
+        raise PruningError(
+            f"{student.widths} cannot be pruned to {widths}: expected no larger widths, and the same decrease for all "
+            "layers that lose channels together; use the widths of a pruned copy of this network"
+        )
     return pruned
 
 
 def check_ratio(ratio: float, name: str) -> None:
-    """Raise PruningError, which shows `name`, unless `ratio` is between 0 and 1 (exclusive)."""
+    """Raise PruningError unless `ratio` is above 0 and below 1; `name` is the name of the ratio in the message."""
     if not 0 < ratio < 1:
         raise PruningError(
-            f"{name}={ratio}: expected a share of channels above 0 and below 1; a ratio of 1 empties every layer"
+            f"{name}={ratio}: expected a share of channels above 0 and below 1 (1 would empty every layer); change it"
         )
 
 
 def removed_channels(total: int, ratio: float) -> int:
-    """Return the share `ratio` of `total` channels, rounded up to an integer; all amounts of pruning use this rule.
+    """Return how many of `total` channels to remove: `total * ratio`, rounded up; all pruning uses this rule.
 
-    torch-pruning's own `total - int(total * (1 - ratio))` has the same meaning, but removes one channel too many if
-    total * (1 - ratio) is an integer that floating point puts just below: 9 of 10 channels at ratio 0.8. A share within
-    `_ROUNDING` of an integer is rounded to this integer.
+    A product within `_ROUNDING` of an integer is rounded to this integer. torch-pruning's own formula,
+    `total - int(total * (1 - ratio))`, has no tolerance: at ratio 0.8 it removes 9 of 10 channels, because
+    10 * (1 - 0.8) is slightly below 2 in floating point.
     """
     return max(0, math.ceil(total * ratio - _ROUNDING))
 
 
 def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple[int, ...]:
-    """Return how many channels each group loses if every layer loses the same share."""
+    """Return the number of channels that each group loses with scope local, where all groups lose the share `ratio`.
+
+    PruningError if a group would become empty.
+    """
     smallest = min((g.size for g in groups), default=0)
     if smallest and removed_channels(smallest, ratio) >= smallest:
         raise PruningError(
-            f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): "
+            f"pruning ratio {ratio} would empty a layer of {smallest} channel(s): expected at least one to remain; "
             "use a smaller ratio, fewer steps or a wider network"
         )
     return _counts(groups, ratio, "local", round_to, [g.size - 1 for g in groups])
 
 
 def _limits(groups: Sequence[Group], max_ratio: float) -> list[int]:
-    """Return how many channels each group may lose in one step: at most `max_ratio`, and NARROWEST must remain."""
+    """Return the maximum number of channels that each group may lose in one prune step.
+
+    A group may lose the share `max_ratio` of its channels, and must keep NARROWEST channels.
+    """
     return [max(0, min(g.size - removed_channels(g.size, 1 - max_ratio), g.size - NARROWEST)) for g in groups]
 
 
 def _counts(
     groups: Sequence[Group], ratio: float, scope: str, round_to: int, limits: Sequence[int], strict: bool = False
 ) -> tuple[int, ...]:
-    """Return how many channels each group loses at `ratio`: at most `limits[i]` for group i.
+    """Return the number of channels that each group loses: at most `limits[i]` for group i.
 
-    With `strict`, raise PruningError if the limits allow fewer channels in total than `ratio` requires.
+    `scope` (local, global or isomorphic) selects the groups whose channels are ranked together; the share `ratio` of
+    them is removed. The numbers of channels that remain in pruned groups are multiples of `round_to` if the limits
+    allow it. If the limits allow fewer removals than `ratio` requires: with `strict`, raise PruningError; else remove
+    as many as they allow.
     """
     competing: dict[str, list[int]] = {}
     for i, group in enumerate(groups):
@@ -220,7 +255,7 @@ def _counts(
         if strict and leaving > allowed:
             raise PruningError(
                 f"pruning ratio {ratio} would remove {leaving} of {total} channels that are ranked together, but "
-                f"prune.max_ratio allows {allowed} in one step: use a smaller ratio or more steps"
+                f"prune.max_ratio allows at most {allowed} in one step: use smaller ratios in more steps"
             )
         lowest = torch.cat([groups[i].scores.sort().values[: limits[i]] for i in members])
         owners = torch.tensor([i for i in members for _ in range(limits[i])])

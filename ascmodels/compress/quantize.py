@@ -1,12 +1,16 @@
-"""int8 networks: static post-training quantisation, and fake quantisation to fine-tune a student before it.
+"""int8 networks: static post-training quantisation, and quantisation-aware fine-tuning (QAT) before it.
 
-    quantize_onnx(source, target, batches, metadata)     fp32 ONNX to int8 ONNX, calibrated on `batches` of features
-    tuned = fake_quantized(student); observe(tuned, batches); <train it>; plain(tuned)
+    # batches: features [B, 1, F, T] of training clips, to measure the ranges of activations; metadata: any JSON values
+    quantize_onnx(source, target, batches, metadata)     # converts the fp32 ONNX file `source` to an int8 file `target`
+
+    tuned = fake_quantized(student)      # QAT: a copy that rounds weights and activations
+    observe(tuned, batches)              # set the ranges of its activations; then train `tuned`
+    network = plain(tuned)               # fp32 network without the rounding, to export and quantise
 
 Weights are int8, symmetric, with one scale per output channel. Activations are uint8, affine, with one scale per
 tensor. Biases are int32 (Jacob et al. 2018, "Quantization and training of neural networks for efficient
 integer-arithmetic-only inference"). onnxruntime quantises the network (QDQ format) and computes the convolutions in
-integers. Fake quantisation uses the same scheme.
+integers. `fake_quantized` rounds with the same scheme.
 """
 
 import copy
@@ -31,22 +35,22 @@ from torch.nn.utils import parametrize
 from ascmodels.export import INPUT, ExportError, write_onnx
 from ascmodels.students import Student
 
-LEAST_CLIPS = 16  # minimum number of calibration clips: fewer do not represent the ranges
+LEAST_CLIPS = 16  # minimum number of calibration clips: fewer do not represent the ranges of activations
 MULTIPLYING = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}  # ONNX operator -> its integer form
 
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes that the parameters of an int8 network take.
+    """Size in bytes of the parameters of an int8 network, by kind of parameter.
 
-    Not counted, because they need not be stored: zero points of weights (0) and scales of biases (the product of the
-    scales of input and weight).
+    Zero points of weights (always 0) and scales of biases (input scale times weight scale) need not be stored, so they
+    are not counted.
     """
 
-    weights: int  # 1 byte each, including the scalars (of GRN) that onnxruntime quantised
-    biases: int  # int32
-    scales: int  # float32 scales of weights and activations, and the uint8 zero points of activations
-    others: int  # parameters that remain float32
+    weights: int  # 1 byte for each weight, and for each scalar of GRN that onnxruntime quantised
+    biases: int  # 4 bytes (int32) for each bias
+    scales: int  # scales of weights and activations (float32), and zero points of activations (uint8)
+    others: int  # 4 bytes for each parameter that remains float32
 
     @property
     def total(self) -> int:
@@ -63,15 +67,16 @@ class _Batches(CalibrationDataReader):
 
 
 def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadata: Mapping[str, Any]) -> Payload:
-    """Write the int8 form of `source` to `target` and return the bytes of its parameters.
+    """Write the int8 form of the fp32 ONNX file `source` to `target`; return the sizes of its parameters.
 
-    The ranges of activations are measured on `batches` of features `[B, 1, F, T]`. ExportError for too few clips, and
-    for a convolution or matrix product that remains in floating point; the message names the layer.
+    The ranges of activations are measured on `batches` of features `[B, 1, F, T]`. The file also stores each value of
+    `metadata` as JSON. ExportError if `batches` have fewer than LEAST_CLIPS clips, or if onnxruntime would compute a
+    layer in floating point.
     """
     clips = sum(len(x) for x in batches)
     if clips < LEAST_CLIPS:
         raise ExportError(
-            f"{clips} calibration clips: int8 needs at least {LEAST_CLIPS}; use a larger data set or split"
+            f"{clips} calibration clips: expected at least {LEAST_CLIPS}; use a larger training split or data set"
         )
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "ready.onnx"
@@ -92,9 +97,10 @@ def quantize_onnx(source: Path, target: Path, batches: list[np.ndarray], metadat
 
 
 def check_integer(path: Path) -> int:
-    """Check that all convolutions and matrix products of the ONNX file `path` run in integers; return their number.
+    """Check that onnxruntime computes all layers of the int8 ONNX file `path` in integers; return their number.
 
-    ExportError if one of them has no int8 weights, or if onnxruntime's optimised graph computes one in floating point.
+    Layers are the ONNX operators in MULTIPLYING (convolutions and matrix products). ExportError if there are none, if
+    one has no int8 weights, or if onnxruntime's optimised graph computes one in floating point.
     """
     graph = onnx.load(path).graph
     made_by = {node.output[0]: node for node in graph.node}
@@ -104,11 +110,14 @@ def check_integer(path: Path) -> int:
         source = made_by.get(node.input[1])
         if source is None or source.op_type != "DequantizeLinear" or kinds.get(source.input[0]) != TensorProto.INT8:
             raise ExportError(
-                f"layer {node.input[1]} ({node.op_type}) has no int8 weights: expected all layers to be quantised; "
+                f"layer {node.input[1]} ({node.op_type}) has no int8 weights: expected int8 weights in all layers; "
                 "deploy this network in fp32 or fp16"
             )
     if not layers:
-        raise ExportError(f"{path.name} has no layer to quantise: expected one of {', '.join(MULTIPLYING)}")
+        raise ExportError(
+            f"{path.name} has no layer to quantise: expected at least one layer of type {', '.join(MULTIPLYING)}; "
+            "deploy this network in fp32 or fp16"
+        )
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -119,14 +128,14 @@ def check_integer(path: Path) -> int:
     integer = sum(ran.count(kind) for kind in MULTIPLYING.values())
     if integer != len(layers):
         raise ExportError(
-            f"onnxruntime computes {len(layers) - integer} of {len(layers)} layers in floating point: expected none; "
-            "deploy this network in fp32 or fp16"
+            f"onnxruntime computes {len(layers) - integer} of {len(layers)} layers of {path.name} in floating point: "
+            "expected none; deploy this network in fp32 or fp16"
         )
     return integer
 
 
 def payload(path: Path) -> Payload:
-    """Return the bytes that the parameters of a quantised ONNX model take."""
+    """Return the sizes in bytes of the weights, biases, scales and other parameters of the int8 ONNX file `path`."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     size = {name: int(np.prod(tensor.dims)) for name, tensor in tensors.items()}
@@ -148,7 +157,10 @@ def payload(path: Path) -> Payload:
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds a weight `[C, ...]` to its int8 grid; gradients pass through unchanged."""
+    """Module that rounds a float weight `[C, ...]` to the values that int8 can represent, for training.
+
+    Each output channel has its own scale. Gradients pass through the rounding unchanged.
+    """
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         scale = weight.detach().flatten(1).abs().amax(dim=1).clamp(min=1e-12) / 127  # [C]
@@ -157,9 +169,12 @@ class WeightQuantizer(nn.Module):
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to uint8 within a range; in training, the range follows the extreme values of its inputs."""
+    """Module that rounds a float tensor to the 256 values that uint8 can represent between the ends of `range`.
 
-    range: torch.Tensor  # lower end (<= 0) and upper end (>= 0)
+    In training mode, each call updates `range`, the moving average of the minimum and maximum of the inputs.
+    """
+
+    range: torch.Tensor  # [2]: lower end (<= 0) and upper end (>= 0)
 
     def __init__(self, momentum: float = 0.05):
         super().__init__()
@@ -176,6 +191,7 @@ class ActivationQuantizer(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
 
 
+# modules and functions whose outputs are rounded
 _ROUNDED = (
     *(nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
     *(nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.SiLU, nn.GELU, nn.Sigmoid),
@@ -184,7 +200,11 @@ _ROUNDED_FUNCTIONS = (operator.add, operator.mul, torch.add, torch.mul)
 
 
 def fake_quantized(student: Student) -> fx.GraphModule:
-    """Return a copy of the student, with branches and BN folded, that rounds values as its int8 form does."""
+    """Return a copy of `student`, traced by torch.fx, that rounds weights and activations like the int8 network.
+
+    It has the deployed form: RepConv branches and batch normalisation are folded into convolutions. Call `observe`
+    before the copy is trained, to set the ranges of activations. ExportError if torch.fx cannot trace `student`.
+    """
     network = _folded(student)
     graph, modules = network.graph, dict(network.named_modules())
     for i, node in enumerate(list(graph.nodes)):
@@ -192,7 +212,7 @@ def fake_quantized(student: Student) -> fx.GraphModule:
         users = [modules.get(str(user.target)) for user in node.users]
         rounded = isinstance(module, _ROUNDED) or node.target in _ROUNDED_FUNCTIONS
         rounded = rounded or any(isinstance(user, nn.Conv2d | nn.Linear) for user in users)
-        if rounded and not all(isinstance(user, nn.ReLU) for user in users):  # onnxruntime fuses ReLU
+        if rounded and not all(isinstance(user, nn.ReLU) for user in users):  # onnxruntime fuses ReLU into its input
             network.add_submodule(f"round{i}", ActivationQuantizer())
             with graph.inserting_after(node):
                 after = graph.call_module(f"round{i}", (node,))
@@ -204,7 +224,10 @@ def fake_quantized(student: Student) -> fx.GraphModule:
 
 
 class _Split(fx.Proxy):
-    """Proxy of the result of `split`, which has one part per size."""
+    """torch.fx proxy of the result of `Tensor.split`, with a length: one part per size.
+
+    A normal proxy has no length, so code that iterates over the parts could not be traced.
+    """
 
     def __len__(self) -> int:
         return len(self.node.args[1])  # type: ignore[arg-type]
@@ -219,14 +242,17 @@ class _Tracer(fx.Tracer):
 
 
 def _folded(student: Student) -> fx.GraphModule:
-    """Return the deployed form with batch normalisation folded into the convolutions and without identities."""
+    """Return the deployed form of `student`, traced by torch.fx, with BN folded and without `nn.Identity` modules.
+
+    ExportError if torch.fx cannot trace the network.
+    """
     try:
         deployed = student.fuse()
         network = fuse(fx.GraphModule(deployed, _Tracer().trace(deployed)), no_trace=True)  # type: ignore[arg-type]
-    except Exception as error:  # the network's code can raise any error on a placeholder
+    except Exception as error:  # the network's code can raise any error when torch.fx traces it
         raise ExportError(
             f"{type(student).__name__} cannot be traced for quantisation-aware fine-tuning ({error}): expected a "
-            "network that torch.fx can trace; --qat_epochs 0 quantises it without fine-tuning"
+            "network that torch.fx can trace; set --qat_epochs 0 to quantise it without fine-tuning"
         ) from error
     assert isinstance(network, fx.GraphModule)
     _remove(network, nn.Identity)
@@ -234,7 +260,7 @@ def _folded(student: Student) -> fx.GraphModule:
 
 
 def _remove(network: fx.GraphModule, kind: type[nn.Module]) -> None:
-    """Remove all modules of type `kind` (with one input each) from the graph."""
+    """Remove all modules of type `kind` from `network`: wherever the output of one was used, its input is used."""
     for node in list(network.graph.nodes):
         if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), kind):
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -245,7 +271,10 @@ def _remove(network: fx.GraphModule, kind: type[nn.Module]) -> None:
 
 @torch.no_grad()
 def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
-    """Run `batches` of features through `network` to set the ranges of its activations."""
+    """Run `batches` of features `[B, 1, F, T]` through `network` to set the ranges of its activations.
+
+    `network`, the result of `fake_quantized`, is put into training mode.
+    """
     network.train()
     device = next(network.parameters()).device
     for x in batches:
@@ -253,9 +282,10 @@ def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
 
 
 def plain(network: fx.GraphModule) -> fx.GraphModule:
-    """Return the fine-tuned network in evaluation mode, without the rounding of activations.
+    """Return a copy of a fine-tuned `network` in evaluation mode, which does not round activations.
 
-    Its weights are values of their int8 grids, so `quantize_onnx` does not change them.
+    `network` is the result of `fake_quantized` after training. The weights of the copy have values that int8 can
+    represent, so `quantize_onnx` does not change them.
     """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):

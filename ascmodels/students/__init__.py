@@ -1,6 +1,7 @@
 """The student families by name, and the function that builds a student of any family.
 
-build_student(StudentConfig(base_channels=16))(torch.zeros(1, 1, 256, 65))     # logits [1, 10]
+network = build_student(StudentConfig(base_channels=16))
+logits = network(torch.zeros(1, 1, 256, 65))     # features of 1 clip (256 mel bins, 65 frames) to logits [1, 10]
 """
 
 from collections.abc import Callable
@@ -17,5 +18,9 @@ FAMILIES: dict[str, Callable[..., Student]] = {"mobile": MobileStudent, "tf_sepn
 def build_student(
     config: StudentConfig, n_classes: int = 10, widths: Widths | None = None, fused: bool = False
 ) -> Student:
-    """Return a student with new random weights: dense, or of the given `widths`; `fused` gives its deployed form."""
+    """Return a student with random weights and the family and topology of `config`.
+
+    `widths` are the numbers of channels of its layers (None: those before any pruning). With `fused`, the student is
+    built in deployed form (parallel branches fused), else in training form.
+    """
     return FAMILIES[config.family](config, n_classes, widths, fused)

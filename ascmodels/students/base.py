@@ -1,9 +1,11 @@
 """Common parts of all student families: configuration, channel widths and the interface of the network.
 
-    `[B, 1, F, T]` log-mel features -> `features` `[B, C, F', T']` -> logits `[B, n_classes]`
+A student is a small network that is trained for deployment, with or without distillation from a teacher.
 
-A network is its `StudentConfig` (topology) plus its `Widths` (channels per layer). Pruning only changes widths, so a
-pruned network is also built from these two. `ascmodels/students/__init__.py` lists the families.
+    log-mel features `[B, 1, F, T]` -> feature map `[B, C, F', T']` -> logits `[B, n_classes]`
+
+`StudentConfig` (topology) and `Widths` (channels of each layer) define a network. Pruning changes only the widths, so
+these two also define a pruned network. `ascmodels/students/__init__.py` lists the families.
 """
 
 import copy
@@ -28,7 +30,10 @@ PLAIN = "plain"  # entry of `stage_branches` for a stage without branches
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Topology of one student. Each family rejects the options that it does not use (`FAMILY_OPTIONS`)."""
+    """Topology of a student.
+
+    `FAMILY_OPTIONS` lists the options that each family uses; ValueError if another option is not at its default.
+    """
 
     family: str = "mobile"  # student family: mobile (CP-Mobile; with branches Rep-Mobile) or tf_sepnet
     base_channels: int = 32  # channels of the first stage (above 0; rounded to a multiple of 8, for tf_sepnet of 4)
@@ -38,9 +43,9 @@ class StudentConfig:
     strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # BLOCK:FREQxTIME, blocks b1, b2, ... of all stages; default 1x1
     grn: bool = False  # add global response normalisation after each block: true or false
     branches: tuple[str, ...] = ()  # RepConv branches: 3x3, 3x1, 1x3, 1x1, identity; empty: plain convolutions
-    rep_stem: bool = False  # use the RepConv branches in the stem's two convolutions too: true or false
+    rep_stem: bool = False  # use RepConv branches also in the stem's two convolutions: true or false
     activation: str = "relu"  # activation function of the network: relu, relu6, hardswish, silu or gelu
-    stage_branches: tuple[str, ...] = ()  # for each stage, e.g. 3x3+1x1 or plain; empty: `branches` in all stages
+    stage_branches: tuple[str, ...] = ()  # branches of each stage, e.g. 3x3+1x1, or plain; empty: `branches` everywhere
 
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
@@ -56,39 +61,48 @@ class StudentConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"student.{name}={getattr(self, name)}: expected a number above 0")
         if not self.n_blocks or min(self.n_blocks) < 1:
-            raise ValueError(f"student.n_blocks={self.n_blocks}: expected at least one block in each stage")
+            raise ValueError(
+                f"student.n_blocks={self.n_blocks}: expected a list of integers of 1 or more, the number of blocks in "
+                "each stage of the network, with at least one entry; correct it"
+            )
         names = [f"b{i + 1}" for i in range(sum(self.n_blocks))]
         unknown = sorted(set(self.block_strides) - set(names))
         if unknown:
-            raise ValueError(f"student.strides has an entry for {unknown[0]!r}: expected one of {', '.join(names)}")
+            raise ValueError(f"student.strides has the block {unknown[0]!r}: expected one of {', '.join(names)}")
         if self.stage_branches and len(self.stage_branches) != len(self.n_blocks):
             raise ValueError(
                 f"student.stage_branches={self.stage_branches}: expected one entry for each of the "
                 f"{len(self.n_blocks)} stages of n_blocks={self.n_blocks}, or none at all"
             )
         if self.branches == ("identity",):
-            raise ValueError("student.branches=('identity',) alone cannot learn: add a convolution branch")
+            raise ValueError(
+                "student.branches=('identity',): identity alone cannot learn; add a convolution branch, e.g. 3x3"
+            )
         if self.rep_stem and not self.branches:
-            raise ValueError("student.rep_stem=True needs student.branches, e.g. [3x3, 1x1]")
+            raise ValueError("student.rep_stem=True needs student.branches, which is empty: set it, e.g. to [3x3, 1x1]")
 
     def _refuse_unused(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             if item.name not in ("family", *FAMILY_OPTIONS[self.family]) and value != item.default:
                 raise ValueError(
-                    f"student.{item.name}={value!r} means nothing to student.family={self.family}; leave it at "
-                    f"{item.default!r} (the family's own options: {', '.join(FAMILY_OPTIONS[self.family])})"
+                    f"student.{item.name}={value!r} is not an option of student.family={self.family}: expected "
+                    f"{item.default!r}, the default; remove it ({self.family} has the options "
+                    f"{', '.join(FAMILY_OPTIONS[self.family])})"
                 )
 
     @property
     def name(self) -> str:
-        """The displayed name of the family; `mobile` is `rep_mobile` with branches and `cp_mobile` without."""
+        """The name of the network to display: cp_mobile, rep_mobile (cp_mobile with RepConv branches) or tf_sepnet."""
         if self.family != "mobile":
             return self.family
         return "rep_mobile" if self.rep_stem or any(map(self.branches_of, range(len(self.n_blocks)))) else "cp_mobile"
 
     def branches_of(self, stage: int) -> tuple[str, ...]:
-        """Return the RepConv branches of one stage's depthwise convolutions; empty: a plain convolution."""
+        """Return the RepConv branches of the depthwise convolutions in stage `stage` (0, 1, ...) of the network.
+
+        Without branches (empty tuple), they are plain convolutions.
+        """
         if not self.stage_branches:
             return self.branches
         entry = self.stage_branches[stage]
@@ -96,18 +110,27 @@ class StudentConfig:
 
     @property
     def block_strides(self) -> dict[str, tuple[int, int]]:
-        """Block name -> (frequency, time) stride, for the blocks listed in `strides`."""
+        """The (frequency, time) stride of each block in `strides`, by block name (b1, b2, ...).
+
+        Blocks that are not listed have stride (1, 1).
+        """
         strides = {}
         for entry in self.strides:
             match = re.fullmatch(r"(b\d+):([1-9])x([1-9])", entry)
             if not match or match[1] in strides:
-                raise ValueError(f"student.strides: {entry!r}: expected BLOCK:FREQxTIME (e.g. b3:1x2), each block once")
+                raise ValueError(
+                    f"student.strides: {entry!r} is invalid or repeats a block; expected BLOCK:FREQxTIME with strides "
+                    "from 1 to 9, e.g. b3:1x2, at most once for each block"
+                )
             strides[match[1]] = (int(match[2]), int(match[3]))
         return strides
 
 
 def _canonical(entry: str) -> str:
-    """Return one entry of `stage_branches` with its branches in canonical order."""
+    """Return `entry`, an entry of `StudentConfig.stage_branches`, with its branches in the order of BRANCHES.
+
+    ValueError if it is neither PLAIN nor branches joined by +, e.g. 3x3+1x1.
+    """
     if entry == PLAIN:
         return entry
     try:
@@ -115,7 +138,10 @@ def _canonical(entry: str) -> str:
     except ValueError as error:
         raise ValueError(f"student.stage_branches: {entry!r} is neither {PLAIN} nor like 3x3+1x1: {error}") from error
     if branches == ("identity",):
-        raise ValueError("student.stage_branches: 'identity' alone cannot learn: add a convolution branch")
+        raise ValueError(
+            "student.stage_branches: the entry 'identity' alone cannot learn; add a convolution branch, e.g. "
+            "3x3+identity"
+        )
     return "+".join(branches)
 
 
@@ -130,8 +156,9 @@ FAMILY_OPTIONS: dict[str, tuple[str, ...]] = {
 class Widths:
     """Number of channels of each layer, which pruning reduces.
 
-    `stem` is for the stem's two convolutions. `expand` and `out` hold one number per block (family tf_sepnet: `out`
-    holds one number per part of a stage, and `expand` is empty).
+    `stem` has the output channels of the stem's two convolutions. In family mobile, `expand` and `out` have one number
+    per block: after its first 1x1 convolution and at its output. In family tf_sepnet, `expand` is empty, and `out` has
+    one number for each part of each stage (a part is a set of channels that is pruned separately, see tf_sepnet.py).
     """
 
     stem: tuple[int, int]
@@ -144,23 +171,24 @@ class Widths:
 
 
 class Student(nn.Module):
-    """Network from log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`.
+    """Base class of students: networks from log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`.
 
-    A family sets `stem`, `blocks` and `classifier` (whose first layer is a convolution) and defines `widths`.
+    A subclass sets `stem`, `blocks` and `classifier`, and defines the property `widths`: the present numbers of
+    channels (see `Widths`), which it reads from the layers. The first layer of the classifier must be a convolution.
     """
 
     stem: nn.Sequential
     blocks: nn.Sequential
     classifier: nn.Sequential
-    widths: Widths  # current channels, read from the layers (pruning changes them in place)
-    fusible: tuple[type[nn.Module], ...] = ()  # layer types that `fuse` replaces by their own `fuse()`
+    widths: Widths  # read from the layers, because pruning changes layers in place
+    fusible: tuple[type[nn.Module], ...] = ()  # layer types that have a deployed form, which their `fuse` returns
 
     def __init__(self, config: StudentConfig, n_classes: int, fused: bool):
         super().__init__()
         self.config, self.n_classes, self.fused = config, n_classes, fused
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the feature map before the classifier, `[B, C, F', T']`."""
+        """Return the feature map `[B, C, F', T']` before the classifier, for log-mel features `x [B, 1, F, T]`."""
         return self.blocks(self.stem(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -171,7 +199,11 @@ class Student(nn.Module):
         return [self.classifier[0]]
 
     def fuse(self) -> "Student":
-        """Return a copy in deployed form and evaluation mode: every `fusible` layer is replaced by its fused form."""
+        """Return a copy of this network in deployed form and evaluation mode.
+
+        The parallel branches of the copy are fused: each layer whose type is in `fusible` is replaced by the result of
+        the layer's own method `fuse`.
+        """
         deployed = copy.deepcopy(self).eval()
         for name, module in self.named_modules():
             if isinstance(module, self.fusible):
@@ -180,31 +212,34 @@ class Student(nn.Module):
         return deployed
 
     def rebuilt(self) -> "Student":
-        """Return a copy of this network, built again from its configuration and widths, with the same weights.
+        """Return a newly built network with the configuration, widths and weights of this one.
 
-        The copy's tensors have the memory layout of new tensors. So a run that was restored from a checkpoint computes
-        bit for bit the same as an uninterrupted run.
+        Its tensors have the memory layout of new tensors, as after loading a checkpoint. So a run that was restored
+        from a checkpoint computes bit for bit the same as an uninterrupted run.
         """
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
+        with torch.random.fork_rng(devices=[]):  # keep the caller's random state; load_state_dict sets all weights
             fresh = type(self)(self.config, self.n_classes, self.widths, self.fused)  # type: ignore[call-arg]
         fresh.load_state_dict(self.state_dict())
         return fresh.train(self.training)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Return the multiple of `divisor` nearest to `channels`, at most 10 % below it (the MobileNet rule)."""
+    """Return a multiple of `divisor` near `channels`, never more than 10 % below `channels` (the MobileNet rule)."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def conv_bn(inputs: int, outputs: int, kernel: tuple[int, int], stride=(1, 1), groups: int = 1) -> list[nn.Module]:
-    """Return a convolution without bias, padded so that stride 1 keeps the size, and its batch normalisation."""
+    """Return [convolution without bias, batch normalisation].
+
+    The convolution is padded so that, with stride 1, an odd `kernel` (frequency, time) keeps the size of its input.
+    """
     padding = (kernel[0] // 2, kernel[1] // 2)
     return [nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(outputs)]
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise a convolution: He-normal weights (fan out), zero bias; other modules are left unchanged."""
+    """Initialise `module` if it is a convolution (He-normal weights, fan out; zero bias), else leave it unchanged."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

@@ -1,9 +1,9 @@
-"""CP-Mobile and Rep-Mobile: inverted-bottleneck students for 1 s log-mel spectrograms, `[B, 1, F, T] -> [B, 10]`.
+"""CP-Mobile and Rep-Mobile: inverted-bottleneck students, log-mel features `[B, 1, F, T]` -> logits `[B, n_classes]`.
 
 CP-Mobile: Schmid et al. 2023, "Efficient acoustic scene classification with CP-Mobile" (DCASE challenge), in the form
 of the DCASE 2024 Task 1 baseline. Rep-Mobile (arXiv 2410.20775) has the same topology, but its depthwise (and,
-optionally, stem) convolutions are `RepConv2d`, which are fused for deployment. One class implements both: without
-branches it is CP-Mobile.
+optionally, stem) convolutions are RepConv blocks: parallel branches, which are fused to one convolution for deployment.
+`MobileStudent` implements both: without branches it is CP-Mobile.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ascmodels.students.repconv import RepConv2d, fused_kernel
 
 
 def dense_widths(config: StudentConfig) -> Widths:
-    """Return the channels of the network before any pruning."""
+    """Return the numbers of channels of the CP-Mobile or Rep-Mobile that `config` describes, before any pruning."""
     base = make_divisible(config.base_channels)
     stages = [make_divisible(base * config.channels_multiplier**i) for i in range(len(config.n_blocks))]
     expand, out, current = [], [], base
@@ -27,11 +27,14 @@ def dense_widths(config: StudentConfig) -> Widths:
 
 
 class GRN(nn.Module):
-    """Global response normalisation over channels with one scale and one shift (Woo et al. 2023, ConvNeXt V2)."""
+    """Global response normalisation over channels (Woo et al. 2023, ConvNeXt V2), as in CP-Mobile.
+
+    The layer has one scale and one shift for all channels together, not one per channel.
+    """
 
     def __init__(self):
         super().__init__()
-        # these names make torchinfo, and so NeSsi, count them, as the published sizes of CP-Mobile with GRN do
+        # with these names torchinfo, and so NeSsi, counts them, as in the published sizes of CP-Mobile with GRN
         self.weight = nn.Parameter(torch.zeros(1))
         self.bias = nn.Parameter(torch.zeros(1))
 
@@ -44,7 +47,9 @@ class GRN(nn.Module):
 class Block(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise, project 1x1, each with BN; then shortcut, GRN and activation.
 
-    The shortcut is average-pooled if the block has a stride.
+    `channels` are those of the input, of the depthwise convolution, and of the output. The depthwise convolution has
+    the given `stride`, and RepConv `branches` unless these are empty (`fused`: in deployed form). The shortcut from
+    input to output exists only if `shortcut` is true; it is average-pooled if `stride` is not (1, 1).
     """
 
     def __init__(
@@ -76,7 +81,11 @@ class Block(nn.Module):
 
 
 class MobileStudent(Student):
-    """CP-Mobile, or Rep-Mobile if the configuration has branches; `fused` builds the deployed form of Rep-Mobile."""
+    """CP-Mobile, or Rep-Mobile if `config` has RepConv branches.
+
+    `widths` are the numbers of channels (None: those before any pruning). With `fused`, the network is built in
+    deployed form: one convolution instead of each RepConv block.
+    """
 
     fusible = (RepConv2d,)
 
@@ -87,7 +96,8 @@ class MobileStudent(Student):
         if len(widths.out) != len(dense.out) or len(widths.expand) != len(dense.expand):
             raise ValueError(
                 f"widths for {len(widths.out)} blocks given to a network of {len(dense.out)} blocks: expected one "
-                "entry of expand and out for each block"
+                f"number in `expand` and in `out` for each block, found {widths}; use widths of a network with the "
+                "same student.n_blocks"
             )
         activation = ACTIVATIONS[config.activation]
         stem_branches = config.branches if config.rep_stem else ()
@@ -122,7 +132,11 @@ class MobileStudent(Student):
 
 
 def _spatial(branches: tuple[str, ...], inputs: int, outputs: int, stride, groups: int, fused: bool) -> list[nn.Module]:
-    """Return a 3x3 convolution with BN, or (with branches) a RepConv2d or its fused convolution."""
+    """Return the layers of a spatial convolution.
+
+    Without RepConv `branches`: a 3x3 convolution with BN. With branches: a RepConv2d in training form or, if `fused`,
+    the one convolution of the deployed form.
+    """
     if not branches:
         return conv_bn(inputs, outputs, (3, 3), stride, groups)
     if not fused:

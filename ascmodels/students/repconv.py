@@ -1,9 +1,12 @@
-"""Re-parameterised convolution: parallel branches while training, one convolution when deployed.
+"""RepConv, a re-parameterised convolution: parallel branches in training, one convolution when deployed.
 
-Each branch is a convolution without bias (or the identity), followed by batch normalisation; the block's output is the
+Each branch is a convolution without bias (or the identity), followed by batch normalisation. The block's output is the
 sum of the branches. In evaluation mode every branch is linear, so the sum is equal to one convolution with bias:
 
-    W = sum_b pad(gamma_b / sigma_b * W_b),    bias = sum_b (beta_b - gamma_b * mu_b / sigma_b)
+    W = sum_b pad(gamma_b / sigma_b * W_b),    bias = sum_b (beta_b - gamma_b * mu_b / sigma_b).
+
+gamma, beta, mu and sigma are scale, shift, mean and standard deviation of branch b's batch normalisation; pad() extends
+the kernel W_b with zeros to the size of W.
 
 Source: Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Again", section 3.3; the 3x1 and 1x3 branches
 come from Rep-Mobile, arXiv 2410.20775.
@@ -20,7 +23,7 @@ BRANCHES = (*KERNELS, "identity")
 
 
 def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
-    """Return `branches` in the order of BRANCHES; ValueError for an unknown or repeated branch."""
+    """Return the names of RepConv `branches` in the order of BRANCHES; ValueError for an unknown or repeated one."""
     chosen = list(branches)
     unknown = [b for b in chosen if b not in BRANCHES]
     if unknown:
@@ -31,16 +34,16 @@ def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
 
 
 def fused_kernel(branches: Sequence[str]) -> tuple[int, int]:
-    """Return height and width of the smallest kernel that contains all branches: the kernel that is deployed."""
+    """Return (height, width) of the deployed kernel: the smallest one that contains the kernels of all `branches`."""
     sizes = [KERNELS.get(b, (1, 1)) for b in branches]
     return max(h for h, _ in sizes), max(w for _, w in sizes)
 
 
 class _StridedPointwise(nn.Conv2d):
-    """A strided 1x1 convolution, computed as a convolution of stride 1 on the positions that it reads.
+    """1x1 convolution with a stride, computed as a convolution with stride 1 on every stride-th input position.
 
-    In PyTorch 2.11 on CPUs, oneDNN's weight gradient of the strided form writes outside its memory if there is only one
-    input channel.
+    This avoids a fault of oneDNN (PyTorch 2.11, CPU): the weight gradient of a strided 1x1 convolution with one input
+    channel writes outside its memory.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -49,10 +52,10 @@ class _StridedPointwise(nn.Conv2d):
 
 
 class RepConv2d(nn.Module):
-    """Sum of convolution + BN branches, `x [B, in_channels, F, T] -> [B, out_channels, F', T']`.
+    """RepConv block in training form: the sum of parallel branches, each with its own batch normalisation.
 
-    `identity` is used only if input and output have the same shape (stride 1, equal channels). ValueError if no branch
-    remains.
+    It maps `x [B, in_channels, F, T]` to `[B, out_channels, F', T']`. The branch `identity` is left out if input and
+    output have different shapes (stride above 1, or another number of channels). ValueError if no branch remains.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class RepConv2d(nn.Module):
         names = [b for b in check_branches(branches) if b != "identity" or same_shape]
         if not names:
             raise ValueError(
-                f"RepConv branches {list(branches)} leave nothing for {in_channels}->{out_channels} channels with "
-                f"stride {tuple(stride)}: identity needs stride 1 and equal channels; add a convolution branch"
+                f"RepConv branches {list(branches)}: none remains for {in_channels} to {out_channels} channels with "
+                f"stride {tuple(stride)}, because identity needs stride 1 and equal channels; add a convolution "
+                "branch, e.g. 3x3"
             )
         self.stride, self.groups = tuple(stride), groups
         self.branches = nn.ModuleDict()
@@ -94,7 +98,10 @@ class RepConv2d(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:
-        """Return one convolution with bias that is equal to this block in evaluation mode (computed in float64)."""
+        """Return the convolution with bias that computes the same as this block in evaluation mode.
+
+        The weights are computed in float64 and then cast to the dtype of this block's parameters.
+        """
         norms = [branch[-1] for branch in self.branches.values()]  # type: ignore[index]
         channels = norms[0].num_features
         height, width = fused_kernel(list(self.branches))
@@ -129,9 +136,10 @@ class RepConv2d(nn.Module):
         return fused
 
     def _in_channels(self, out_channels: int) -> int:
-        """Return the input channels of a branch's convolution (pruning changes them in place).
+        """Return the number of input channels of this block; `out_channels` is its number of output channels.
 
-        With the identity branch alone, these are equal to `out_channels`.
+        The number is read from a convolution branch, because pruning changes layers in place. If the identity is the
+        only branch, input and output have equally many channels.
         """
         for name, branch in self.branches.items():
             if name != "identity":

@@ -1,14 +1,15 @@
-"""TF-SepNet: students with one-dimensional kernels; half of the channels run along frequency, half along time.
+"""TF-SepNet: students with one-dimensional kernels, half of them along frequency and half along time.
 
 Cai, Zhang, Li, "TF-SepNet: An Efficient 1D Kernel Design in CNNs for Low-Complexity Acoustic Scene Classification"
-(ICASSP 2024, arXiv 2309.08200), implemented from its section 2 and table 1. TF-SepNet-C has `student.base_channels` C,
-which is rounded to a multiple of 4.
+(ICASSP 2024, arXiv 2309.08200), implemented from its section 2 and table 1. The C of TF-SepNet-C is
+`student.base_channels`, which is rounded to a multiple of 4.
 
-The paper shuffles channels between the two paths, as ShuffleNet does: each path of a module receives half of each path
-of the previous module. Here the exchange is explicit. A stage of M modules keeps its channels in 2^M parts, and bit m
-of a part's number is its path in module m. Channels are not permuted, so pruning can remove channels from one part, and
-the remaining channels keep their paths. If the widths divide evenly, this is equal to the shuffle, except for the order
-of the channels.
+A module (TF-SepConvs in the paper) has two paths: one along frequency, one along time. The paper shuffles channels
+between modules, as ShuffleNet does, so that each path of a module receives half of each path of the previous module.
+This file does not permute channels. It divides the channels of a stage with M modules into 2^M parts, which are pruned
+separately. Bit m of a part's number is the path of the part in module m (0: frequency, 1: time). So if pruning removes
+channels from a part, all other channels keep their paths. If all parts have the same size, the result is that of the
+shuffle, except for the order of the channels.
 """
 
 import torch
@@ -18,29 +19,37 @@ from ascmodels.students.base import ACTIVATIONS, Student, StudentConfig, Widths,
 
 STAGES = ((1.0, 2), (1.5, 2), (2.0, 2), (2.5, 3))  # (width / base_channels, number of modules) of each stage; table 1
 POOLED = (0, 1)  # stages that are followed by 2x2 max pooling
-STEM_EXPANSION = 4  # output channels of the stem's second convolution per input channel: C/2 -> 2C
+STEM_EXPANSION = 4  # output channels per input channel of the stem's second convolution, from C/2 to 2C
 
 
 def part_sizes(width: int, n_modules: int) -> tuple[int, ...]:
-    """Return the channels of the 2^M parts of a stage, as equal as possible; each path of a module has `width` / 2."""
+    """Return the number of channels of each part of a stage with `width` channels and M = `n_modules` modules.
+
+    A part is a set of channels that take the same path (frequency or time) in each module. The 2^M numbers are as equal
+    as possible, and each path of each module has `width` / 2 channels.
+    """
     kinds = 2 ** (n_modules - 1)  # a part and its complement (always on the other path) have the same size
     half = [width // 2 // kinds + (i < width // 2 % kinds) for i in range(kinds)]
     return (*half, *reversed(half))
 
 
 def dense_widths(config: StudentConfig) -> Widths:
-    """Return the channels of the network before any pruning; `out` lists the parts of all stages."""
+    """Return the numbers of channels of the TF-SepNet that `config` describes, before any pruning.
+
+    `out` of the result lists the sizes of the parts (separately pruned sets of channels) of all stages, one after
+    another.
+    """
     base = make_divisible(config.base_channels, 4)
     parts = [size for scale, n_modules in STAGES for size in part_sizes(int(base * scale), n_modules)]
     return Widths((base // 2, STEM_EXPANSION * base // 2), (), tuple(parts))
 
 
 class AdaResNorm(nn.Module):
-    """Adaptive residual normalisation: gamma (rho x + (1 - rho) n(x)) + beta, `x [B, C, F, T]`.
+    """Adaptive residual normalisation: gamma (rho x + (1 - rho) n(x)) + beta, for `x [B, C, F, T]`.
 
-    n standardises each frequency of a clip over channels and time; rho, gamma and beta are learnt per channel. The
-    normalisation removes the frequency response of the recording device (Kim et al. 2021, arXiv 2111.06531); rho
-    controls how much of the input is kept.
+    n standardises each frequency of a clip over channels and time, which removes the frequency response of the
+    recording device (Kim et al. 2021, arXiv 2111.06531). rho, gamma and beta are learnt per channel; rho controls how
+    much of the input is kept.
     """
 
     def __init__(self, channels: int):
@@ -60,10 +69,10 @@ class AdaResNorm(nn.Module):
 
 
 class PartedConv(nn.Module):
-    """1x1 convolution + BN + activation from `[B, C, F, T]` to a list of parts `[B, n, F, T]`.
+    """1x1 convolution + BN + activation from `[B, inputs, F, T]` to a list of parts: part i is `[B, sizes[i], F, T]`.
 
-    In training each part has its own convolution, so that each part can be pruned separately. The deployed form has one
-    convolution, and its output is split.
+    In the training form each part has its own convolution, so that each part can be pruned separately. In the deployed
+    form (`fused`), one convolution computes all parts, and its output is split.
     """
 
     def __init__(self, inputs: int, sizes: tuple[int, ...], activation: str, fused: bool):
@@ -86,7 +95,7 @@ class PartedConv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> "PartedConv":
-        """Return the same layer as one convolution: weights and BN statistics of the parts are concatenated."""
+        """Return the deployed form of this layer: the weights and BN statistics of all parts in one convolution."""
         parts: list[nn.Sequential] = list(self.convs)  # type: ignore[arg-type]
         activation = next(name for name, kind in ACTIVATIONS.items() if type(parts[0][2]) is kind)
         first: nn.Conv2d = parts[0][0]  # type: ignore[assignment]
@@ -100,9 +109,12 @@ class PartedConv(nn.Module):
 
 
 class SepConvs(nn.Module):
-    """Module number `index` of a stage: a 3x1 path averaged over frequency and a 1x3 path averaged over time.
+    """TF-SepConvs: a module with a frequency path and a time path; it maps a list of parts to a list of parts.
 
-    Each path is a depthwise and a pointwise convolution; its result is added to the path's input by broadcasting.
+    `index` is the number of the module in its stage (0, 1, ...). Part i, with `sizes[i]` channels, takes the frequency
+    path if bit `index` of i is 0, else the time path. The frequency path is a 3x1 depthwise convolution, the mean over
+    frequency, and a pointwise convolution. The time path has a 1x3 kernel and the mean over time. The result of a path
+    is added to its input by broadcasting.
     """
 
     def __init__(self, index: int, sizes: tuple[int, ...], activation: str, fused: bool):
@@ -126,7 +138,10 @@ class SepConvs(nn.Module):
 
 
 class Stage(nn.Module):
-    """One stage: transition to its width, TF-SepConvs modules, normalisation, and (in stages `POOLED`) pooling."""
+    """One stage of TF-SepNet: 1x1 convolution, TF-SepConvs modules, AdaResNorm, and 2x2 max pooling if `pooled`.
+
+    The stage has sum(`sizes`) channels in parts that are pruned separately: part i has `sizes[i]` channels.
+    """
 
     def __init__(self, inputs: int, sizes: tuple[int, ...], n_modules: int, pooled: bool, activation: str, fused: bool):
         super().__init__()
@@ -140,10 +155,10 @@ class Stage(nn.Module):
 
 
 class DepthMultiplier(nn.Module):
-    """The grouped 3x3 convolution of table 1, as `STEM_EXPANSION` parallel depthwise convolutions of stride 2.
+    """The stem's grouped 3x3 convolution (table 1 of the paper), as STEM_EXPANSION depthwise convolutions of stride 2.
 
-    Each convolution has its own BN and activation. In this form, pruning removes an input channel together with all its
-    output channels.
+    The convolutions are parallel, each with its own BN and activation, and their outputs are concatenated. In this
+    form, pruning can remove an input channel together with its STEM_EXPANSION output channels.
     """
 
     def __init__(self, channels: int, activation: str):
@@ -158,7 +173,11 @@ class DepthMultiplier(nn.Module):
 
 
 class TFSepNet(Student):
-    """TF-SepNet; `fused` builds the deployed form, in which each `PartedConv` has a single convolution."""
+    """TF-SepNet; `widths` are the numbers of channels (None: those before any pruning).
+
+    In the training form, each 1x1 convolution of a stage is divided into one convolution for each part (a set of
+    channels that is pruned separately). With `fused`, the network is built in deployed form, without this division.
+    """
 
     fusible = (PartedConv,)
 
@@ -169,8 +188,9 @@ class TFSepNet(Student):
         first, second = widths.stem
         if len(widths.out) != len(dense.out) or widths.expand or second != STEM_EXPANSION * first:
             raise ValueError(
-                f"widths {widths} do not fit a tf_sepnet: expected {len(dense.out)} parts in out, no expand, and "
-                f"{STEM_EXPANSION} times the stem's first width as its second"
+                f"widths {widths} do not fit a tf_sepnet: expected that `out` has {len(dense.out)} numbers, that "
+                f"`expand` is empty, and that the second number of `stem` is {STEM_EXPANSION} times the first; use the "
+                "widths of another tf_sepnet"
             )
         self.stem = nn.Sequential(
             *conv_bn(1, first, (3, 3), (2, 2)),

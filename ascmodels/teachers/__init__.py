@@ -1,7 +1,8 @@
-"""Build, save and load teachers of any family; layer-wise learning rates for their fine-tuning.
+"""Build, save and load teachers of any family, and set layer-wise learning rates for their fine-tuning.
 
 teacher = build_teacher(TeacherModelConfig(family="vit"), n_classes=10, n_mels=64, frames=51)
-save_teacher(folder, teacher, extra); teacher, extra = load_teacher(folder, classes)
+save_teacher(folder, teacher, {"classes": classes})      # classes: the class names in the order of the logits
+teacher, extra = load_teacher(folder, classes)           # extra: {"classes": classes}
 """
 
 import json
@@ -21,14 +22,18 @@ _CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": 
 
 
 def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> Teacher:
-    """Return a teacher for features [B, 1, n_mels, frames]: pretrained if `config` names weights, else untrained."""
+    """Return a teacher for features `[B, 1, n_mels, frames]`.
+
+    If `config.pretrained` is set, all layers below the classifier have pretrained weights, else all weights are random.
+    """
     return _CLASSES[config.family](config, n_classes, n_mels, frames)
 
 
 def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
-    """Replace `folder` by a checkpoint of `teacher`: its weights, and `teacher.json`.
+    """Write a checkpoint of `teacher` to `folder`, replacing its content: the weights, and `teacher.json`.
 
-    `teacher.json` holds `extra` (class names, front-end and measured values) and the network's description.
+    `teacher.json` holds the JSON values in `extra`, and under the key `model` the description from which the network is
+    built again. `extra` must have the key `classes`: the class names in the order of the logits.
     """
 
     def write(temporary: Path) -> None:
@@ -39,19 +44,24 @@ def save_teacher(folder: Path, teacher: Teacher, extra: dict[str, Any]) -> None:
 
 
 def read_extra(folder: Path) -> dict[str, Any]:
-    """Return the content of `teacher.json` in `folder`; its key `model` is the network's description."""
+    """Return the content of `teacher.json` in the teacher checkpoint `folder`: the keys of `extra`, and `model`.
+
+    `extra` is the dict that was passed to `save_teacher`; `model` describes the network. CheckpointError if the file is
+    missing or damaged.
+    """
     try:
         return json.loads((folder / "teacher.json").read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"no teacher checkpoint in {folder} ({error}): name a folder with teacher.json and the weights"
+            f"no teacher checkpoint in {folder} ({error}): expected teacher.json and the weights; give a folder that "
+            "trainables/finetune_teacher.py wrote"
         ) from error
 
 
 def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[str, Any]]:
-    """Return the teacher saved in `folder`, and the values that `save_teacher` received as `extra`.
+    """Return the teacher of the checkpoint in `folder`, in evaluation mode, and the `extra` given to `save_teacher`.
 
-    CheckpointError if the checkpoint is missing or damaged, or if its classes are not `classes`.
+    CheckpointError if the checkpoint is missing or damaged, or if its class names are not `classes` in this order.
     """
     folder = Path(folder)
     extra = read_extra(folder)
@@ -59,7 +69,7 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
         if tuple(extra["classes"]) != classes:
             raise CheckpointError(
                 f"teacher {folder} was trained on the classes {tuple(extra['classes'])}; expected {classes}: "
-                "use a teacher for these classes"
+                "use a teacher that was trained on the expected classes"
             )
         description = extra.pop("model", {"config": {"family": "ast"}})
         teacher = _CLASSES[description["config"]["family"]].load(folder, description)
@@ -67,16 +77,18 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
         raise
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
-            f"no teacher checkpoint in {folder} that can be loaded ({' '.join(str(error).split())}): use another one"
+            f"no teacher checkpoint in {folder} that can be loaded ({' '.join(str(error).split())}): expected a folder "
+            "that trainables/finetune_teacher.py wrote; use another folder, or fine-tune the teacher again"
         ) from error
     return teacher.eval(), extra
 
 
 def parameter_groups(teacher: Teacher, decay: float) -> list[dict[str, Any]]:
-    """Return an optimiser's parameter groups with layer-wise learning-rate decay.
+    """Return parameter groups for an optimiser, with layer-wise learning-rate decay.
 
-    The learning rate of a layer `k` layers below the classifier is `decay ** k` times the classifier's, so the first
-    pretrained layers change least (Clark et al. 2020, Bao et al. 2022).
+    There is one group for each layer. A layer that lies k layers below the classifier has `lr_scale` = `decay ** k`.
+    The training loop multiplies the learning rate by `lr_scale`, so the layers near the input change least (Clark et
+    al. 2020, Bao et al. 2022). With `decay` 1 there is a single group without `lr_scale`.
     """
     if decay == 1:
         return [{"params": list(teacher.parameters())}]

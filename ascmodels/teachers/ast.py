@@ -1,7 +1,8 @@
 """Teachers of family `ast`: the Audio Spectrogram Transformer (Gong et al. 2021) through `transformers`.
 
-The network is built from the configured sizes, or loaded with `from_pretrained` from a hub name or a local folder. The
-positional embedding of a pretrained network is interpolated to our number of frames, as in the paper.
+The network is built from the sizes in `TeacherModelConfig`, or loaded with `from_pretrained` from the Hugging Face hub
+or a local folder. The positional embedding of a pretrained network is interpolated to the number of input frames, as in
+the paper.
 """
 
 import re
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class AST(Teacher):
-    """A transformer over overlapping or adjacent patches, with a class token and a distillation token."""
+    """Audio Spectrogram Transformer over square patches of a spectrogram, with a class and a distillation token.
+
+    The patches overlap if `config.stride` is below `config.patch_size`. `network` is a network of `transformers` that
+    is used as it is; with None, a network is built from `config`.
+    """
 
     def __init__(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int, network: Any = None):
         super().__init__(config, n_classes, n_mels, frames)
@@ -42,7 +47,7 @@ class AST(Teacher):
             layer = re.search(r"\.layers?\.(\d+)\.", name)
             if layer:
                 return 1 + int(layer[1])
-            return n_layers + (".classifier." in name)  # the last norm belongs to the last layer, as in timm
+            return n_layers + (".classifier." in name)  # the final norm counts as part of the last layer, as in timm
 
         return {name: depth(name) for name, _ in self.named_parameters()}
 
@@ -70,7 +75,8 @@ def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: in
         if config.patch_size > min(n_mels, frames):
             raise CheckpointError(
                 f"teacher.model.patch_size={config.patch_size} does not fit {n_mels} mel bins x {frames} frames: "
-                "reduce it, raise teacher.frontend.n_mels, or reduce teacher.frontend.hop_length (more frames)"
+                "expected at most the smaller one of these two numbers; reduce teacher.model.patch_size, raise "
+                "teacher.frontend.n_mels, or reduce teacher.frontend.hop_length (more frames)"
             )
         shape = ASTConfig(
             hidden_size=config.hidden_size,
@@ -94,18 +100,22 @@ def _network(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: in
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"teacher.model.pretrained={config.pretrained!r} is neither a local folder with an AST checkpoint "
-            f"nor a hub name that can be reached: {error}"
+            f"nor a hub name (Hugging Face) of an AST network that can be reached ({error}): correct the key, or set "
+            "it to null for random weights"
         ) from error
     if network.config.num_mel_bins != n_mels:
         raise CheckpointError(
-            f"teacher.frontend.n_mels={n_mels}, but teacher.model.pretrained={config.pretrained!r} has "
+            f"teacher.frontend.n_mels={n_mels}, but teacher.model.pretrained={config.pretrained!r} expects "
             f"{network.config.num_mel_bins} mel bins: set teacher.frontend.n_mels={network.config.num_mel_bins}"
         )
     return fit_frames(network, frames)
 
 
 def fit_frames(network: "ASTForAudioClassification", frames: int) -> "ASTForAudioClassification":
-    """Interpolate the positional embedding of `network` in time to `frames` input frames; return `network`."""
+    """Change `network` to take inputs of `frames` frames, and return it.
+
+    Its positional embedding is interpolated along time, in place.
+    """
     config = network.config
     if config.max_length == frames:
         return network

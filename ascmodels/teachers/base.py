@@ -1,4 +1,4 @@
-"""Interface of all teachers: log-mels `[B, 1, F, T]` to logits `[B, C]`, with an embedding `[B, D]` before them.
+"""Interface of all teachers: log-mel features `[B, 1, F, T]` -> embedding `[B, D]` -> logits `[B, n_classes]`.
 
 Families: `ast` (ast.py), `vit` and `cnn` (timm.py); `ascmodels/teachers/__init__.py` builds, saves and loads them.
 """
@@ -16,16 +16,20 @@ FAMILIES = ("ast", "vit", "cnn")
 
 @dataclass(frozen=True)
 class TeacherModelConfig:
-    """Network of a teacher. If `pretrained` or `name` is set, it gives the architecture, and the sizes are not used."""
+    """Configuration of a teacher's network.
+
+    If `pretrained` or `name` is set, it determines the architecture, and `hidden_size`, `layers`, `heads` and
+    `patch_size` are not used.
+    """
 
     family: str = "ast"  # teacher family: ast, vit or cnn
-    name: str = ""  # timm's architecture name (vit, cnn); empty: that of pretrained, or (vit) built from the sizes
-    pretrained: str | None = None  # Hugging Face repo or folder (ast: transformers; else timm or a file); null: random
+    name: str = ""  # timm architecture (vit, cnn); empty: that of pretrained, or (vit) hidden_size, layers, heads
+    pretrained: str | None = None  # weights: Hugging Face repo, folder or (timm) file; null: random weights
     hidden_size: int = 128  # embedding size of a transformer without pretrained weights; a multiple of heads
     layers: int = 4  # number of transformer layers without pretrained weights (at least 1)
     heads: int = 4  # number of attention heads per layer without pretrained weights (at least 1)
-    patch_size: int = 8  # side of a square patch in mel bins and frames (at least 1; AST's paper uses 16)
-    stride: int = 8  # mel bins and frames between patches, also for a named vit (at least 1; AST's paper: 10)
+    patch_size: int = 8  # side of a square patch in mel bins and frames (at least 1; 16 in the paper of AST)
+    stride: int = 8  # distance of patches in mel bins and frames, also for a named vit (at least 1)
     dropout: float = 0.0  # dropout probability in training (from 0 to below 1)
     patchout_freq: int = 0  # patch rows (frequency) dropped from each training batch (vit only; 0: none)
     patchout_time: int = 0  # patch columns (time) dropped from each training batch (vit only; 0: none)
@@ -38,7 +42,8 @@ class TeacherModelConfig:
                 raise ValueError(f"teacher.model.{name}={getattr(self, name)}: expected an integer >= 1")
         if self.hidden_size % self.heads:
             raise ValueError(
-                f"teacher.model.hidden_size={self.hidden_size} is not a multiple of heads={self.heads}: change it"
+                f"teacher.model.hidden_size={self.hidden_size} is not a multiple of heads={self.heads}: expected a "
+                "multiple; change teacher.model.hidden_size or teacher.model.heads"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"teacher.model.dropout={self.dropout}: expected a probability in [0, 1)")
@@ -50,18 +55,21 @@ class TeacherModelConfig:
         if self.family == "ast" and (self.name or self.patchout_freq or self.patchout_time):
             raise ValueError(
                 f"teacher.model.name={self.name!r}, patchout_freq={self.patchout_freq}, "
-                f"patchout_time={self.patchout_time}: expected their defaults, as teacher.model.family=ast does not "
-                "use them; remove them or set the family to vit or cnn"
+                f"patchout_time={self.patchout_time}: expected the defaults '', 0 and 0, because "
+                "teacher.model.family=ast does not use these keys; remove them, or set the family to vit or cnn"
             )
         if self.family == "cnn" and not (self.name or self.pretrained):
             raise ValueError(
-                "teacher.model.name='': family cnn needs an architecture name of timm, e.g. "
-                "resnet18, or teacher.model.pretrained"
+                "teacher.model.name='', teacher.model.pretrained=None: expected that one of them is set, because "
+                "teacher.model.family is cnn; set teacher.model.name to an architecture of timm, e.g. resnet18"
             )
 
 
 class Teacher(nn.Module, ABC):
-    """Network from log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`."""
+    """Base class of teachers: networks from log-mel features `[B, 1, F, T]` to logits `[B, n_classes]`.
+
+    A subclass sets `network`, a network of `transformers` or timm, and `embedding_size`, the size of its embedding.
+    """
 
     network: Any
     embedding_size: int
@@ -71,7 +79,10 @@ class Teacher(nn.Module, ABC):
         self.config, self.n_classes, self.n_mels, self.frames = config, n_classes, n_mels, frames
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values from which the same network can be built again without its pretrained weights."""
+        """Return a dict of JSON values from which `load` builds this network again.
+
+        `load` does not need the pretrained checkpoint from which this network was built.
+        """
         config = asdict(replace(self.config, pretrained=None))
         return {"config": config, "n_classes": self.n_classes, "n_mels": self.n_mels, "frames": self.frames}
 
@@ -80,17 +91,20 @@ class Teacher(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the embedding `[B, embedding_size]` before the classifier."""
+        """Return the embedding `[B, embedding_size]` before the classifier, for log-mel features `x [B, 1, F, T]`."""
 
     @abstractmethod
     def depths(self) -> dict[str, int]:
-        """Return parameter name -> layer number (0: the first layer), which layer-wise learning rates use."""
+        """Return the number of the layer to which each parameter belongs, by parameter name (0: nearest to the input).
+
+        Layer-wise learning-rate decay uses these numbers.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Write the weights into `folder`."""
+        """Write the weights of this network to the existing `folder`, in the files that `load` reads."""
 
     @classmethod
     @abstractmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "Teacher":
-        """Return the teacher whose weights `save` wrote into `folder`; `description` comes from `describe`."""
+        """Return the teacher whose weights `save` wrote to `folder`, and whose `describe` returned `description`."""

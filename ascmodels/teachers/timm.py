@@ -1,9 +1,9 @@
 """Teachers of families `vit` and `cnn`: timm's vision transformers and convolutional networks on spectrograms.
 
-Networks have one input channel (timm sums pretrained weights over the colour channels). The patches of a ViT may
-overlap. A ViT's positional embedding is interpolated to the F x T grid of patches, one embedding per patch as in DeiT
-(PaSST has one for frequency and one for time). Patchout drops rows and columns of patches in training (PaSST, Koutini
-et al. 2022).
+All networks have one input channel; for pretrained networks, timm sums the first layer's weights over the colour
+channels. The patches of a ViT may overlap. Its pretrained positional embedding is interpolated to the grid of patches.
+It has one entry per patch, as in DeiT; PaSST (Koutini et al. 2022) has one per row and one per column. Patchout drops
+random rows and columns of patches in training, as in PaSST.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from ascmodels.checkpoint import CheckpointError, load_tensors
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
 
 WEIGHTS = "model.safetensors"
-# timm is imported inside functions because its import takes seconds, which trials without such a teacher save
+# timm is imported inside functions: its import takes seconds, and most trials do not need it
 
 
 class _TimmTeacher(Teacher):
@@ -37,7 +37,7 @@ class _TimmTeacher(Teacher):
         except (RuntimeError, AssertionError) as error:
             raise CheckpointError(
                 f"teacher.model.name={name!r} (family {config.family}) cannot process features of {n_mels} mel bins x "
-                f"{frames} frames ({str(error).splitlines()[0]}): use another architecture or front-end"
+                f"{frames} frames ({str(error).splitlines()[0]}): change teacher.model.name or teacher.frontend"
             ) from error
         self.train()
         if config.pretrained:
@@ -71,21 +71,22 @@ class _TimmTeacher(Teacher):
         return teacher
 
     def _check_rebuildable(self) -> None:
-        """Raise CheckpointError if the network cannot be built again from its configuration.
+        """Raise CheckpointError if `load` could not build this pretrained network again from the result of `describe`.
 
-        The pretrained checkpoint may set arguments of its own; the error is raised here, before any fine-tuning.
+        The config.json of a pretrained checkpoint can change arguments of the architecture that `describe` does not
+        return. The check is made before the fine-tuning, so that no training is lost.
         """
         plain = replace(self.config, pretrained=None)
         rebuilt, _ = self._build(plain, self.n_classes, self.n_mels, self.frames)
         if _shapes(rebuilt) != _shapes(self.network):
             raise CheckpointError(
-                f"teacher.model.pretrained={self.config.pretrained!r} is not a plain {self.config.name}: its "
-                "config.json changes the architecture, which is not supported; use a checkpoint that does not"
+                f"teacher.model.pretrained={self.config.pretrained!r} has a config.json that changes the "
+                f"architecture; expected {self.config.name} as timm defines it: use another checkpoint"
             )
 
 
 class SpectrogramViT(_TimmTeacher):
-    """A timm VisionTransformer or DeiT over the patches of a spectrogram."""
+    """Teacher of family vit: a `VisionTransformer` of timm (also DeiT) over the patches of a spectrogram."""
 
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
         from timm.layers.pos_embed import resample_abs_pos_embed
@@ -93,7 +94,7 @@ class SpectrogramViT(_TimmTeacher):
 
         if config.name or config.pretrained:
             rates = {"proj_drop_rate": config.dropout, "attn_drop_rate": config.dropout}
-            dropouts = rates if config.dropout else {}  # other architectures do not have these arguments
+            dropouts = rates if config.dropout else {}  # not all architectures accept these arguments
             network, name = _timm_network(config, n_classes, dropouts)
         else:
             network, name = (
@@ -113,7 +114,7 @@ class SpectrogramViT(_TimmTeacher):
         if not isinstance(network, VisionTransformer) or network.pos_embed is None:
             raise CheckpointError(
                 f"teacher.model.name={name!r} is not a VisionTransformer of timm with a positional embedding, which "
-                "family vit expects; for a convolutional network set teacher.model.family=cnn"
+                "family vit needs; for a convolutional network set teacher.model.family=cnn"
             )
         vit: Any = network
         embed = vit.patch_embed
@@ -134,22 +135,26 @@ class SpectrogramViT(_TimmTeacher):
 
 
 class Patchout(nn.Module):
-    """Structured patchout: in training, `freq` rows and `time` columns of patches are dropped from each batch.
+    """Structured patchout: in training, each batch loses `freq` random rows and `time` random columns of patches.
 
-    They are drawn from torch's random generator, as for dropout.
+    All clips of a batch lose the same rows and columns, which are drawn with torch's global random generator. `grid` is
+    the number of rows (frequency) and columns (time) of patches; the first `n_prefix` tokens belong to no patch.
     """
 
     def __init__(self, grid: tuple[int, int], freq: int, time: int, n_prefix: int):
         super().__init__()
         if freq >= grid[0] or time >= grid[1]:
             raise CheckpointError(
-                f"teacher.model.patchout_freq={freq}, patchout_time={time}: expected fewer than the "
-                f"{grid[0]} x {grid[1]} patches of a clip (frequency x time)"
+                f"teacher.model.patchout_freq={freq}, teacher.model.patchout_time={time}: expected patchout_freq below "
+                f"{grid[0]}, the rows of patches, and patchout_time below {grid[1]}, the columns; reduce them"
             )
         self.grid, self.freq, self.time, self.n_prefix = grid, freq, time, n_prefix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Drop tokens: `[B, n_prefix + rows * columns, D]` to `[B, n_prefix + (rows - freq) * (columns - time), D]`."""
+        """Return the kept tokens `[B, n_prefix + (rows - freq) * (columns - time), D]`; in evaluation mode, all tokens.
+
+        `x` holds all tokens `[B, n_prefix + rows * columns, D]`. Prefix tokens (e.g. class token) are never dropped.
+        """
         if not self.training or not (self.freq or self.time):
             return x
         (rows, columns) = self.grid
@@ -160,27 +165,33 @@ class Patchout(nn.Module):
 
 
 class CNN(_TimmTeacher):
-    """A convolutional network of timm; its embedding is the pooled feature map before the classifier."""
+    """Teacher of family cnn: a convolutional network of timm. Its embedding is the pooled feature map."""
 
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
         return _timm_network(config, n_classes, {"drop_rate": config.dropout})
 
 
 def patch_grid(n_mels: int, frames: int, patch: int, stride: int) -> tuple[int, int]:
-    """Return the number of rows and columns of square patches of side `patch`, `stride` bins or frames apart."""
+    """Return the numbers of (rows, columns) of patches in features of `n_mels` mel bins and `frames` frames.
+
+    A patch is a square with side `patch`; neighbouring patches are `stride` bins or frames apart. CheckpointError if a
+    patch is larger than the features, or if `stride` leaves gaps between patches.
+    """
     if patch > min(n_mels, frames) or stride > patch:
         raise CheckpointError(
             f"patches of {patch} bins x {patch} frames with teacher.model.stride={stride} do not cover features of "
-            f"{n_mels} mel bins x {frames} frames: expected stride <= patch <= bins and frames"
+            f"{n_mels} mel bins x {frames} frames: expected stride <= patch size, and patches not larger than the "
+            "features; change teacher.model.stride, teacher.model.patch_size or teacher.frontend.n_mels"
         )
     return (n_mels - patch) // stride + 1, (frames - patch) // stride + 1
 
 
 def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, Any]) -> tuple[Any, str]:
-    """Return timm's network with `n_classes` outputs, and its name.
+    """Return a timm network with one input channel and `n_classes` outputs, and the name of its architecture.
 
-    Pretrained weights are loaded strictly, including the classifier, which is then replaced. Otherwise timm silently
-    ignores weights of another architecture if the number of classes differs.
+    `extra` holds further arguments of `timm.create_model`. A pretrained network is created with the classifier of its
+    checkpoint, which is replaced afterwards. If the network were created with `n_classes` outputs, timm would silently
+    ignore weights that do not fit the architecture.
     """
     import timm
 
@@ -188,7 +199,7 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
     network: Any
     if name and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+        hint = f"did you mean {' or '.join(near)}?" if near else "set it to one of timm.list_models()"
         raise CheckpointError(f"teacher.model.name={name!r} is not an architecture of timm; {hint}")
     if not source:
         return timm.create_model(name, in_chans=1, num_classes=n_classes, **extra), name
@@ -202,28 +213,32 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"teacher.model.pretrained={source!r} cannot be used: expected a folder with timm's config.json and "
-            f"{WEIGHTS}, a weights file of teacher.model.name={name!r}, or a hub name that can be reached "
-            f"({' '.join(str(error).split())[:300]})"
+            f"teacher.model.pretrained={source!r} cannot be used ({' '.join(str(error).split())[:300]}): expected a "
+            f"folder with timm's config.json and {WEIGHTS}, a weights file of teacher.model.name={name!r}, or the name "
+            "of a network on the Hugging Face hub that can be reached; correct it, or set it to null for random weights"
         ) from error
     found = network.pretrained_cfg["architecture"]
     if name and name != found:
         raise CheckpointError(
             f"teacher.model.pretrained={source!r} has the architecture {found}; expected teacher.model.name={name}: "
-            "change one of them"
+            f"set teacher.model.name={found}, or use another checkpoint"
         )
     network.reset_classifier(n_classes)
     return network, found
 
 
 def _from_file(path: Path, name: str, extra: dict[str, Any]) -> Any:
-    """Return timm's network `name` with the weights in `path` (safetensors, or a `torch.save` file of tensors)."""
+    """Return the timm network `name` with one input channel, and with all weights (also the classifier's) from `path`.
+
+    `path` is a safetensors file, or a file of tensors that `torch.save` wrote. `extra` holds further arguments of
+    `timm.create_model`.
+    """
     import timm
 
     if not name:
         raise CheckpointError(
-            f"teacher.model.pretrained={path} is a weights file, but teacher.model.name is empty: set it to timm's "
-            "name of the architecture"
+            f"teacher.model.pretrained={path} is a weights file, but teacher.model.name is empty: expected timm's name "
+            "of the architecture; set teacher.model.name"
         )
     weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     classifier = timm.get_pretrained_cfg_value(name, "classifier")

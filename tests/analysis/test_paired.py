@@ -1,4 +1,4 @@
-"""Means, intervals and paired tests of `analysis/paired.py` against other ways to the same numbers."""
+"""Means, intervals and paired tests of `analysis/paired.py`, compared with independent computations."""
 
 import numpy as np
 import pandas as pd

@@ -1,4 +1,4 @@
-"""The report in a real browser: drawn, interactive, quiet, and without the network (Chromium, headless)."""
+"""The report in headless Chromium: it is drawn and interactive, logs no errors, and needs no network."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from analysis import front, report
 from analysis.results import load_study
 from tests.support.driven_study import Driver
 from tests.support.example_study import rows, write_study, write_table
-from tests.tune.commands.test_live import best_points, measure_more, running_study, serving
+from tests.support.tune.live import best_points, measure_more, running_study, serving
 from tune.status import current_study
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -59,16 +59,16 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, study):
-    """The report, opened and drawn."""
+    """Return a browser that has opened and drawn the report."""
     browser.get("about:blank")
-    browser.get_log("performance")  # what the browser's own start page asked for
+    browser.get_log("performance")  # drop the requests of the browser's start page
     browser.get((study.path / "report.html").as_uri())
     wait(browser, "return document.querySelectorAll('#pareto .point, #bytes .point').length")
     return browser
 
 
 def wait(browser, script, *arguments):
-    """The script's first truthy answer, within half a minute: tests may share a small machine."""
+    """Return the script's first truthy result; fail after 30 s, as tests may share a small machine."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if answer := browser.execute_script(script, *arguments):
@@ -99,7 +99,7 @@ def test_every_point_of_the_front_is_drawn_with_its_line(page, study):
     box = page.execute_script("return document.querySelector('#pareto .nsewdrag').getBoundingClientRect().toJSON()")
     assert all(box["left"] < x < box["right"] and box["top"] < y < box["bottom"] for x, y in drawn)
     heights = [-y for _, y in drawn]
-    assert heights == sorted(heights)  # and so does the front's accuracy
+    assert heights == sorted(heights)  # the front's accuracy rises, too
     roles = ("dominated", "over a limit")
     others = sum(len(page.execute_script(MARKERS, role)) for role in roles)
     assert others + len(best) == study.points["val_macro_avg_acc"].notna().sum()
@@ -146,7 +146,7 @@ def test_hover_shows_the_configuration_and_traces_the_trial(page, study):
     steps = (study.points["trial_id"] == point["trial_id"]).sum()
     traced = "return document.getElementById(arguments[0]).data.at(-1).x.length"
     assert [page.execute_script(traced, plot) for plot in ("pareto", "bytes")] == [steps, steps]
-    assert page.execute_script(script) == text  # the label outlives the trace that it causes
+    assert page.execute_script(script) == text  # the label remains after the highlighting trace is drawn
     move_mouse(page, 5, 5)
     wait(page, "return document.getElementById('pareto').data.at(-1).x.length === 0")
 
@@ -226,7 +226,7 @@ def test_an_empty_study_opens_quietly(browser, tmp_path):
 def test_a_live_page_shows_new_points_without_a_click_and_keeps_the_readers_place(tmp_path, browser):
     folder = running_study(tmp_path / "study")
     read = "return [...document.querySelectorAll('#front tbody tr')].map(r => [r.dataset.trial, +r.dataset.step])"
-    told = "return document.getElementById('strip').textContent.includes(arguments[0])"
+    strip_contains = "return document.getElementById('strip').textContent.includes(arguments[0])"
     browser.get_log("browser")
     with serving(folder) as port:
         browser.get(f"http://127.0.0.1:{port}/")
@@ -240,7 +240,7 @@ def test_a_live_page_shows_new_points_without_a_click_and_keeps_the_readers_plac
             "[...document.querySelectorAll('#front th button')].find(b => b.textContent === 'val %').click();"
             "window.scrollTo(0, 700)"
         )
-        top = "document.getElementById('pareto').getBoundingClientRect().top"  # of what the reader looks at
+        top = "document.getElementById('pareto').getBoundingClientRect().top"  # what the reader sees
         before = browser.execute_script(f"return {top}")
         driver = Driver(folder)
         measure_more(driver, 13, 18)
@@ -253,24 +253,24 @@ def test_a_live_page_shows_new_points_without_a_click_and_keeps_the_readers_plac
             json.dumps(expected, separators=(",", ":")),
         )
         hidden = "document.getElementById('pareto')._fullData.filter(t => t.visible === 'legendonly').map(t => t.name)"
-        # a line that came above it moves the page, not the place
+        # a new line above the plot scrolls the page, so that the plot keeps its position
         assert browser.execute_script(f"return [window.kept, {hidden}]") == [True, ["front"]]
         assert browser.execute_script(f"return {top}") == pytest.approx(before, abs=1)  # a pixel
         assert browser.execute_script("return window.scrollY") >= 700
         click_legend(browser, "front")
         wait(browser, f"return {hidden}.length === 0")
         assert len(browser.execute_script(MARKERS, "front")) == len(grown)
-        wait(browser, told, "t0000 dense, epoch 3")
+        wait(browser, strip_contains, "t0000 dense, epoch 3")
         driver.epoch("t0000", 5)
-        wait(browser, told, "t0000 dense, epoch 5")
+        wait(browser, strip_contains, "t0000 dense, epoch 5")
         whole = driver.path.read_bytes()
         driver.path.write_bytes(whole + b"damaged\n")
-        wait(browser, told, "the study cannot be read")
+        wait(browser, strip_contains, "the study cannot be read")
         driver.path.write_bytes(whole)
-        wait(browser, told, "t0000 dense, epoch 5")
+        wait(browser, strip_contains, "t0000 dense, epoch 5")
         log = [entry["message"] for entry in browser.get_log("browser")]
         assert [message for message in log if "503" not in message] == []
-    wait(browser, told, "the server does not answer")
+    wait(browser, strip_contains, "the server does not answer")
 
 
 def test_a_live_page_of_a_study_without_points_fills_itself(tmp_path, browser):

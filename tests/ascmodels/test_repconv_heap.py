@@ -1,4 +1,4 @@
-"""A strided 1x1 branch over one channel: equal to PyTorch's convolution, and nothing is written past its memory."""
+"""A strided 1x1 branch with one input channel equals PyTorch's convolution and writes within its memory only."""
 
 import os
 import subprocess
@@ -11,7 +11,8 @@ from torch import nn
 
 from ascmodels.students.repconv import RepConv2d
 
-CHECKER = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")  # glibc's, which ends a process whose heap is damaged
+# glibc's heap checker, which aborts a process whose heap is damaged
+CHECKER = Path("/lib/x86_64-linux-gnu/libc_malloc_debug.so.0")
 TRAINING = """
 import torch
 from ascmodels.students.repconv import RepConv2d

@@ -1,11 +1,11 @@
-"""Sizes by arithmetic (`Ties`) against networks that are really cut and measured."""
+"""Sizes of pruned networks that `Ties` computes, compared with networks that are pruned and measured."""
 
 import random
 
 import pytest
 
 from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig, schedule_networks
+from ascmodels.compress.plan import PruneConfig, plan_networks
 from ascmodels.compress.pruning import prune
 from ascmodels.nessi import get_deployed_size
 from ascmodels.students import StudentConfig, build_student
@@ -30,14 +30,14 @@ def test_arithmetic_gives_the_widths_and_sizes_of_the_cut_network(config: Studen
     for ratio in ratios:
         network = prune(network, ratio, "l2", round_to)
         expected.append((*get_deployed_size(network, 64, 20), network.widths))
-    assert schedule_networks(config, PruneConfig(ratios=ratios, round_to=round_to), 64, 20) == expected
+    assert plan_networks(config, PruneConfig(ratios=ratios, round_to=round_to), 64, 20) == expected
 
 
 def test_errors_are_those_of_the_cut() -> None:
     config = StudentConfig(base_channels=8)
     for ratios, words in (((0.9,), "would empty a layer"), ((1e-20,), "removes no channel")):
-        with pytest.raises(PruningError, match=words) as told:
+        with pytest.raises(PruningError, match=words) as by_cutting:
             prune(build_student(config), ratios[0])
         with pytest.raises(PruningError, match=words) as by_arithmetic:
-            schedule_networks(config, PruneConfig(ratios=ratios), 64, 20)
-        assert str(by_arithmetic.value) == str(told.value)
+            plan_networks(config, PruneConfig(ratios=ratios), 64, 20)
+        assert str(by_arithmetic.value) == str(by_cutting.value)

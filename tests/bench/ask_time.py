@@ -1,6 +1,6 @@
-"""Time to draw a configuration (with the feasibility check) in a study with thousands of finished trials.
+"""Measure the time to draw a configuration, including the feasibility check, in a study with thousands of trials.
 
-python tests/bench/ask_time.py              # CPU time of 100 draws after 5,000 finished trials, on one thread
+python tests/bench/ask_time.py              # CPU time of 100 draws after 5,000 ended trials, on one thread
 """
 
 import argparse
@@ -23,7 +23,7 @@ from tune.study.log import StudyLog
 
 
 def history(n_trials: int) -> list[Event]:
-    """Return the events of a study with `n_trials` ended trials, half of them stopped early, with random results."""
+    """Return the events of a study with `n_trials` ended trials with random results; about half were stopped early."""
     events: list[Event] = []
     log = StudyLog(events.extend)
     gate = lambda values: Verdict(json.dumps(values), -0.5)  # noqa: E731
@@ -45,8 +45,8 @@ def history(n_trials: int) -> list[Event]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=5_000)
-    parser.add_argument("--draws", type=int, default=100)
+    parser.add_argument("--trials", type=int, default=5_000, help="number of ended trials (default: 5000)")
+    parser.add_argument("--draws", type=int, default=100, help="number of measured draws (default: 100)")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
@@ -65,8 +65,8 @@ def main() -> int:
             times.append(time.process_time() - started)
         median, late, most = (1e3 * float(np.quantile(times, q)) for q in (0.5, 0.95, 1))
         print(
-            f"{name}: {options.trials} trials replayed in {resumed:.1f} s; a draw takes {median:.0f} ms (median), "
-            f"{late:.0f} ms (95 %), {most:.0f} ms (longest)",
+            f"sampler {name}: {options.trials} trials replayed in {resumed:.1f} s; CPU time of a draw: "
+            f"median {median:.0f} ms, 95th percentile {late:.0f} ms, maximum {most:.0f} ms",
             flush=True,
         )
     return 0

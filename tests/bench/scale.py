@@ -1,11 +1,11 @@
-"""10,000 simulated trials with the real driver: time per trial, memory and file sizes as a study grows.
+"""Measure time per trial, memory and file sizes of the driver in a study with 10,000 simulated trials.
 
     python tests/bench/scale.py                     # 10,000 trials of 3 results
     python tests/bench/scale.py --trials 1000 --sampler random
 
-Searcher, feasibility check, scheduler, journal, tables and Ray are those of `tune/run.py`; only the training is a
-formula that takes no time. The last lines show the time to resume such a study, and whether its replay gives the
-same state.
+Searcher, feasibility check, scheduler, journal, tables and Ray are those of `tune/run.py`. The training is replaced by
+a formula, which takes almost no time. The last lines show the time to resume the study, and whether the replayed
+sampler equals the one of the search; if not, the exit status is 1.
 """
 
 import argparse
@@ -24,21 +24,25 @@ import ray
 import ray.tune as rt
 from rich.console import Console
 
-from analysis.manifest import Asked, Resolved, StudyManifest
+from analysis.manifest import Requested, Resolved, StudyManifest
 from search_spaces import load_space
 from trainables.config.compose import compose
 from tune.driver import Search
 from tune.search.optuna_study import OBJECTIVES
+from tune.study.access import StudyAccess
 from tune.study.events import Event, TrialEnded
-from tune.study.hold import Held
 from tune.study.journal import read_events, segments
-from tune.study.waiting import Patience
+from tune.study.retry import Retry
 
+# numbers of ended trials at which a line is printed
 MARKS = (100, 500, 1_000, 2_500, 5_000, 7_500, 10_000)
 
 
 class Simulated(rt.Trainable):
-    """Two dense epochs and one prune step of a trial, computed by a formula; a checkpoint is one line of JSON."""
+    """Ray Trainable that computes its results by a formula: two dense epochs, then one prune step with one epoch.
+
+    Its checkpoint is a file with the number of epochs.
+    """
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
@@ -85,7 +89,7 @@ class Simulated(rt.Trainable):
 
 
 class Marks:
-    """A reducer that prints a line at each number of ended trials in MARKS."""
+    """Reducer that prints time, memory and file sizes when the number of ended trials reaches a value in MARKS."""
 
     def __init__(self, search: Search, folder: Path):
         self._search, self._folder = search, folder
@@ -100,7 +104,7 @@ class Marks:
             points = self._folder / "points.csv"
             table = points.stat().st_size / 1e6 if points.exists() else 0.0
             print(
-                f"{ended:6d} trials: {1e3 * each:6.1f} ms a trial since the last mark, {1e3 * each / 3:5.1f} ms a "
+                f"{ended:6d} trials: {1e3 * each:6.1f} ms per trial since the line above, {1e3 * each / 3:5.1f} ms per "
                 f"result, driver {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f} MB, journal "
                 f"{journal:5.1f} MB, points.csv {table:5.1f} MB written in {self._search.tables.table_took_s:.2f} s",
                 flush=True,
@@ -110,9 +114,9 @@ class Marks:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--sampler", default="tpe")
-    parser.add_argument("--scheduler", default="mo_asha")
+    parser.add_argument("--trials", type=int, default=10_000, help="number of trials (default: 10000)")
+    parser.add_argument("--sampler", default="tpe", help="Optuna sampler, as in tune/run.py (default: tpe)")
+    parser.add_argument("--scheduler", default="mo_asha", help="early stopping, as in tune/run.py (default: mo_asha)")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ |= {"TUNE_GLOBAL_CHECKPOINT_S": "1000000000", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -124,12 +128,12 @@ def main() -> int:
         folder.mkdir()
         requested = {"num_samples": options.trials, "sampler": options.sampler, "scheduler": options.scheduler}
         manifest = StudyManifest(
-            Asked("study", command="scale", max_concurrent=2, **requested),
+            Requested("study", command="scale", max_concurrent=2, **requested),
             Resolved(str(folder), space=space.as_dict(), config=config.flat(), objectives=dict(OBJECTIVES)),
         )
         ray.init("local", num_cpus=2, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-        patience, quiet = Patience(print), Console(quiet=True)
-        search = Search(Held(folder), manifest, space, patience, quiet)
+        retry, quiet = Retry(print), Console(quiet=True)
+        search = Search(StudyAccess(folder), manifest, space, retry, quiet)
         search.begin(confirm=None)
         search.log.attach(Marks(search, folder))
         started = time.perf_counter()
@@ -138,18 +142,18 @@ def main() -> int:
         search.journal.close()
         ray.shutdown()
         each_ms = duration_s / options.trials * 1e3
-        print(f"{options.trials} trials in {duration_s:.0f} s, {search.log.state.counts()}, {each_ms:.1f} ms each")
+        print(f"{options.trials} trials in {duration_s:.0f} s, {search.log.state.counts()}, {each_ms:.1f} ms per trial")
         resumed = time.perf_counter()
         n_events = sum(1 for _ in read_events(folder))
         read_s = time.perf_counter() - resumed
-        again = Search(Held(folder), manifest, space, patience, quiet)
+        again = Search(StudyAccess(folder), manifest, space, retry, quiet)
         again.journal.close()
         print(
             f"resume: {read_s:.1f} s to read {n_events} events, "
-            f"{time.perf_counter() - resumed - read_s:.1f} s to read them and replay them into every reducer"
+            f"{time.perf_counter() - resumed - read_s:.1f} s to read and replay them into all reducers"
         )
         same = again.sampler.digest() == search.sampler.digest()
-        print(f"the replayed sampler {'equals' if same else 'DIFFERS FROM'} the one that ran")
+        print(f"the replayed sampler {'equals' if same else 'DIFFERS FROM'} the sampler of the search")
     return int(not same)
 
 

@@ -1,18 +1,22 @@
-"""Effect of distillation, RepConv branches and progressive pruning, each against a control, over several seeds.
+"""Measure what distillation, RepConv branches and progressive pruning gain against their controls, over seeds.
 
     TAU24_PATH=... python tests/bench/training_study.py --out analysis/studies/training --seeds 0,1,2,3,4
-    python -m analysis.paired analysis/studies/training/raw.csv --pairs plain_kd:plain_ce,rep_kd:rep_ce,...
+    python -m analysis.paired analysis/studies/training/raw.csv --pairs plain_kd:plain_ce,rep_kd:rep_ce
 
-A seed sets the division into training and validation, the teacher, all initial weights and the order of the clips; all
-arms of a seed use the same division and teacher.
+A seed sets the division into training and validation clips, the teacher, all initial weights and the order of the
+clips. All arms of a seed use the same division and the same teacher. The arms:
 
-    plain_ce plain_kd rep_ce rep_kd    dense: CP-Mobile or Rep-Mobile, labels alone or with distillation
-    progressive                        rep_kd pruned in `--steps` steps to `--share` of its MACs, retrained after each
-    one_shot                           rep_kd pruned once to the same size, retrained for as many epochs
-    scratch                            the final widths with new weights, for the epochs of rep_kd and the retraining
+    plain_ce      dense CP-Mobile, trained with labels alone (cross-entropy)
+    plain_kd      dense CP-Mobile, trained with knowledge distillation
+    rep_ce        dense Rep-Mobile (with RepConv branches), trained with labels alone
+    rep_kd        dense Rep-Mobile, trained with knowledge distillation
+    progressive   rep_kd, pruned in `--steps` prune steps to `--share` of its MACs, with retraining after each step
+    one_shot      rep_kd, pruned once to the widths of progressive, and retrained for the same total number of epochs
+    scratch       as one_shot, but with new weights and distillation, for the total epochs of rep_kd and retraining
 
-Each row of raw.csv is written when its arm is done, so a killed study can be continued. The test split is measured once
-per arm, after its training, and is not used for any choice.
+The results of each seed are in raw-SEED.csv; raw.csv is their concatenation, with one header (see the README in
+analysis/studies/training). A row is written when its arm is done, so a killed study can be continued. The test
+split is measured once per arm, after its training, and is not used for any choice.
 """
 
 import argparse
@@ -46,11 +50,11 @@ DENSE = {
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, required=True, help="folder of raw.csv")
-    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of caches and arms (default: runs)")
-    p.add_argument("--seeds", default="0,1,2,3,4", help="random seeds (default: %(default)s)")
-    p.add_argument("--steps", type=int, default=3, help="number of prune steps (default: 3)")
-    p.add_argument("--share", type=float, default=0.25, help="share of the dense MACs after pruning (default: 0.25)")
+    p.add_argument("--out", type=Path, required=True, help="folder for the results, one file raw-SEED.csv per seed")
+    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder for caches and networks (default: runs)")
+    p.add_argument("--seeds", default="0,1,2,3,4", help="random seeds, separated by commas (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=3, help="number of prune steps of the arm progressive (default: 3)")
+    p.add_argument("--share", type=float, default=0.25, help="MACs after pruning / dense MACs (default: 0.25)")
     options, words = p.parse_known_args(argv)
 
     def work(console: Console) -> int:
@@ -63,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Study:
-    """All arms of one seed."""
+    """The training of all arms for one seed."""
 
     def __init__(self, options: argparse.Namespace, words: list[str], seed: int, console: Console):
         self.options, self.words, self.seed, self.console = options, words, seed, console

@@ -1,11 +1,14 @@
-"""Two drivers on one study in an object store, with real timeouts: one is paused, or loses its storage, for minutes.
+"""Test two drivers of one study in an object store with the real timeouts, if one is paused or loses its connection.
 
     python tests/bench/two_drivers.py                 # all cases, about 20 minutes
     python tests/bench/two_drivers.py --case search --minutes 2
 
-    preparation, search     driver A is paused by SIGSTOP; B is rejected at first, and takes over when A's lease expires
-    storage                 A's connection to the store is cut for ten minutes and restored; no other driver starts
-    storage_taken           the same, but B takes over in the meantime
+Driver A runs the study. Driver B tries to start at once, and is rejected while the lease of A is valid. The cases:
+
+    preparation      A is paused (SIGSTOP) for 2 minutes while it prepares the data; B takes over when the lease expires
+    search           A is paused for 2 minutes during the search; B takes over when the lease expires
+    storage          A has no connection to the store for 10 minutes, then continues; B does not try again
+    storage_taken    A has no connection to the store for 10 minutes; B takes over when the lease expires
 
 An S3 server (moto) runs on this machine. The exit status is 1 if a check fails.
 """
@@ -38,7 +41,10 @@ TRIALS = 3
 
 
 def check(store: Store, folder: Path, drivers: int) -> Iterator[str]:
-    """Yield the faults of a study that has ended."""
+    """Yield a message for each fault of an ended study, which is read from `store` into `folder`.
+
+    Checked: the number of complete trials, the number of drivers, and that each trial has its two points once.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     store.pull("journal", folder / "journal")
     state, points = StudyState(), []
@@ -47,15 +53,15 @@ def check(store: Store, folder: Path, drivers: int) -> Iterator[str]:
         if isinstance(event, PointMeasured):
             points.append((event.trial, event.point["step"]))
     if state.counts().get("complete") != TRIALS or state.drivers != drivers:
-        yield f"{state.counts()}, {state.drivers} drivers"
+        yield f"{state.counts()}, {state.drivers} drivers; expected {TRIALS} complete trials, {drivers} drivers"
     if len(points) != len(set(points)) or len(points) != 2 * TRIALS:
-        yield f"points {sorted(points)}"
+        yield f"points {sorted(points)}; expected {2 * TRIALS} different points"
     if state.open:
-        yield f"open: {[trial.name for trial in state.open]}"
+        yield f"trials without an end: {[trial.name for trial in state.open]}; expected none"
 
 
 def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) -> list[str]:
-    """Run one case and return the faults found."""
+    """Run one case, with A paused or without storage for `minutes`; return the faults found."""
     line, store = Line(endpoint), Store(f"s3://studies/{case}/x")
     a, b = Machine(folder / f"{case}-a", line.endpoint, AS_IT_IS), Machine(folder / f"{case}-b", endpoint, AS_IT_IS)
     words = ["--space", str(folder / "s.yaml"), "--name", "x", "--resume", "auto", "--storage", f"s3://studies/{case}"]
@@ -91,7 +97,7 @@ def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) ->
         wrong += check(store, folder / "read", drivers=1 if case in ("preparation", "storage") else 2)
         last = output.strip().splitlines()[-1]
         away_s = time.monotonic() - begun
-        print(f"{case}: away for {away_s:.0f} s; A's last line: {last[:150]}; {wrong or 'no faults'}", flush=True)
+        print(f"{case}: A away for {away_s:.0f} s, last line of A: {last[:150]}; {wrong or 'no faults'}", flush=True)
     finally:
         line.cut()
         end(driver)
@@ -100,8 +106,8 @@ def run(case: str, minutes: float, folder: Path, endpoint: str, address: str) ->
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", choices=list(CASES), help="the only case to run (default: all)")
-    parser.add_argument("--minutes", type=float, help="minutes without A (default: 2 paused, 10 without storage)")
+    parser.add_argument("--case", choices=list(CASES), help="case to run (default: all cases)")
+    parser.add_argument("--minutes", type=float, help="minutes of the pause or outage of A (default: 2 or 10)")
     options = parser.parse_args()
     moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     moto.start()

@@ -1,4 +1,4 @@
-"""Device impulse responses, their synthetic set, and what is drawn for a batch: data/impulse.py, data/augment.py."""
+"""Device impulse responses: the synthetic set, and the draws for a batch (data/impulse.py, data/augment.py)."""
 
 import numpy as np
 import pytest
@@ -35,10 +35,10 @@ def test_convolution_equals_numpys_and_leaves_other_devices_alone():
 
 def test_only_clips_of_device_a_are_drawn_at_their_rate():
     config, rng = AugmentConfig(roll_s=0, dir_p=0.4, dir_dir="x"), np.random.default_rng(1)
-    drawn = np.stack([np.asarray(draw_waveforms(config, 8000, DEVICES, 5, rng).impulses) for _ in range(800)])
+    draws = np.stack([np.asarray(draw_waveforms(config, 8000, DEVICES, 5, rng).impulses) for _ in range(800)])
     from_a = DEVICES == "a"
-    assert (drawn[:, ~from_a] == -1).all()
-    hit = drawn[:, from_a]
+    assert (draws[:, ~from_a] == -1).all()
+    hit = draws[:, from_a]
     n = hit.size
     assert abs((hit >= 0).mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
     shares = np.bincount(hit[hit >= 0], minlength=5) / (hit >= 0).sum()
@@ -48,7 +48,7 @@ def test_only_clips_of_device_a_are_drawn_at_their_rate():
 
 
 def test_off_draws_nothing_more_than_the_roll():
-    """Results of versions without DIR and mixup stay: the generator is left where it was."""
+    """Without DIR and mixup nothing more is drawn, so results equal those of versions that had neither."""
     rng, expected = np.random.default_rng(3), np.random.default_rng(3)
     draws = draw_waveforms(AugmentConfig(roll_s=0.1), 1000, DEVICES, 0, rng)
     assert draw_mixup(AugmentConfig(), 6, rng, "cpu") is None
@@ -59,14 +59,14 @@ def test_off_draws_nothing_more_than_the_roll():
 
 
 def test_response_comes_before_the_roll_and_both_are_shared_between_sample_rates():
-    """A click stays a click: at either rate it is delayed by the response, then rolled by the same time."""
+    """At either sample rate a click is delayed by the response, then rolled by the same time."""
     click = torch.zeros(1, 800)
     click[0, 100] = 1
     delay = torch.zeros(1, 30)
     delay[0, 20] = 1  # 20 ms at 1 kHz
     draws = Draws(np.array([0.3]), np.array([0]))
     assert augment_waveforms(click, draws, 1000, delay)[0].argmax() == 100 + 20 + 300
-    late = torch.roll(click, 690, 1)  # at 790: the response pushes it over the end, and no roll brings it back
+    late = torch.roll(click, 690, 1)  # at sample 790: the response moves it past the end, where no roll restores it
     assert augment_waveforms(late, draws, 1000, delay).abs().max() < 1e-6
     twice, delay_twice = torch.zeros(1, 1600), torch.zeros(1, 60)
     twice[0, 200], delay_twice[0, 40] = 1, 1
@@ -100,7 +100,7 @@ def test_responses_are_read_in_order_with_energy_1(tmp_path):
     write(tmp_path / "long.wav", rng.standard_normal(RATE * 3))
     (tmp_path / "notes.txt").write_text("not a sound")
     impulses = load_impulses(tmp_path, RATE)
-    assert impulses.shape == (4, RATE)  # nothing beyond a second is kept
+    assert impulses.shape == (4, RATE)  # responses are cut at 1 s
     assert impulses.dtype == torch.float32
     assert torch.allclose(impulses.square().sum(dim=1), torch.ones(4), atol=1e-5)
     assert impulses[0, :4].tolist() == [0, 1, 0, 0]
@@ -117,8 +117,8 @@ def test_energy_1_keeps_the_loudness_of_noise(tmp_path):
     main([str(tmp_path), "--count", "8"])
     impulses = load_impulses(tmp_path, 32_000)
     noise = torch.randn(8, 32_000, generator=torch.Generator().manual_seed(0))
-    heard = augment_waveforms(noise, Draws(None, np.arange(8)), 32_000, impulses)
-    assert torch.allclose(heard.square().mean(dim=1).sqrt(), torch.ones(8), atol=0.08)
+    augmented = augment_waveforms(noise, Draws(None, np.arange(8)), 32_000, impulses)
+    assert torch.allclose(augmented.square().mean(dim=1).sqrt(), torch.ones(8), atol=0.08)
 
 
 def broken(path):
@@ -160,7 +160,7 @@ def test_synthetic_responses_are_seeded_short_and_coloured():
     assert (level[:, frequency > 21_000].mean(axis=1) < middle - 6).all()
     assert (level[:, frequency < 30].mean(axis=1) < middle - 6).all()
     curves = level - level.mean(axis=1, keepdims=True)
-    assert min(np.abs(curves[i] - curves[j]).mean() for i in range(6) for j in range(i)) > 1  # no two alike
+    assert min(np.abs(curves[i] - curves[j]).mean() for i in range(6) for j in range(i)) > 1  # no two curves are equal
 
 
 def test_command_writes_what_can_be_read(tmp_path, capsys):

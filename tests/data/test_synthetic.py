@@ -1,4 +1,4 @@
-"""The embedded data set: exact TAU files, honest splits, the same bytes from the same seed, all or nothing.
+"""The embedded synthetic data set: TAU's file layout, disjoint splits, reproducible bytes, atomic creation.
 
 pytest tests/data/test_synthetic.py
 """
@@ -36,7 +36,7 @@ def filenames(folder: Path, split: str) -> list[str]:
 
 
 def parts(filename: str) -> list[str]:
-    """[scene, city, location, segment, chunk, device]"""
+    """Return the parts of a file name: [scene, city, location, segment, chunk, device]."""
     return Path(filename).stem.split("-")
 
 
@@ -50,14 +50,14 @@ def build(dest: Path, n_train: int = TRAIN, seed: int = 0) -> Path:
 
 
 def name_only(segment: synthetic.Segment, folder: Path, seed: int) -> int:
-    """Stands in for the renderer where a test is about folders, not sound."""
+    """A replacement of the renderer for tests of folders: it writes the seed instead of sound."""
     for take in segment.takes:
         (folder / take.filename).write_bytes(bytes([seed]))
     return len(segment.takes)
 
 
 def render_some(folder: Path, seed: int = 0, workers: int = 1) -> dict[str, str]:
-    """Digests of three segments of the smallest training set."""
+    """Return the digests of three rendered segments of the smallest training set."""
     folder.mkdir()
     synthetic._write_audio(synthetic.plan("train", 10)[:3], folder, seed, progress=False, workers=workers)
     return digests(folder)
@@ -105,8 +105,8 @@ def test_splits_are_nested_and_hold_whole_segments_of_every_scene(tau: Path) -> 
         inner = filenames(tau, f"split{percent}")
         assert set(inner) <= outer
         assert {parts(name)[0] for name in inner} == SCENES
-        taken = Counter(tuple(parts(name)[:4]) for name in inner)
-        assert all(count == segments[segment] for segment, count in taken.items())
+        counts = Counter(tuple(parts(name)[:4]) for name in inner)
+        assert all(count == segments[segment] for segment, count in counts.items())
         outer = set(inner)
 
 
@@ -150,8 +150,8 @@ def test_devices(tau: Path) -> None:
 def test_devices_side_by_side_hear_the_same_second() -> None:
     segment = next(s for s in synthetic.plan("train", 200) if {t.device for t in s.takes} == {"a", "b"})
     spectrum = synthetic.render(segment.scene, segment.location, segment.number, seed=0)
-    heard = synthetic.record(spectrum, "a"), synthetic.record(spectrum, "b")
-    same = (heard[0] * heard[1]).mean() / (heard[0].std() * heard[1].std())
+    waves = synthetic.record(spectrum, "a"), synthetic.record(spectrum, "b")
+    same = (waves[0] * waves[1]).mean() / (waves[0].std() * waves[1].std())
     assert 0.5 < same < 0.999
 
 
@@ -167,7 +167,7 @@ def test_evaluation_set_lies_beside_without_labels(tau: Path) -> None:
 def test_same_seed_same_bytes_whatever_the_processes(tau: Path, tmp_path: Path) -> None:
     one, two = render_some(tmp_path / "one"), render_some(tmp_path / "two", workers=2)
     assert len(one) == 3 and one == two
-    assert one.items() <= digests(tau).items()  # nor whatever the size of the set
+    assert one.items() <= digests(tau).items()  # and does not depend on the size of the set
     other = render_some(tmp_path / "other", seed=1)
     assert all(one[name] != other[name] for name in one)
 
@@ -224,7 +224,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(synthetic, "write_segment", fail_midway)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path / "tau")
-    assert len(scratch) == 1 and scratch[0].startswith(".tau.")  # nothing at DEST while it went on
+    assert len(scratch) == 1 and scratch[0].startswith(".tau.")  # nothing was at DEST during the build
     assert list(tmp_path.iterdir()) == []
 
 

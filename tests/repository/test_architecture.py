@@ -1,26 +1,15 @@
-"""DESIGN.md's floors, kept by walking the imports of every source file."""
+"""The layers of the packages, and rules for all source files, checked by walking their imports."""
 
 import ast
-import json
-import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.support.imports import FLOORS, files_that_import, imports, sources, top
 from tests.support.paths import ROOT
 
-# packages and modules of ours that each package may import, beside itself
-FLOORS = {
-    "search_spaces": set(),
-    "data": set(),
-    "ascmodels": {"data.files"},
-    "trainables": {"ascmodels", "data", "search_spaces"},
-    "analysis": {"data.files"},
-    "tune": {"analysis", "ascmodels", "data", "search_spaces", "trainables"},
-}
-# sub-packages, and those of the same floor that each may import; commands beside them may import all
+# sub-packages, and those of the same package that each may import; modules beside them may import all
 SUBPACKAGES = {
     "tune.study": set(),
     "tune.search": {"tune.study"},
@@ -31,9 +20,9 @@ SUBPACKAGES = {
     "trainables.inputs": {"trainables.config"},
     "trainables.engine": {"trainables.config", "trainables.inputs"},
     "trainables.teachers": {"trainables.config", "trainables.inputs", "trainables.engine"},
-    "trainables.trial": {f"trainables.{room}" for room in ("config", "inputs", "outputs", "engine", "teachers")},
+    "trainables.trial": {f"trainables.{name}" for name in ("config", "inputs", "outputs", "engine", "teachers")},
     "trainables.single": {
-        f"trainables.{room}" for room in ("config", "inputs", "outputs", "engine", "teachers", "trial")
+        f"trainables.{name}" for name in ("config", "inputs", "outputs", "engine", "teachers", "trial")
     },
     "ascmodels.students": set(),
     "ascmodels.teachers": {"ascmodels.checkpoint"},
@@ -42,7 +31,7 @@ SUBPACKAGES = {
 }
 MAX_LINES = 300
 MAX_MODULES = 12  # of a folder
-# a wide dependency: the files that may know it
+# library with a wide interface -> the files that may import it
 WRAPPED = {
     "torch_pruning": {"ascmodels/compress/groups.py"},
     "wandb": {"trainables/outputs/tracking.py"},
@@ -51,49 +40,8 @@ WRAPPED = {
 }
 
 
-@cache
-def sources() -> dict[str, Path]:
-    """Module name -> file, of our packages."""
-    files = [p for package in FLOORS for p in sorted((ROOT / package).rglob("*.py")) if "__pycache__" not in p.parts]
-    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in files}
-
-
-@cache
-def imports(module: str, functions: bool = True, typing: bool = True) -> frozenset[str]:
-    """Modules that `module` imports: ours in full, others by their first name; with those inside functions, and those
-    under TYPE_CHECKING."""
-    found: set[str] = set()
-
-    def visit(node: ast.AST) -> None:
-        inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        typing_only = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if (inside and not functions) or (typing_only and not typing):
-            return
-        if isinstance(node, ast.Import):
-            found.update(name.name for name in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} imports relatively: line {node.lineno}"
-            source = node.module or ""
-            found.update(f"{source}.{n.name}" if f"{source}.{n.name}" in sources() else source for n in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            found.add(ast.literal_eval(node.args[0]) if isinstance(node.args[0], ast.Constant) else "?")
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(ast.parse(sources()[module].read_text()))
-    return frozenset(found)
-
-
-def top(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def files_that_import(library: str) -> set[str]:
-    return {str(path.relative_to(ROOT)) for module, path in sources().items() if library in map(top, imports(module))}
-
-
 def test_the_walk_sees_what_is_there():
-    """The checks below would pass on an empty walk."""
+    """Without this test, the checks below would also pass if no import were found."""
     assert len(sources()) > 25
     assert set(map(top, sources())) == set(FLOORS)
     assert "trainables.config.schema" in imports("tune.run")
@@ -157,7 +105,7 @@ def test_ray_stays_in_tune_and_with_the_trainables():
 
 
 def ray_classes(code: str) -> list[int]:
-    """Return the lines of classes that are derived from one of Ray's."""
+    """Return the line numbers of classes that derive from a class of Ray."""
     names, found = set[str](), []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -186,13 +134,13 @@ def test_classes_derived_from_rays_are_found(code, lines):
 
 
 def test_one_file_adapts_ray():
-    """Beside the Trainables' file. Another one would know Ray's quirks, too, and an upgrade would touch both."""
+    """Only the adapter and the file of the Trainables derive from Ray's classes, so a Ray upgrade touches no other."""
     found = {str(path.relative_to(ROOT)) for path in sources().values() if ray_classes(path.read_text())}
     assert found == {"tune/search/ray_adapter.py", "trainables/ray_trainables.py"}
 
 
 def test_rays_own_optuna_search_is_not_used():
-    """It tells Optuna of each trial as Ray saw it; our sampler is a fold over the events of the study."""
+    """Ray's OptunaSearch keeps its own state; our sampler's state must follow from the events of the study alone."""
     for module, path in sources().items():
         assert not {n for n in imports(module) if n.startswith("ray.tune.search.optuna")}, module
         assert "OptunaSearch" not in path.read_text(), module
@@ -259,41 +207,13 @@ def test_analysis_reads_files_only():
             assert not heavy, f"{module} imports {heavy}"
 
 
-def find_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """One cycle of a graph, or nothing: depth first."""
-    done: set[str] = set()
-
-    def walk(node: str, path: list[str]) -> list[str]:
-        if node in path:
-            return [*path[path.index(node) :], node]
-        if node in done:
-            return []
-        for neighbour in sorted(graph.get(node, set())):
-            cycle = walk(neighbour, [*path, node])
-            if cycle:
-                return cycle
-        done.add(node)
-        return []
-
-    return next((cycle for node in sorted(graph) if (cycle := walk(node, []))), [])
-
-
-def graph() -> dict[str, set[str]]:
-    """Module -> modules of ours that it imports, inside functions and for type checking, too."""
-    return {m: {name for name in imports(m) if name in sources()} - {m} for m in sources()}
-
-
-def test_no_circle_of_imports():
-    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert find_cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
-    assert find_cycle(graph()) == []
-
-
 def test_no_file_is_long_and_no_folder_crowded():
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts]
+    assert len(tests) > 80
     folders: dict[Path, int] = {}
-    for module, path in sources().items():
-        assert len(path.read_text().splitlines()) <= MAX_LINES, module
-        if path.name != "__init__.py":
+    for path in [*sources().values(), *tests]:
+        assert len(path.read_text().splitlines()) <= MAX_LINES, path
+        if path.name not in ("__init__.py", "conftest.py"):
             folders[path.parent] = folders.get(path.parent, 0) + 1
     assert not {folder: n for folder, n in folders.items() if n > MAX_MODULES}
 
@@ -302,46 +222,3 @@ def test_every_file_says_what_it_is():
     for module, path in sources().items():
         text = path.read_text()
         assert not text or ast.get_docstring(ast.parse(text)), f"{module} has no docstring"
-
-
-@pytest.mark.slow
-def test_importing_does_nothing(tmp_path):
-    """Analysis needs neither torch nor Ray; no module writes, prints or starts anything when imported."""
-    code = f"""
-import importlib, json, sys
-for name in {[m for m in sources() if top(m) == "analysis"]}:
-    importlib.import_module(name)
-heavy = sorted({{"torch", "ray", "optuna", "wandb"}} & set(sys.modules))
-importlib.import_module("search_spaces")
-heavy += sorted({{"torch", "ray"}} & set(sys.modules))
-for name in {list(sources())}:
-    importlib.import_module(name)
-import ray, torch
-print(json.dumps({{
-    "heavy": heavy,
-    "slow": sorted({{"transformers.models.audio_spectrogram_transformer"}} & set(sys.modules)),
-    "ray": ray.is_initialized(),
-    "cuda": torch.cuda.is_initialized(),
-}}), file=sys.stderr)
-"""
-    home = tmp_path / "home"
-    work = tmp_path / "work"
-    home.mkdir()
-    work.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=work,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    said = json.loads(lines[-1])
-    assert said["heavy"] == []
-    assert said["slow"] == []
-    assert said["ray"] is False
-    assert said["cuda"] is False
-    assert list(work.iterdir()) == []

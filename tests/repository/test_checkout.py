@@ -35,7 +35,7 @@ print(ray.get(where.remote()))
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second checkout, in which `--storage` has another help text."""
+    """Return a second checkout, in which `--storage` has another help text."""
     root = tmp_path_factory.mktemp("clone")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -47,7 +47,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(script: Path, *words: str, first: Path = ROOT, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess:
-    """Run a script where `first` is on the path, as an installed checkout is."""
+    """Run a script with the checkout `first` on the Python path, like an installed one."""
     environment = os.environ | {"PYTHONPATH": str(first)} | more
     command = [sys.executable, str(script), *words]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -81,7 +81,7 @@ def test_started_as_a_module_it_is_the_same(clone):
 
 @pytest.mark.parametrize("safe_path", ["", "1"])
 def test_a_package_that_was_imported_from_elsewhere_stops_the_command(clone, tmp_path, safe_path):
-    """An interpreter that imports the installed checkout at its start, before any script."""
+    """The interpreter imports the installed checkout at its start, before it runs the script."""
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nimport trainables\n")
     script = clone / "trainables" / "run_training.py"
     done = start(script, "--help", first=tmp_path, PYTHONSAFEPATH=safe_path)

@@ -84,19 +84,19 @@ def test_every_command_shown_exists() -> None:
 def test_every_flag_shown_is_in_the_commands_help(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = {word.split("=")[0] for words in commands()[script] for word in words if word.startswith("--")}
+    flags_shown = {word.split("=")[0] for words in commands()[script] for word in words if word.startswith("--")}
     main = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
     monkeypatch.setattr("sys.argv", [script, "--help"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert not [flag for flag in sorted(shown) if not re.search(rf"{re.escape(flag)}\b", text)]
+    assert not [flag for flag in sorted(flags_shown) if not re.search(rf"{re.escape(flag)}\b", text)]
 
 
 @pytest.mark.parametrize("arguments", commands()["tune/run.py"], ids=" ".join)
 def test_every_search_shown_is_accepted(arguments: list[str], tmp_path: Path) -> None:
-    """Its options and flags are parsed, and none is a value that the space searches."""
+    """The options and flags of each search command are valid, and none sets a key that the space searches."""
     arguments = ["kd_prune" if word == "<name>" else word for word in arguments]
     request = read_request([*arguments, "--storage", str(tmp_path)])
     if request.options.space:

@@ -1,4 +1,4 @@
-"""Every shipped space and student does the whole of a trial: one training step, each prune step, fused, measured."""
+"""Each shipped space and student goes through all stages of a trial, with one training step in each."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def data(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialData:
-    """Few clips, so that an epoch is a step; made-up teacher logits."""
+    """Return so few clips that an epoch is one step, with random teacher logits."""
     cache = tmp_path_factory.mktemp("cache")
     clips = load_clips(compose([*SMALL, f"data.dataset_dir={tiny_tau}", f"data.cache_dir={cache}"]), 16_000)
     logits = torch.randn(len(clips.train.rows), 10, generator=torch.Generator().manual_seed(0))

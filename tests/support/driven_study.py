@@ -1,4 +1,9 @@
-"""A study without training: what tune/run.py does before it starts Ray, and what a driver writes."""
+"""Studies without training for tests: the checks of tune/run.py before Ray starts, and the files a driver writes.
+
+folder = Commands(storage, dataset).start("x", ended=2, opened=1)     # a study whose driver was killed
+driver = Driver(folder)                                               # a new driver of this study
+driver.train("t0003")
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +29,13 @@ from tune.study.events import (
 from tune.study.journal import Journal, Reading, read_state
 from tune.study.log import StudyLog
 from tune.study.manifest import write_manifest
-from tune.study.waiting import Patience
+from tune.study.retry import Retry
 
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4")
 
 
 def measured(step: int, accuracy: float, macs: int, **more: Any) -> dict[str, Any]:
-    """A measured network as a Trainable reports it."""
+    """Return an invented point in the form in which a Trainable reports a measured network; `more` replaces fields."""
     params = macs // 400
     sizes = {"bytes_fp32": 4 * params, "bytes_fp16": 2 * params, "bytes_int8": params, "sparsity": 0.1 * step}
     shares = {"class_acc": {"bus": accuracy}, "device_acc": {"a": accuracy}, "group_acc": {"real": accuracy}}
@@ -41,12 +46,15 @@ def measured(step: int, accuracy: float, macs: int, **more: Any) -> dict[str, An
 
 
 class Driver:
-    """Writes the journal and the tables of a study, as tune/run.py does; configurations are drawn at random."""
+    """Driver of a study that trains nothing: each method records an event in the journal and in the tables.
+
+    Configurations are drawn at random. A new driver of a study replays its journal first, as tune/run.py does.
+    """
 
     def __init__(self, folder: Path, space: Space | None = None, config: Mapping[str, Any] | None = None):
         self.log = StudyLog(lambda events: self.journal.append(events))
         self.state = self.log.state
-        self.tables = StudyTables(folder, self.state, config or {}, Patience(lambda message: None))
+        self.tables = StudyTables(folder, self.state, config or {}, Retry(lambda message: None))
         self.log.attach(self.tables)
         reading = Reading(folder)
         replay(reading, self.log, self.tables)
@@ -57,7 +65,7 @@ class Driver:
 
     @property
     def path(self) -> Path:
-        """The segment of the journal that this driver writes."""
+        """Path of the journal segment that this driver writes."""
         return self.journal.folder / f"{self.journal.generation:06d}-0001.jsonl"
 
     def create(self, name: str, **more: Any) -> None:
@@ -87,7 +95,7 @@ class Driver:
         self.log.add(TrialEnded(trial=name, outcome=outcome, reason=reason))
 
     def train(self, name: str, accuracy: float = 0.5, macs: int = 2_000_000) -> None:
-        """A whole trial of one epoch that measures its dense network."""
+        """Record a complete trial: one dense epoch and the measured dense network, without prune steps."""
         self.create(name)
         self.epoch(name, 1)
         self.point(name, measured(0, accuracy, macs))
@@ -99,13 +107,13 @@ class Driver:
 
 
 class Commands:
-    """`tune/run.py` up to the moment before anything runs, on one data set."""
+    """The part of tune/run.py that reads the command line and checks it, for studies in `storage` on one data set."""
 
     def __init__(self, storage: Path, dataset: Path):
-        self.storage, self.given = storage, (f"--dataset_dir={dataset}", *SMALL)
+        self.storage, self.arguments = storage, (f"--dataset_dir={dataset}", *SMALL)
 
     def __call__(self, *words: str, storage: Path | None = None) -> tuple[StudyManifest, bool]:
-        """The manifest that the command would go on with, and whether it would run anything."""
+        """Return the manifest that `tune/run.py WORDS` would start or resume, and whether it would train any trial."""
         request = read_request(["--storage", str(storage or self.storage), *words])
         options = request.options
         continues = options.resume or options.extend or options.confirm
@@ -116,8 +124,11 @@ class Commands:
         return resumed(folder, request.uri(name), read_state(folder), options, request.overrides)
 
     def start(self, name: str, *words: str, ended: int = 1, opened: int = 1, space: str = "kd") -> Path:
-        """A study as a killed driver leaves it: `ended` trials complete and `opened` under way."""
-        manifest, _ = self("--space", space, "--name", name, *words, *self.given)
+        """Create a study like that of a killed driver, with `ended` complete and `opened` running trials.
+
+        Return its folder.
+        """
+        manifest, _ = self("--space", space, "--name", name, *words, *self.arguments)
         folder = Path(manifest.resolved.folder)
         write_manifest(folder, manifest.changed(status="running"))
         driver = Driver(folder, load_space(space), manifest.resolved.config)

@@ -1,6 +1,6 @@
-"""Write a study folder with invented results, as `tune/` writes it: for the tests of `analysis/`.
+"""Write a study folder with invented results in the format of `tune/`, for the tests of `analysis/`.
 
-python tests/support/example_study.py FOLDER [SEEDS]
+python tests/support/example_study.py FOLDER [SEEDS]       # SEEDS: number of replicates (default: no replicates)
 """
 
 import csv
@@ -19,7 +19,7 @@ BRANCHES = ("[]", '["3x3", "1x1"]', '["3x3", "3x1", "1x3"]', '["3x3", "3x1", "1x
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
-    """A complete study.json; a keyword replaces a key, None removes it."""
+    """Return the content of a study.json (format 1); an argument replaces the value of a key, None removes it."""
     parameters = {
         "distill.kd_alpha": {"uniform": [0.1, 0.9]},
         "distill.kd_temp": {"uniform": [1.0, 8.0]},
@@ -29,7 +29,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "prune.ratios": {"each": "prune.steps", "item": {"uniform": [0.1, 0.5]}},
     }
     space = {"name": "kd_prune", "description": "distillation, then pruning", "base": [], "parameters": parameters}
-    made = {
+    values = {
         "name": "example",
         "space": space | {"auxiliary": {"prune.steps": {"int": [0, 2]}}},
         "limits": LIMITS,
@@ -60,11 +60,15 @@ def manifest(**changes: Any) -> dict[str, Any]:
         "teachers": [{"name": "small AST from a config", "val_macro_avg_acc": 0.741}],
         "trials": {"complete": 12, "stopped early": 4, "failed": 2, "rejected": 3},
     }
-    return {key: value for key, value in (made | changes).items() if value is not None}
+    return {key: value for key, value in (values | changes).items() if value is not None}
 
 
 def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
-    """Points of `trials` trials: the last two failed, four stopped early, some over a limit."""
+    """Return rows of points.csv for `trials` trials, one row per network.
+
+    The last two trials failed, the four before them were stopped early, the others are complete. Some networks exceed a
+    limit.
+    """
     rng = np.random.default_rng(seed)
     made = []
     for trial in range(trials):
@@ -113,10 +117,10 @@ def rows(seed: int = 0, trials: int = 18) -> list[dict[str, Any]]:
 
 
 def replicated_rows(seeds: int = 3, configurations: int = 18, seed: int = 0) -> list[dict[str, Any]]:
-    """Points of a study with replicates: each complete configuration of `rows` has `seeds` seeds, except two.
+    """Return rows of points.csv for a study with replicates: `seeds` seeds of each complete configuration of `rows`.
 
-    One has a single seed and the best accuracy of all; the second seed of the other was stopped early after its dense
-    point.
+    There are two exceptions. One configuration (`lucky`) has a single seed, with the best accuracy of all points. The
+    second seed of another configuration (`partial`) was stopped early after its dense network was measured.
     """
     rng = np.random.default_rng(seed)
     table = rows(seed, configurations)

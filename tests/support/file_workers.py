@@ -1,4 +1,4 @@
-"""What tests/data/test_files.py runs in fresh processes (`conftest.fresh_processes`)."""
+"""Functions that tests/data/test_files.py runs in new processes (`conftest.fresh_processes`)."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def replace_often(path: Path, letter: str) -> None:
 
 
 def read_often(path: Path, result: Path) -> None:
-    """Read the file at `path` 300 times; write the different (length, letters) that were seen."""
+    """Read the file at `path` 300 times; write each distinct content as "length letters" to `result` (JSON list)."""
     seen = set()
     for _ in range(300):
         text = path.read_text()
@@ -26,27 +26,30 @@ def read_often(path: Path, result: Path) -> None:
 
 
 def count_up(folder: Path, by_file: bool) -> None:
-    """Add 1 to a number on disk 200 times, under a lock file or a lock on the folder itself."""
+    """Add 1 to the number in the file `folder`/number 200 times, holding a lock each time.
+
+    The lock is the file `folder`/lock if `by_file`, else the folder.
+    """
     for _ in range(200):
         with files.locked(folder / "lock" if by_file else folder):
             (folder / "number").write_text(str(int((folder / "number").read_text()) + 1))
 
 
 def die_holding(path: Path) -> None:
-    """SIGKILL while holding a lock."""
+    """Kill this process (SIGKILL) while it holds a lock."""
     with files.locked(path):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_replacing(path: Path) -> None:
-    """SIGKILL while the temporary file is written."""
+    """Kill this process (SIGKILL) while it writes the temporary file that would replace `path`."""
     with files.replacing(path) as temporary:
         temporary.write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_between_renames(folder: Path) -> None:
-    """SIGKILL in `replace_folder` when the old folder has been renamed and the new one has not."""
+    """Kill this process (SIGKILL) in `replace_folder`, between the renames of the old and of the new folder."""
     rename = Path.rename
 
     def rename_once(self: Path, target: Path) -> None:
@@ -58,7 +61,10 @@ def die_between_renames(folder: Path) -> None:
 
 
 def die_pulling(uri: str, name: str, local: Path, n_files: int) -> None:
-    """SIGKILL after `n_files` files were copied from a store, in the middle of the next."""
+    """Kill this process (SIGKILL) while it copies a folder from an object store, after `n_files` complete files.
+
+    `name` is the folder in the store `uri`, `local` the target. The next file is left empty.
+    """
     from trainables.outputs import storage
 
     copy, count = storage.fs.copy_files, iter(range(10**6))
@@ -74,5 +80,5 @@ def die_pulling(uri: str, name: str, local: Path, n_files: int) -> None:
 
 
 def call(function, arguments: tuple) -> None:
-    """Any of these, for several at once."""
+    """Call one of the functions above; a target for processes that run different functions at the same time."""
     function(*arguments)

@@ -1,5 +1,7 @@
-"""Several machines and one object store, on this machine: drivers with folders of their own, and a line to the store
-that can be cut."""
+"""Simulate several machines that share an object store, on this machine.
+
+A `Machine` runs drivers with their own working folders. A `Line` is a connection to the store that can be interrupted.
+"""
 
 import hashlib
 import json
@@ -18,8 +20,8 @@ from urllib.parse import urlsplit
 from tests.support.paths import ROOT
 from trainables.outputs.storage import Store
 
-PATIENCE_S = 1200  # ends a test that hangs; a busy machine needs many minutes for a few trials
-# a driver whose claims age fast, so that a test need not wait a minute
+PATIENCE_S = 1200  # timeout of a test that hangs; a busy machine needs many minutes for a few trials
+# a driver whose lease expires after 4 s, so that a test need not wait a minute
 QUICK = """
 import sys
 import tune.study.lease as lease
@@ -32,7 +34,7 @@ import sys
 from tune.{command} import main
 sys.exit(main())
 """
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}  # the tests' own
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}  # token of the tests' Ray clusters
 SPACE = (
     "base: [student=rep_mobile, student.base_channels=8, distill.kd_alpha=1]\n"
     "parameters:\n  train.lr: {loguniform: [0.002, 0.02]}\n  prune.ratios: {choice: [[0.2], [0.3]]}\n"
@@ -44,9 +46,10 @@ SMALL = (
 
 
 class Machine:
-    """A place where drivers run: a home for their working folders, a current directory, an endpoint of the store.
+    """A simulated machine: drivers started on it have their own cache folder, current directory and store endpoint.
 
-    The claims of its drivers age fast (QUICK), unless `script` is another."""
+    `script` is the Python code of a driver: QUICK (its lease expires after 4 s) or AS_IT_IS (the real timeouts).
+    """
 
     def __init__(self, folder: Path, endpoint: str, script: str = QUICK):
         self.folder, self.endpoint, self._script = folder, endpoint, script
@@ -70,17 +73,17 @@ class Machine:
         )
 
     def run(self, *words: str, command: str = "run", timeout: float = PATIENCE_S) -> tuple[int, str]:
-        """The command's exit status and what it printed."""
+        """Run a command of asc-tune with the arguments `words`; return its exit status and its output."""
         process = self.start(*words, command=command)
         try:
-            said, _ = process.communicate(timeout=timeout)
+            output, _ = process.communicate(timeout=timeout)
         finally:
             end(process)
-        return process.returncode, said
+        return process.returncode, output
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """Kill a process that is still running, with its children."""
+    """Kill `process` and its children, if it is still running."""
     if process.poll() is None:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -88,25 +91,29 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
-    """Wait for `condition` while `process` runs."""
+    """Wait until `condition` is true; AssertionError if `process` ends before, or after `seconds`."""
     until = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None or time.monotonic() > until:
             end(process)
-            raise AssertionError(f"it did not come about: {process.communicate()[0][-3000:]}")
+            output = process.communicate()[0][-3000:]
+            raise AssertionError(f"the expected condition did not become true; output of the process: {output}")
         time.sleep(0.2)
 
 
 def content(store: Store) -> dict[str, tuple[int, int, str]]:
-    """File -> bytes, time of change and hash, of everything that describes a study in a store."""
+    """Return the files of a study in an object store: name -> size in bytes, time of change and SHA-256.
+
+    The lease, the checkpoints of trials (ray/) and wandb/ are not included.
+    """
     found = store.stamps("", recursive=True)
-    kept = {n: s for n, s in found.items() if n.partition("/")[0] not in ("lease", "ray", "wandb")}
-    return {n: (*s, hashlib.sha256(store.read(n)).hexdigest()) for n, s in kept.items()}
+    study_files = {n: s for n, s in found.items() if n.partition("/")[0] not in ("lease", "ray", "wandb")}
+    return {n: (*s, hashlib.sha256(store.read(n)).hexdigest()) for n, s in study_files.items()}
 
 
 @contextmanager
 def ray_nodes() -> Iterator[str]:
-    """The address of a Ray cluster of two nodes with a CPU each, in a process of its own with this environment."""
+    """Yield the address of a Ray cluster of two nodes with one CPU each, which runs in a new process."""
     process = subprocess.Popen(
         [sys.executable, "tests/support/two_nodes.py"],
         cwd=ROOT,
@@ -120,11 +127,11 @@ def ray_nodes() -> Iterator[str]:
         assert process.stdout
         yield json.loads(process.stdout.readline())["address"]
     finally:
-        process.communicate(timeout=PATIENCE_S)  # closes its input, which ends it
+        process.communicate(timeout=PATIENCE_S)  # closes stdin, which stops the cluster
 
 
 class Line:
-    """A TCP line to a server that can be cut and mended."""
+    """A TCP proxy to the server at the URL `target`; `cut` interrupts the connection, `mend` restores it."""
 
     def __init__(self, target: str):
         self._target = (urlsplit(target).hostname, urlsplit(target).port)
@@ -146,7 +153,7 @@ class Line:
         threading.Thread(target=self._accept, args=(server,), daemon=True).start()
 
     def cut(self) -> None:
-        """Refuse new connections and break those that are open."""
+        """Close all open connections and refuse new ones."""
         if self._server:
             self._server.shutdown(socket.SHUT_RDWR)
             self._server.close()

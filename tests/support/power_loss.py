@@ -1,13 +1,13 @@
-"""A model of the disk for tests: which files would be there, and with which content, after a power loss.
+"""Model of a disk for tests: which files exist after a power loss, and with which content.
 
-    disk = Disk(root, monkeypatch)           what is below `root` now is on disk
-    write(root / "file")                     the code under test
-    disk.states                              what a power loss before or after each system call could have left
-    disk.surely()                            what a power loss now leaves at least
+    disk = Disk(root, monkeypatch)           # the present files below `root` are on disk
+    write(root / "file")                     # the code under test
+    disk.states                              # possible states after a power loss, before and after each system call
+    disk.surely()                            # the state after a power loss now, in the worst case
 
-Two extremes are modelled. `surely`: only what was fsynced is there. `at_most`: every change of a directory is on disk
-at once, as a journal may write it, but the content of files only when it was fsynced. Content that was changed after
-its last fsync is TORN.
+Two extremes are modelled. In `surely`, only changes that were fsynced are on disk. In `at_most`, every change of a
+directory is on disk at once (a journaling file system may do this), but the content of a file only after its fsync. In
+both, a file that was changed after its last fsync has the content TORN.
 """
 
 import os
@@ -23,7 +23,7 @@ State = dict[str, bytes]  # path relative to the root -> content
 
 
 class Disk:
-    """Watches fsync and every change of a directory below `root` in this process."""
+    """Model of the disk below `root`; it follows the system calls of this process (fsync, rename, unlink, ...)."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch):
         self.root = root
@@ -41,15 +41,15 @@ class Disk:
             monkeypatch.setattr(os, name, self._watched(name, getattr(os, name), forget=True))
 
     def surely(self) -> State:
-        """Names and contents that were fsynced."""
+        """Return the files after a power loss if only fsynced directory entries and contents are on disk."""
         return self._walk(self.root.stat().st_ino, "", lambda inode, _: self._entries.get(inode, {}))
 
     def at_most(self) -> State:
-        """Names as they are now, contents that were fsynced."""
+        """Return the files after a power loss if all directory entries are on disk, but only fsynced contents."""
         return self._walk(self.root.stat().st_ino, "", lambda _, path: _entries(self.root / path))
 
     def now(self) -> State:
-        """What a process reads now."""
+        """Return the files as a process reads them now, without a power loss."""
         files = (p for p in self.root.rglob("*") if p.is_file())
         return {p.relative_to(self.root).as_posix(): p.read_bytes() for p in files}
 
@@ -89,7 +89,7 @@ class Disk:
             self._note()
             inode = os.stat(path, dir_fd=options.get("dir_fd"), follow_symlinks=False).st_ino if forget else None
             result = call(path, *arguments, **options)
-            if inode is not None:  # its number may be given to a new file
+            if inode is not None:  # the inode number may be reused for a new file
                 self._content.pop(inode, None)
             target = Path(arguments[0]) if name in ("rename", "replace") else Path(path)
             if target.is_absolute():
@@ -105,7 +105,7 @@ def _entries(folder: Path) -> dict[str, int]:
 
 
 def visible(state: State) -> State:
-    """Without temporary files and locks."""
+    """Return `state` without hidden (temporary) files and lock files."""
     return {
         path: content
         for path, content in state.items()
@@ -114,5 +114,5 @@ def visible(state: State) -> State:
 
 
 def is_private(folder: Path) -> bool:
-    """Whether only its owner can enter the folder."""
+    """Return whether only the owner of the folder can read or enter it (mode 0700)."""
     return stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -1,4 +1,4 @@
-"""A study without training, driven through the real session, sampler, rungs and journal: for tests and benchmarks."""
+"""Simulated studies for tests and benchmarks: real session, sampler, rungs and events, but no training and no Ray."""
 
 import json
 import random
@@ -18,11 +18,11 @@ from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.events import DriverStarted, Event, TrialCreated, TrialRetried
 from tune.study.log import StudyLog
-from tune.study.waiting import Patience
+from tune.study.retry import Retry
 
 
 def plain_gate(values: dict[str, Any]) -> Verdict:
-    """Rejects the widest networks; builds nothing."""
+    """Return the verdict of a simple feasibility check: more than 24 base channels exceed the limits."""
     wide = values.get("student.base_channels", 0) > 24
     key = json.dumps(values, sort_keys=True)
     return Verdict(key, 0.5 if wide else -0.5, "too wide" if wide else "", key if wide else "")
@@ -37,14 +37,14 @@ def point(step: int, accuracy: float, macs: float, feasible: bool = True) -> dic
 
 
 def result(trial: str, stage: int, epoch: int, epochs: int, **more: Any) -> dict[str, Any]:
-    """As a Trainable reports it."""
+    """Return the result of one epoch in the form in which a Trainable reports it; `more` replaces or adds keys."""
     figures = {"val_macro_avg_acc": 0.5, "macs": 1e6, "train_loss": 1.0, "val_loss": 1.0, "points": []}
     position = {"stage": stage, "epoch": epoch, "epochs": epochs, "done": False, "finished": False}
     return {"config": {"trial": trial}, **figures, **position, **more}
 
 
 class Reducers:
-    """Every reducer of a study, on one log."""
+    """All reducers of a study (sampler, rungs, front, tables, Optuna export), attached to one log."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Reducers:
         self.sampler = FeasibleSampler(self.space, gate, **options)
         self.rungs = build_rungs(scheduler, dense_epochs)
         self.front = RunningFront()
-        self.tables = StudyTables(folder, self.log.state, {}, Patience(lambda message: None))
+        self.tables = StudyTables(folder, self.log.state, {}, Retry(lambda message: None))
         self.export = OptunaExport(self.space, list(OBJECTIVES), self.log.state)
         own = (self.sampler, self.front, self.tables, self.export, *([self.rungs] if self.rungs else []))
         self.log.attach(*own)
@@ -71,7 +71,7 @@ class Reducers:
         return SearchSession(self.log, self.sampler, self.rungs, self.scheduler)
 
     def digest(self) -> str:
-        """Everything that the reducers know."""
+        """Return the state of all reducers as text; equal texts mean equal states."""
         tables = {name: [t.events, t.curve, t.points] for name, t in self.tables._trials.items()}
         exported = [[t.state.name, t.params, t.values, t.user_attrs] for t in self.export.trials()]
         known = [repr(vars(self.log.state)), self.sampler.digest(), self.front.values, tables, exported]
@@ -80,8 +80,10 @@ class Reducers:
 
 
 class RandomStudy:
-    """A study whose trials do at random what trials do: finish, fail, crash, are restored; its drivers die and others
-    go on. `events` is its journal."""
+    """A study with random events: trials are completed, fail, crash and are restored; drivers are killed and resumed.
+
+    `events` is the journal of the study.
+    """
 
     def __init__(self, folder: Path, seed: int, **options: Any):
         self.rng, self.folder = random.Random(seed), folder
@@ -91,7 +93,7 @@ class RandomStudy:
         self._start()
 
     def _start(self) -> None:
-        """A driver begins, as tune/run.py does."""
+        """Start a new driver as tune/run.py does: replay the journal, retry crashed trials, start a session."""
         self.reducers = Reducers(self.folder, write=self.events.extend, sampler="random", **self.options)
         log = self.reducers.log
         log.replay(list(self.events))
@@ -113,7 +115,7 @@ class RandomStudy:
                 self.reducers.log.add(TrialCreated(trial=name, replicate=9, confirms=True, **shared))
 
     def step(self) -> None:
-        """Something happens."""
+        """Do one random thing: replace the driver, start a trial, or train an epoch of a running trial."""
         chance = self.rng.random()
         if chance < 0.05:
             self._start()
@@ -158,7 +160,7 @@ class RandomStudy:
 
 
 def fill(filler: Path) -> None:
-    """Write a file until its disk is full."""
+    """Write the file `filler` until its disk is full."""
     with filler.open("wb", buffering=0) as stream, suppress(OSError):
         while True:
             stream.write(b"x" * 1024)

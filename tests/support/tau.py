@@ -14,7 +14,11 @@ TEST_DEVICES = ("a", "s1", "s4", "b", "s5", "s2", "s6")
 
 
 def coloured_noise(scene: int, location: int, device: int, rng: np.random.Generator) -> np.ndarray:
-    """One second whose spectrum tells the scene: a falling slope and a hump, moved by location and device."""
+    """Return noise of 1 s at RATE_HZ with a spectrum from which the scene can be recognised.
+
+    The spectrum falls with frequency and has a hump. The scene and, less, the location set the frequency of the hump;
+    the device sets the slope.
+    """
     spectrum = np.fft.rfft(rng.standard_normal(RATE_HZ))
     octave = np.log2(np.arange(len(spectrum)) + 1)  # bins are 1 Hz wide
     hump = 5 * np.exp(-(((octave - 6 - 0.75 * scene - 0.1 * location) / 0.6) ** 2))
@@ -29,10 +33,11 @@ def write_tsv(path: Path, rows: list[tuple[str, ...]], columns: tuple[str, ...])
 
 
 def make_tau(root: Path, seed: int = 0) -> Path:
-    """70 clips in TAU's layout under `root`, and a 3-clip evaluation set beside it.
+    """Write 70 clips in TAU's layout into `root`, and an evaluation set of 3 clips next to it; return `root`.
 
-    Training: each scene has 2 or 3 locations of two 10 s segments, one clip each; the subsets of 5 to 50 % hold the
-    first segment of every location. Test: another location, two clips.
+    In the training split, each scene has two or three locations with two 10 s segments each, and one clip of 1 s per
+    segment. The subsets of 5 to 50 % contain the first segment of every location. In the test split, each scene has one
+    other location with two clips.
     """
     rng = np.random.default_rng(seed)
     (root / "audio").mkdir(parents=True)

@@ -1,11 +1,10 @@
-"""A Ray cluster on this machine: two nodes of one CPU, a head without any. For tests of `tune/run.py --address`.
+"""Start a Ray cluster on this machine for tests of `tune/run.py --address`: two nodes with one CPU, a head without CPU.
 
     python tests/support/two_nodes.py
 
-It prints one line of JSON with the keys "address" and "metrics". A line on its standard input kills the node on which a
-trial runs, as a power cut would. The end of its input stops the cluster.
-
-A process of its own, so that nothing of the cluster is left in the tests'.
+The program prints one line of JSON: {"address": address of the cluster, "metrics": URLs of the nodes' metrics}. A line
+on stdin kills the node on which a trial runs, as a power loss would. The end of stdin stops the cluster. The cluster
+has its own process, so that it leaves nothing in the process of the tests.
 """
 
 import json
@@ -17,8 +16,8 @@ from ray.cluster_utils import Cluster
 
 
 def main() -> int:
-    answers, sys.stdout = sys.stdout, sys.stderr  # Ray prints what it has to say of a dead node
-    quick = {"metrics_report_interval_ms": 1000}  # else 10 s until a gauge is seen
+    answers, sys.stdout = sys.stdout, sys.stderr  # Ray prints messages about the killed node to stdout
+    quick = {"metrics_report_interval_ms": 1000}  # the default shows a gauge only after 10 s
     head = {"num_cpus": 0, "include_dashboard": False, "_system_config": quick}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What the tests run in fresh processes (`conftest.fresh_processes`); results go to files."""
+"""Functions that tests run in new processes (`conftest.fresh_processes`); they write their results to files."""
 
 import json
 import os
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 def build_cache(root: Path, names: list[str], folder: Path, waiting: Path, parties: int, result: Path) -> None:
-    """Open the cache together with the others that wait; write how many clips this process decoded, and the key."""
+    """Open the waveform cache of the clips `names` at the same moment as the other processes.
+
+    Wait until `parties` processes have created a file in the folder `waiting`. Write the number of clips that this
+    process decoded, and the key of the cache, to `result`.
+    """
     torch.set_num_threads(1)
     decoded = []
     read = cache.read_clip
@@ -31,7 +35,7 @@ def build_cache(root: Path, names: list[str], folder: Path, waiting: Path, parti
 
 
 def die_building_cache(root: Path, names: list[str], folder: Path) -> None:
-    """SIGKILL in the middle of a build."""
+    """Kill this process (SIGKILL) while it builds the waveform cache, after 40 clips."""
     torch.set_num_threads(1)
     read, count = cache.read_clip, iter(range(10**9))
 
@@ -45,7 +49,7 @@ def die_building_cache(root: Path, names: list[str], folder: Path) -> None:
 
 
 def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
-    """Logits of a saved student for the saved inputs."""
+    """Write the logits of the student in `checkpoint` for the inputs in the file `inputs` to the file `result`."""
     torch.set_num_threads(1)
     student, _ = load_student(checkpoint)
     with torch.no_grad():
@@ -53,10 +57,14 @@ def write_logits(checkpoint: Path, inputs: Path, result: Path) -> None:
 
 
 def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> None:
-    """One of three trials that share a parent: `name`.trained lists the epochs that it begins, `name`.json its
-    validation losses. The one that dies holds the parent in its second epoch until the others are there."""
+    """Train the dense phase of one of three trials that share it (a shared dense parent).
+
+    `folder`/`name`.trained lists the epochs that this process started, and `folder`/`name`.json contains the validation
+    losses. If `dies`, the process holds the lock of the shared phase, waits in its second epoch for the other two
+    processes, and then kills itself (SIGKILL).
+    """
     from trainables.engine.device import set_up_process
-    from trainables.trial import stages  # here: the other workers do not need these seconds
+    from trainables.trial import stages  # a slow import that the other functions do not need
     from trainables.trial.data import load_trial_data
     from trainables.trial.dense_phase import run_shared
     from trainables.trial.trial import Trial
@@ -70,12 +78,12 @@ def train_shared(config: "TrialConfig", folder: Path, name: str, dies: bool) -> 
             time.sleep(0.01)
 
     def train(*arguments) -> "EpochResult":
-        with (folder / f"{name}.trained").open("a") as told:
-            told.write(f"{arguments[3].where}\n")
+        with (folder / f"{name}.trained").open("a") as stream:
+            stream.write(f"{arguments[3].where}\n")
         if dies and "epoch 2" in arguments[3].where:
             (folder / "holding").touch()
             wait_for("one.ready", "two.ready")
-            time.sleep(0.3)  # for them to find the parent held
+            time.sleep(0.3)  # until the others have found the lock held
             os.kill(os.getpid(), signal.SIGKILL)
         return train_epoch(*arguments)
 

@@ -1,4 +1,7 @@
-"""Build a `TrialConfig` from Hydra overrides over the YAML files in `groups/`."""
+"""Build the configuration of a trial (`TrialConfig`) from Hydra overrides.
+
+The folder `groups/` next to this file contains Hydra's root config, config.yaml, and the config groups.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,33 +14,39 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from trainables.config.schema import ConfigError, TrialConfig, build_config, key_types, schema_tree, unknown_name
+from trainables.config.schema import ConfigError, TrialConfig, build_config, default_tree, key_types, unknown_name
 
 CONFIG_DIR = Path(__file__).parent / "groups"
 
 
 def compose(overrides: Sequence[str]) -> TrialConfig:
-    """Return the configuration of `groups/config.yaml` with Hydra `overrides`; ConfigError for an invalid one."""
-    ConfigStore.instance().store(name="trial", node=schema_tree())
+    """Apply the Hydra `overrides` to the root config, groups/config.yaml, and return the configuration of the trial.
+
+    Raise ConfigError for an override with invalid syntax, an unknown key or group, or an invalid value.
+    """
+    ConfigStore.instance().store(name="trial", node=default_tree())
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             tree = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
         hint = unknown_name(key, list(key_types())) if "." in key and key not in key_types() else ""
-        cause = f": {error.__cause__}" if error.__cause__ else ""
+        cause = str(error.__cause__ or "").partition("\n")[0]
+        cause = f": {cause}" if cause else ""
         message = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra writes several lines
-        raise ConfigError(hint or f"{message}{cause}") from error
+        raise ConfigError(hint or f"{message}{cause}; correct the override, or see --help") from error
     return build_config(tree)
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the value of each key or group in Hydra `overrides`, as Hydra parses it (0.250 becomes 0.25).
+    """Parse the Hydra `overrides` and return a dict from each key or config group in them to its value.
 
-    If a key occurs several times, its last value is returned. Raise ConfigError for invalid syntax.
+    For example, ["train.lr=0.250", "profile=full"] gives {"train.lr": 0.25, "profile": "full"}. If a key occurs several
+    times, the dict has its last value. Raise ConfigError for an override with invalid syntax.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())  # Hydra writes several lines
+        raise ConfigError(f"{message}; expected key=value in Hydra's syntax: correct the override") from error
     return {override.key_or_group: override.value() for override in parsed}

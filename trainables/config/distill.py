@@ -11,15 +11,15 @@ ENSEMBLES = ("logits", "probabilities", "greedy")
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """Distillation of an ensemble of teachers into the student."""
+    """Configuration of the distillation of one teacher, or of an ensemble of teachers, into the student."""
 
-    kd_alpha: float = 0.5  # weight of the cross-entropy with the label, in [0, 1]; 1: no teacher is used
-    kd_temp: float = 4.0  # temperature of both softmaxes, above 0
-    teacher_ckpts: tuple[str, ...] = ()  # teacher folders or logits files; empty: one is fine-tuned (keys teacher.*)
-    ensemble: str = "logits"  # mean of logits, of probabilities, or greedy: of probabilities, weights from validation
-    teacher_weights: tuple[float, ...] = ()  # a weight for each teacher, in the order of teacher_ckpts; empty: equal
-    mode: str = "offline"  # offline (cached logits of the clips) or online (teachers predict each augmented batch)
-    feature_weight: float = 0.0  # weight of pre-classifier feature similarity (Tung, Mori 2019); mode=online, 1 teacher
+    kd_alpha: float = 0.5  # weight of the cross-entropy with the labels (0 to 1); weight of the teacher: 1 - kd_alpha
+    kd_temp: float = 4.0  # temperature T of the softmax of the student and of the teacher in the loss (above 0)
+    teacher_ckpts: tuple[str, ...] = ()  # folders or logits files of teachers; empty: fine-tune one (keys teacher.*)
+    ensemble: str = "logits"  # average of logits or probabilities; greedy: probabilities, weights chosen on validation
+    teacher_weights: tuple[float, ...] = ()  # weights of teacher_ckpts, in the same order (0 or more); empty: all equal
+    mode: str = "offline"  # teacher logits: offline (cached, of unaugmented clips) or online (of each augmented batch)
+    feature_weight: float = 0.0  # weight of the feature loss, Tung and Mori 2019 (0: off; needs mode=online, 1 teacher)
 
     def __post_init__(self):
         object.__setattr__(self, "teacher_ckpts", tuple(self.teacher_ckpts))
@@ -28,7 +28,7 @@ class DistillConfig:
         if self.teacher_weights and not self.teacher_ckpts:
             raise ValueError(
                 f"distill.teacher_weights={list(self.teacher_weights)}: distill.teacher_ckpts names no teacher to weigh"
-                "; name one teacher for each weight, or drop the weights"
+                "; name one teacher for each weight, or remove the weights"
             )
         if not 0 <= self.kd_alpha <= 1:
             raise ValueError(f"distill.kd_alpha={self.kd_alpha}: expected a weight in [0, 1]")
@@ -41,26 +41,34 @@ class DistillConfig:
         if self.feature_weight and (self.mode != "online" or len(self.teacher_ckpts) > 1):
             raise ValueError(
                 f"distill.feature_weight={self.feature_weight} needs distill.mode=online and one teacher; found "
-                f"distill.mode={self.mode} and {len(self.teacher_ckpts)} teachers in distill.teacher_ckpts"
+                f"distill.mode={self.mode} and {len(self.teacher_ckpts)} teachers in distill.teacher_ckpts; change "
+                "these keys, or set distill.feature_weight to 0"
             )
 
     @property
     def taught(self) -> bool:
-        """Whether the student learns from a teacher."""
+        """True if the student learns from a teacher.
+
+        It learns from the teacher's logits if `kd_alpha` is below 1, from its features if `feature_weight` is above 0.
+        """
         return self.kd_alpha < 1 or self.feature_weight > 0
 
 
 def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> None:
-    """Raise ValueError for an unknown ensemble `method`, or for `weights` that do not fit the number of teachers.
+    """Raise ValueError if the ensemble `method` is unknown or the `weights` of the teachers are invalid.
 
-    `n_teachers` is 0 if this number is not known yet.
+    `method` is logits, probabilities or greedy (`DistillConfig.ensemble`). `weights` may be empty (equal weights).
+    Otherwise, `method` must not be greedy, and `weights` must be one number >= 0 for each teacher, not all of them 0.
+    If `n_teachers` is 0, no teachers are named yet, and the number of weights is not checked.
     """
     if method not in ENSEMBLES:
         raise ValueError(f"distill.ensemble={method!r}: expected one of {', '.join(ENSEMBLES)}")
     found = f"distill.teacher_weights={list(weights)}"
     if weights and method == "greedy":
-        raise ValueError(f"{found}: distill.ensemble=greedy chooses the weights itself; drop the weights")
+        raise ValueError(f"{found}: remove the weights, because distill.ensemble=greedy chooses the weights itself")
     if weights and n_teachers and len(weights) != n_teachers:
-        raise ValueError(f"{found}: expected {n_teachers}, one for each teacher of distill.teacher_ckpts")
+        raise ValueError(
+            f"{found}: expected {n_teachers}, one for each teacher in distill.teacher_ckpts; add or remove weights"
+        )
     if weights and not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
-        raise ValueError(f"{found}: expected numbers >= 0, not all of them 0")
+        raise ValueError(f"{found}: expected numbers >= 0, not all of them 0, with a finite sum; correct them")

@@ -1,4 +1,7 @@
-"""The flags of the DCASE baseline as Hydra overrides, and the argument parser that all commands share."""
+"""Conversion of command-line flags to Hydra overrides. The flags have the names that the DCASE baseline gives them.
+
+`command_parser` returns the argument parser of the commands that accept these flags.
+"""
 
 import argparse
 import re
@@ -9,7 +12,7 @@ from typing import Any
 from trainables.config.help import configuration_help
 from trainables.config.schema import ConfigError, key_types, unknown_name
 
-# flags of the DCASE baseline whose keys have another name here
+# flags of the DCASE baseline that do not have the name of their configuration key
 ALIASES = {
     "n_epochs": "train.epochs",
     "roll_sec": "augment.roll_s",
@@ -28,25 +31,27 @@ REPCONV = {"true": "student=rep_mobile", "false": "student=cp_mobile"}  # --repc
 
 
 def flags() -> dict[str, str]:
-    """Return the dotted key of every flag.
+    """Return a dict from the name of each flag to the configuration key that it sets.
 
-    A flag is the last part of its key. If several keys have the same last part, the flag means the key in `train.`; if
-    none of them is in `train.`, there is no such flag. Keys of the teacher have no flag.
+    The name of a flag is the last part of its key (`kd_alpha` sets `distill.kd_alpha`), or a name of the DCASE baseline
+    in `ALIASES` (`n_epochs` sets `train.epochs`). If several keys have the same last part, the flag sets the key in
+    `train.`; if none of these keys is in `train.`, there is no such flag. The keys `teacher.*` have no flags.
     """
     owners: dict[str, list[str]] = {}
     for key in key_types():
-        if not key.startswith("teacher."):  # --lr means train.lr; teacher.train.lr needs its full name
+        if not key.startswith("teacher."):  # --lr sets train.lr; teacher.train.lr has no short flag
             owners.setdefault(key.rsplit(".", 1)[-1], []).append(key)
-    # --epochs means train.epochs, not prune.epochs
+    # --epochs sets train.epochs, not prune.epochs
     unique = {name: min(keys, key=lambda k: not k.startswith("train.")) for name, keys in owners.items()}
     unique = {name: key for name, key in unique.items() if len(owners[name]) == 1 or key.startswith("train.")}
     return unique | ALIASES
 
 
 def flags_to_overrides(argv: Sequence[str]) -> list[str]:
-    """Return typed words, such as `--kd_alpha=0.6 --subset 5 profile=full`, as Hydra overrides.
+    """Convert command-line arguments, such as `--kd_alpha=0.6 --subset 5 profile=full`, to Hydra overrides.
 
-    Raise ConfigError for an unknown flag, a flag without a value, or a value that is not supported.
+    Arguments that are Hydra overrides already (`profile=full`) are kept. Raise ConfigError for an unknown flag, a flag
+    without a value, or a value that asc-tune does not support (`--n_classes 5`).
     """
     known, kinds = flags(), key_types()
     overrides, words = [], list(argv)
@@ -54,7 +59,10 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
         word = words.pop(0)
         if not word.startswith("--"):
             if "=" not in word:
-                raise ConfigError(f"unexpected argument {word!r}: expected --flag=value or a Hydra override key=value")
+                raise ConfigError(
+                    f"unexpected argument {word!r}: expected --flag=value or a Hydra override key=value; correct it, "
+                    "or see --help"
+                )
             overrides.append(word)
             continue
         name, equals, value = word[2:].partition("=")
@@ -71,22 +79,29 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             overrides.append(REPCONV[value.lower()])
         elif key is None:
             if value != FIXED[name]:
-                raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported; drop the flag")
+                raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported; remove the flag")
         else:
             overrides.append(f"{key}={_literal(value, kinds[key])}")
     return overrides
 
 
 def keep_epochs(overrides: Sequence[str]) -> list[str]:
-    """Return overrides that set `min_steps` to 0 for a network (student, teacher) whose epochs are in `overrides`."""
+    """Return overrides that turn off `min_steps` where the user has set the number of epochs in `overrides`.
+
+    If `overrides` sets `train.epochs`, the result has `train.min_steps=0`; the same holds for the teacher
+    (`teacher.train.`). Without these overrides, the least number of optimiser steps of `profile=quick` (`min_steps`)
+    could raise the number of epochs that the user has set. Place the result before `overrides`, so that a `min_steps`
+    of the user has priority.
+    """
     parts = ("train", "teacher.train")
     return [f"{p}.min_steps=0" for p in parts if any(o.startswith(f"{p}.epochs=") for o in overrides)]
 
 
 def command_parser(description: str) -> argparse.ArgumentParser:
-    """Return an argument parser whose --help ends with all configuration keys.
+    """Return an argument parser whose --help shows `description`, its arguments and all configuration keys.
 
-    A command passes the words that its own options do not match (`parse_known_args`) to `flags_to_overrides`.
+    The parser does not parse configuration keys: call `parse_known_args` and pass the remaining arguments to
+    `flags_to_overrides`.
     """
     return _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
@@ -97,9 +112,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _literal(value: str, hint: Any) -> str:
-    """Return the value of a flag in Hydra's grammar; `hint` is the type of its key.
+    """Convert the `value` that was typed for a flag to the syntax of Hydra overrides.
 
-    Strings are quoted, because a path may hold any character. If the key has a list, `a,b` becomes `[a,b]`.
+    `hint` is the type of the flag's configuration key. For a string, `value` is quoted, because a path may contain any
+    character. For a tuple, the comma-separated `value` is put into brackets: `1,2` becomes `[1,2]`.
     """
     if typing.get_origin(hint) is tuple:
         items = [item.strip() for item in value.strip("[] ").split(",") if item.strip()]
@@ -107,7 +123,7 @@ def _literal(value: str, hint: Any) -> str:
     if hint is str or (str in typing.get_args(hint) and value.lower() not in ("null", "none")):
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
             value = value[1:-1]
-        # a backslash stands for itself, except before a quote
+        # in a quoted string, Hydra reads a backslash as an escape only before a quote: only there it is doubled
         quoted = re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + (f"\\{m[2]}" if m[2] else ""), value)
         return f"'{quoted}'"
     return value

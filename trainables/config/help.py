@@ -1,6 +1,6 @@
-"""The text of --help about configuration keys: each key with its flag, its default and the comment of its field.
+"""Help text of the configuration keys, for --help: each key with its flag, its default and an explanation.
 
-print(configuration_help(flags()))
+The explanation of a key is the comment on the line that defines its field in the dataclass.
 """
 
 import ast
@@ -24,26 +24,30 @@ Configuration
   Groups set several keys at once: student=cp_mobile, teacher=ast,
   prune=three_steps, profile=quick or profile=full; their files are in
   trainables/config/groups/. --repconv True means student=rep_mobile, False
-  student=cp_mobile. A search space overrides the keys that it searches.
-  Defaults are shown as they are typed; `null` means none."""
+  student=cp_mobile. In a search, the search space sets the keys that it
+  searches. Defaults are shown in the syntax of a Hydra override; `null` means
+  "no value"."""
 TITLES = {
-    "": "seeds of all parts",
+    "": "random seeds",
     "data": "data set",
     "frontend": "front-end (log-mel spectrogram)",
     "augment": "augmentation of training clips",
     "student": "student network",
-    "teacher": "teacher that is fine-tuned if distill.teacher_ckpts names none",
+    "teacher": "teacher to fine-tune if distill.teacher_ckpts is empty",
     "distill": "knowledge distillation",
     "train": "training of the dense network",
     "prune": "structured pruning and retraining",
     "limits": "limits of a deployed network",
 }
-# parts of the teacher with the same keys as the parts of the student
+# parts of the teacher's configuration that have the keys of the student's; the help text does not repeat these keys
 _LIKE_STUDENT = [["teacher", part] for part in ("frontend", "augment", "train")]
 
 
 def configuration_help(flags: Mapping[str, str]) -> str:
-    """Return the help text of all keys, grouped by topic; `flags` maps each flag to its key (`flags()`)."""
+    """Return the help text of all configuration keys, grouped by topic.
+
+    `flags` maps the name of each flag, without `--`, to the configuration key that it sets.
+    """
     names: dict[str, list[str]] = {}
     for name, key in flags.items():
         names.setdefault(key, []).append(f"--{name}")
@@ -59,7 +63,8 @@ def configuration_help(flags: Mapping[str, str]) -> str:
             lines += _wrapped(head, "  "), _wrapped(comment, "      ")
         if part == "teacher":
             for _, name in _LIKE_STUDENT:
-                lines += _wrapped(f"teacher.{name}.*", "  "), _wrapped(f"the keys of {name}, for the teacher", "      ")
+                same = f"the same keys as {name}.*, for the teacher"
+                lines += _wrapped(f"teacher.{name}.*", "  "), _wrapped(same, "      ")
         sections.append("\n".join(lines))
     return "\n\n".join(sections)
 
@@ -69,7 +74,7 @@ def _wrapped(text: str, indent: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a default as it is typed in a Hydra override."""
+    """Return `value`, the default of a configuration key, in the syntax of Hydra overrides (None becomes `null`)."""
     if value is None:
         return "null"
     if isinstance(value, list):
@@ -79,7 +84,7 @@ def _value(value: Any) -> str:
 
 @cache
 def field_comments(cls: type) -> dict[str, str]:
-    """Return the comment at the end of each field's line, by name of the field; "" for a field without one."""
+    """Return a dict from each field of the dataclass `cls` to the comment on its line ("" if there is none)."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}

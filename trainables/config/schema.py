@@ -1,10 +1,12 @@
-"""The configuration of one trial, `TrialConfig`: a dataclass of one dataclass per topic. Three ways to make one:
+"""The configuration of one trial, `TrialConfig`, which contains a dataclass for each topic.
+
+It can be built in three ways:
 
     compose(["student=rep_mobile", "train.lr=1e-3"])                     Hydra overrides (compose.py)
     compose(flags_to_overrides(["--kd_alpha=0.6", "--subset", "5"]))     flags of the DCASE baseline (flags.py)
     TrialConfig.from_flat({"distill.kd_alpha": 0.6})                     dotted keys, as a search samples them
 
-An unknown key raises ConfigError, which names the most similar known keys.
+An unknown key raises ConfigError, whose message names the most similar known keys.
 """
 
 import copy
@@ -30,7 +32,7 @@ from data.tau import DataConfig
 from trainables.config.distill import DistillConfig
 from trainables.config.train import TrainConfig
 
-# keys that population based training may change while a trial runs: they do not affect the network's shape
+# keys that population based training may change while a trial runs, because they do not affect the network's shape
 MUTABLE_KEYS = (
     *("train.lr", "distill.kd_alpha", "distill.kd_temp"),
     *("augment.mixstyle_p", "augment.mixstyle_alpha", "augment.mixup_alpha"),
@@ -38,12 +40,15 @@ MUTABLE_KEYS = (
 
 
 class ConfigError(ValueError):
-    """An unknown configuration key, or an invalid value."""
+    """Raised for an unknown configuration key, for an invalid value, and if this process cannot train a configuration.
+
+    A process cannot train it if the machine lacks the configured device, or if its code is not that of the driver.
+    """
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The teacher that is fine-tuned if `distill.teacher_ckpts` names none."""
+    """Network and training of the teacher that is fine-tuned if `distill.teacher_ckpts` is empty."""
 
     model: TeacherModelConfig = field(default_factory=TeacherModelConfig)
     frontend: FrontEndConfig = field(
@@ -51,7 +56,7 @@ class TeacherConfig:
     )
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(freq_mask=8, time_mask=4, mixstyle_p=0.2))
     train: TrainConfig = field(default_factory=lambda: TrainConfig(epochs=25, batch_size=64, lr=1e-4))
-    lr_decay: float = 1.0  # learning rate of a layer divided by that of the layer above it, in (0, 1]; 1: all equal
+    lr_decay: float = 1.0  # each layer's learning rate / that of the layer above (above 0, at most 1; 1: all equal)
 
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
@@ -60,10 +65,10 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """All settings of one trial."""
+    """All settings of one trial: one attribute for each topic, and the seeds."""
 
-    seed: int = 0  # random seed of held-out locations, initial weights and all draws of training
-    replicate: int = 0  # index of the replicate: new initial weights and training draws, same held-out clips
+    seed: int = 0  # random seed of the held-out locations, the initial weights and the training (0 to 2^32 - 1)
+    replicate: int = 0  # replicate number: other initial weights and training draws, same held-out clips (0 or more)
     data: DataConfig = field(default_factory=DataConfig)
     frontend: FrontEndConfig = field(default_factory=FrontEndConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -76,26 +81,33 @@ class TrialConfig:
 
     def __post_init__(self):
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed}: expected 0 to 2**32 - 1")
+            raise ValueError(f"seed={self.seed}: expected 0 to {2**32 - 1}")
         if self.replicate < 0:
             raise ValueError(f"replicate={self.replicate}: expected 0 (the first training of a configuration) or more")
 
     @property
     def training_seed(self) -> int:
-        """Return the seed of all random draws of training; the hold-out, teachers and caches use `seed` itself."""
+        """Return the seed of the initial weights and of all random draws in training.
+
+        For replicate 0, this is `seed`. For the other replicates, it is computed from `seed` and `replicate`. The
+        held-out clips and the fine-tuned teacher depend on `seed` only, so all replicates share them.
+        """
         if not self.replicate:
             return self.seed
         return int(np.random.SeedSequence([self.seed, self.replicate]).generate_state(1)[0])
 
     def flat(self) -> dict[str, Any]:
-        """Return the value of every dotted key; tuples become lists, as Ray and JSON need them."""
+        """Return a dict from every dotted key (`train.lr`) to its value; tuples become lists, for Ray and JSON."""
         return _flatten(self)
 
     @staticmethod
     def from_flat(values: Mapping[str, Any]) -> "TrialConfig":
-        """Return the defaults with the `values` of dotted keys; ConfigError for an unknown key or an invalid value."""
+        """Return the default configuration, changed by `values`, a dict from dotted keys (`train.lr`) to new values.
+
+        Raise ConfigError for an unknown key or an invalid value.
+        """
         known, default = key_types(), _default_flat()
-        tree = copy.deepcopy(_template())  # the template is built once: a search builds thousands of configurations
+        tree = copy.deepcopy(default_tree())  # the template is built once: a search builds thousands of configurations
         for key, value in values.items():
             if key not in known:
                 raise ConfigError(unknown_name(key, list(known)))
@@ -104,17 +116,21 @@ class TrialConfig:
             try:
                 OmegaConf.update(tree, key, value, merge=False)
             except OmegaConfBaseException as error:
-                raise ConfigError(f"{key}={value!r}: {str(error).splitlines()[0]}") from error
+                raise ConfigError(f"{key}={value!r}: {str(error).splitlines()[0]}; correct the value") from error
         return build_config(tree)
 
 
 def key_types() -> dict[str, Any]:
-    """Return the type of every key of TrialConfig, by dotted key."""
+    """Return a dict from every dotted configuration key (`train.lr`) to the type of its value."""
     return {key: hint for key, _, hint in key_fields(TrialConfig)}
 
 
 def key_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
-    """Yield each dotted key of a configuration dataclass, the dataclass that has its field, and the field's type."""
+    """Yield (dotted key, dataclass with the key's field, type of the field) for every key of the dataclass `cls`.
+
+    A field whose type is another dataclass has no key: the keys of that dataclass are yielded instead (`train.lr` for
+    the field `train`). Every key starts with `prefix`, the path from the root config to `cls`, such as "teacher.".
+    """
     hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         key, hint = prefix + item.name, hints[item.name]
@@ -124,10 +140,12 @@ def key_fields(cls: type, prefix: str = "") -> Iterator[tuple[str, type, Any]]:
             yield key, cls, hint
 
 
-def schema_tree() -> DictConfig:
-    """Return the defaults of TrialConfig as an OmegaConf tree that can be changed.
+@cache
+def default_tree() -> DictConfig:
+    """Return the defaults of TrialConfig as an OmegaConf tree. All calls return the same tree: copy it to modify it.
 
-    By itself, OmegaConf makes frozen dataclasses read-only.
+    OmegaConf marks the nodes of frozen dataclasses as read-only; this function removes the marks, so a copy of the tree
+    can be modified.
     """
 
     def unlock(node: DictConfig) -> None:
@@ -143,20 +161,20 @@ def schema_tree() -> DictConfig:
 
 
 @cache
-def _template() -> DictConfig:
-    return schema_tree()
-
-
-@cache
 def _default_flat() -> dict[str, Any]:
     return TrialConfig().flat()
 
 
 def build_config(tree: Any) -> TrialConfig:
-    """Return the configuration in an OmegaConf tree; ConfigError for an invalid value."""
+    """Return the TrialConfig with the values of `tree`, an OmegaConf tree with the keys of `default_tree`.
+
+    Raise ConfigError if a value is invalid, or if `tree` has other keys.
+    """
     try:
         config = OmegaConf.to_object(tree)
-    except (ValueError, AttributeError, OmegaConfBaseException) as error:  # AttributeError: a key forced in by ++
+    except AttributeError as error:
+        raise ConfigError(f"an override adds an unknown key (++key=value): {error}; remove the override") from error
+    except (ValueError, OmegaConfBaseException) as error:
         raise ConfigError(str(error)) from error
     assert isinstance(config, TrialConfig)
     return config
@@ -174,9 +192,12 @@ def _flatten(part: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def unknown_name(name: str, known: list[str], kind: str = "configuration key ") -> str:
-    """Return the error message for an unknown `name` of some `kind`, with the most similar `known` names."""
+    """Return an error message for the unknown `name`; it suggests up to three names in `known` that are similar.
+
+    `kind` is the text between "unknown" and the name in the message, such as "flag --".
+    """
     near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(
         name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], 3
     )
-    hint = f"did you mean {' or '.join(near)}?" if near else "`--help` lists them"
+    hint = f"did you mean {' or '.join(near)}?" if near else "`--help` lists all flags and configuration keys"
     return f"unknown {kind}{name}; {hint}"

@@ -1,6 +1,6 @@
-"""The baseline that every network has to beat: logistic regression on the mean and deviation of each log-mel bin.
+"""Baseline with which the accuracy of networks is compared: logistic regression on statistics of the log-mels.
 
-accuracy = cached_baseline(train, validation, config.frontend, cache_dir)      # fitted once for these clips
+The statistics of a clip are the mean and the standard deviation of each mel bin over time.
 """
 
 import hashlib
@@ -21,7 +21,10 @@ FORMAT = 1  # raise it when the regression or its features change
 
 
 def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> float:
-    """Return the baseline's macro average accuracy on `evaluated`; fit it only if `cache_dir` does not hold it yet."""
+    """Return the macro average accuracy (0 to 1) on `evaluated` of a logistic regression that is fitted to `train`.
+
+    The accuracy is cached in a file in `cache_dir`, so the regression is fitted only once for these clips.
+    """
     path = baseline_file(train, evaluated, front_end, cache_dir)
     cached = read_baseline(path)
     if cached is not None:
@@ -32,7 +35,11 @@ def cached_baseline(train: Clips, evaluated: Clips, front_end: FrontEndConfig, c
 
 
 def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cache_dir: Path) -> Path:
-    """Return the path of the baseline's cached accuracy; the file name is a hash of the clips and the front-end."""
+    """Return the path of the file in `cache_dir` that caches the accuracy of the baseline (logistic regression).
+
+    The file need not exist yet. Its name contains a hash of the clips `train` and `evaluated`, their labels and the
+    front-end settings.
+    """
     key = {
         "format": FORMAT,
         "front_end": asdict(front_end),
@@ -43,7 +50,7 @@ def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cac
 
 
 def read_baseline(path: Path) -> float | None:
-    """Return the accuracy cached in the file at `path`; None if it does not exist or is damaged."""
+    """Return the accuracy (0 to 1) that the file `path` caches; None if the file does not exist or is damaged."""
     try:
         accuracy = json.loads(path.read_text())["macro_avg_acc"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -52,7 +59,7 @@ def read_baseline(path: Path) -> float | None:
 
 
 def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig) -> float:
-    """Return the macro average accuracy on `evaluated` of a logistic regression fitted to `train`."""
+    """Fit a logistic regression to `train`, and return its macro average accuracy (0 to 1) on `evaluated`."""
     from sklearn.linear_model import LogisticRegression  # imported here because the import takes a second
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -65,7 +72,10 @@ def baseline_accuracy(train: Clips, evaluated: Clips, front_end: FrontEndConfig)
 
 @torch.no_grad()
 def statistics(clips: Clips, config: FrontEndConfig, batch_size: int = 64) -> np.ndarray:
-    """Return the mean and the standard deviation over time of each mel bin of each clip, `[N, 2 * n_mels]`."""
+    """Return the features `[N, 2 * n_mels]` of N clips: mean and standard deviation of each mel bin over time.
+
+    `batch_size` is the number of clips whose log-mels are computed together.
+    """
     front_end, parts = LogMel(config), []
     for start in range(0, len(clips.rows), batch_size):
         x = front_end(clips.cache.batch(clips.rows[start : start + batch_size])).squeeze(1)  # [B, F, T]

@@ -1,6 +1,7 @@
-"""The only access to the test split, and predictions for the unlabelled evaluation set.
+"""Measurement on the test split, and predictions for the unlabelled evaluation set.
 
-`tune/evaluate.py` uses this module for the networks of a study's front, `run_training.py` for the network of its run.
+No other module reads the test split. tune/evaluate.py uses this module to measure the networks of a study's front, and
+trainables/run_training.py uses it to measure the network of a single run.
 """
 
 from pathlib import Path
@@ -25,24 +26,26 @@ from trainables.inputs.clips import Clips, clips_of
 
 
 class Deployed:
-    """A deployed network that is loaded from a checkpoint `folder`, with the front-end with which it was trained.
+    """A deployed network, loaded from the checkpoint `folder`, and the log-mel front-end that it was trained with.
 
-    Raise CheckpointError if the folder is damaged, if the network has other classes than the task, or if its size
-    (MACs, parameters) is not `expected`. Raise ConfigError if `device` is not available.
+    `device` is cpu, cuda or auto; `expected` is the (MACs, parameters) that the network must have (None: not checked).
+    The constructor raises CheckpointError if the checkpoint is damaged, if its classes are not the ten scenes of TAU,
+    or if its size is not `expected`. It raises ConfigError if `device` is not available.
     """
 
     def __init__(self, folder: Path, device: str, expected: tuple[int, int] | None = None):
         student, extra = load_student(folder)
         if tuple(extra["classes"]) != tau.SCENES:
             raise CheckpointError(
-                f"{folder} has the classes {extra['classes']}; expected {tau.SCENES}: evaluate a network of this task"
+                f"{folder} has the classes {extra['classes']}; expected {tau.SCENES}: use another checkpoint"
             )
         self.front_end_config = FrontEndConfig(**extra["frontend"])
         self.size = get_torch_size(student, (1, 1, self.front_end_config.n_mels, self.front_end_config.frames))
         if expected is not None and self.size != expected:
             raise CheckpointError(
-                f"{folder} holds a network of {self.size[0]:,} MACs and {self.size[1]:,} parameters; expected the one "
-                f"that was measured there, of {expected[0]:,} MACs and {expected[1]:,} parameters: restore the folder"
+                f"{folder} holds a network of {self.size[0]:,} MACs and {self.size[1]:,} parameters; expected "
+                f"{expected[0]:,} MACs and {expected[1]:,} parameters, as recorded at the end of its training: restore "
+                "the folder from a copy"
             )
         try:
             where = pick_device(device)
@@ -52,16 +55,19 @@ class Deployed:
         self.front_end = LogMel(self.front_end_config).to(where)
 
     def logits(self, clips: Clips) -> torch.Tensor:
-        """Return the logits `[N, C]` of the network for `clips`, on the CPU."""
+        """Return the network's logits `[N, C]` for `clips` as a CPU tensor."""
         return predict(self.student, clips, self.front_end)
 
     def measure(self, clips: Clips) -> Metrics:
-        """Return the metrics of the network on `clips`."""
+        """Return the classification metrics of the network on `clips`."""
         return measure(self.logits(clips).numpy(), clips.labels, clips.devices)
 
 
 def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = False) -> Clips:
-    """Return the clips of the test split at `sample_rate` Hz."""
+    """Return the clips of the test split, resampled to `sample_rate` Hz; `progress` shows progress bars.
+
+    Raise DatasetError if files are missing, or if a scene has no clip.
+    """
     d = config.data
     root, cache_dir = tau.dataset_root(d.dataset_dir), Path(d.cache_dir)
     table = tau.read_split(root, "test", d.split_dir, cache_dir / "split_setup")
@@ -70,10 +76,11 @@ def open_test_clips(config: TrialConfig, sample_rate: int, progress: bool = Fals
 
 
 def predict_evaluation_set(deployed: Deployed, config: TrialConfig, path: Path, progress: bool = False) -> int:
-    """Write the predictions for the evaluation set to `path` and return the number of clips.
+    """Predict the unlabelled evaluation set with the network `deployed`, and return the number of its clips.
 
-    The file has the challenge's format: tab-separated, filename without its folder, scene_label, one
-    probability per scene. Raise DatasetError if there is no evaluation set.
+    The predictions are written to the file `path` in the format of the DCASE challenge: tab-separated columns for the
+    filename (without its folder), the predicted scene_label, and the probability of each scene. Raise DatasetError if
+    there is no evaluation set.
     """
     d = config.data
     root, names = tau.read_evaluation(tau.dataset_root(d.dataset_dir))

@@ -1,7 +1,8 @@
-"""The parts of the training loop: one epoch, the average of the weights, prediction. They keep no state of their own.
+"""The parts of the training loop: one epoch of training, the moving average of the weights, and prediction.
 
-The random draws of an epoch come from a generator seeded by (seed, stage, epoch), so an epoch gives the same result
-whether or not the run was restored just before it.
+An `Epoch` has the settings of one epoch, and the generator of all its random draws. A trial seeds this generator with
+(training seed, stage, epoch). So the result of an epoch does not change if the trial was restored from a checkpoint
+just before it.
 """
 
 import copy
@@ -21,19 +22,24 @@ from trainables.inputs.clips import Clips
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss or a gradient is no longer finite."""
+    """Raised if a training has diverged: a training or validation loss, a gradient norm or a logit is not finite."""
 
 
 def batches(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Shuffle range(n) and divide it into batches of at most `batch_size` and nearly equal size (no tiny last one)."""
+    """Return the indices 0 to n - 1, shuffled and divided into batches of at most `batch_size`.
+
+    The sizes of the batches differ by at most 1, so there is no tiny last batch.
+    """
     return np.array_split(rng.permutation(n), max(1, math.ceil(n / batch_size)))
 
 
 class WeightAverage:
-    """Exponential moving average of a network's weights: `network <- d * network + (1 - d) * model` after each step.
+    """Exponential moving average of the weights of `model`, which is being trained.
 
-    d = min(decay, (1 + t) / (10 + t)), where t is the number of earlier steps; so the average of a short training is
-    not dominated by the initial weights. BN statistics are averaged like the weights; counters are copied.
+    The attribute `network` is a copy of `model` with the averaged weights. `update` changes it after each optimiser
+    step: average <- d * average + (1 - d) * weights, with d = min(`decay`, (1 + t) / (10 + t)) and the number t of
+    earlier steps. d is smaller in the first steps: otherwise the initial weights would dominate the average of a short
+    training. BN statistics are averaged like the weights; integer tensors (counters) are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -41,7 +47,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Update the average with the weights of `model` after step number `step` (from 0)."""
+        """Update the average with the weights that `model` has after optimiser step number `step` (counted from 0)."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         pairs = list(zip(self.network.state_dict().values(), model.state_dict().values(), strict=True))
         moving = [pair for pair in pairs if pair[0].is_floating_point()]
@@ -54,57 +60,69 @@ class WeightAverage:
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """The output of the teachers for one batch, in online distillation."""
+    """Output of the teachers of online distillation for one augmented batch of B clips."""
 
-    logits: torch.Tensor  # [B, C], of the ensemble
-    features: torch.Tensor | None = None  # [B, D], of the single teacher whose features are distilled; None: not used
+    logits: torch.Tensor  # [B, C] logits of the ensemble
+    features: torch.Tensor | None = None  # [B, D] features of the single teacher; None: features are not distilled
 
 
-Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]  # (logits, labels, teacher logits)
-BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]  # (clip indices, draws, mixup)
+# from the logits [B, C], the labels [B] and the teacher logits [B, C] to the loss, a scalar
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# from the indices of a batch's clips [B], their random draws and their mixup
+BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """How to train one epoch of a student, a teacher or a quantised network."""
+    """Settings of one epoch of a training, which `train_epoch` uses.
+
+    The training is that of a student, that of a teacher, or the quantisation-aware training of a student.
+    """
 
     front_end: LogMel
     augment: AugmentConfig
-    train: TrainConfig
+    train: TrainConfig  # batch size, accumulation and mixed precision are used
     loss_of: Loss
     lr_of: Callable[[int], float]  # learning rate of the epoch's i-th step
-    rng: np.random.Generator
-    impulses: torch.Tensor | None = None  # [K, L] device impulse responses; None: augment.dir_p is 0
-    teachers: BatchTeacher | None = None  # computes teacher logits of the augmented batch; None: use `Clips.teacher`
-    feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # (student's, teacher's features)
-    after_step: Callable[[int], None] | None = None  # called with the number of each step, from 0
+    rng: np.random.Generator  # source of all random draws of the epoch
+    impulses: torch.Tensor | None = None  # [K, L] device impulse responses; None if augment.dir_p is 0
+    teachers: BatchTeacher | None = None  # teachers of online distillation; None: use `Clips.teacher`
+    feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # of student, teacher features
+    after_step: Callable[[int], None] | None = None  # called after each step with its number, from 0
     where: str = "the epoch"  # name of the epoch in messages
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Loss and accuracies on the augmented training clips of an epoch, each predicted with the weights of its step."""
+    """Mean loss and accuracies over the augmented clips of one training epoch.
+
+    Each clip is measured in its training batch, with the weights that the network has before this step.
+    """
 
     loss: float
-    acc: float  # share of the clips
-    macro_avg_acc: float  # mean over the classes
+    acc: float  # share of correctly classified clips, in [0, 1]
+    macro_avg_acc: float  # mean of the class-wise accuracies, in [0, 1]
 
 
 def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips, epoch: Epoch) -> EpochResult:
-    """Train one pass over `clips`; in step i, the learning rate is `epoch.lr_of(i)`, times a group's `lr_scale` if set.
+    """Train `model` for one epoch on `clips` and return the mean loss and the accuracies of this epoch.
 
-    One step accumulates the gradients of `accumulate` batches, weighted by their numbers of clips, so that it equals a
-    step on one large batch (except for batch normalisation). Raise TrainingDiverged if a loss or gradient is not
-    finite: at once on a CPU, at the end of the epoch on a GPU, where a check at each step would wait for the device.
+    The learning rate of step i is `epoch.lr_of(i)`; for a parameter group of `optimizer` with the key `lr_scale`, it is
+    multiplied by this factor. One step accumulates the gradients of `epoch.train.accumulate` batches, weighted by their
+    numbers of clips, so that it equals a step on one large batch (except for batch normalisation).
+
+    Raise TrainingDiverged if a loss or gradient norm is not finite. On a CPU, this is checked before each step. On a
+    GPU, it is checked at the end of the epoch, because a check at each step would wait for the device.
     """
     device = next(model.parameters()).device
-    # a new scaler each epoch, so no state has to be restored; a scale of 2^12 seldom overflows and is then halved
+    # a new scaler in each epoch, so checkpoints need not contain its state. At the initial scale of 2^12, gradients
+    # seldom overflow; if they do, the scaler halves the scale.
     scaler = GradScaler(device.type, init_scale=2.0**12, enabled=epoch.train.amp == "fp16")
     model.train()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     total = torch.zeros((), device=device)
     classes: list[tuple[torch.Tensor, torch.Tensor]] = []  # predicted and true classes of each batch
-    unchecked: list[torch.Tensor] = []  # loss and gradient norm of the steps that are not checked yet
+    unchecked: list[torch.Tensor] = []  # loss and gradient norm of the steps that were not checked yet
     parts = batches(len(clips.rows), epoch.train.batch_size, epoch.rng)
     steps = [parts[i : i + epoch.train.accumulate] for i in range(0, len(parts), epoch.train.accumulate)]
     for i, step in enumerate(steps):
@@ -138,7 +156,11 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
 def _batch_loss(
     model: nn.Module, clips: Clips, picked: np.ndarray, epoch: Epoch, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return loss, logits `[B, C]` and labels `[B]` of the clips `picked`; with mixup, the label of larger weight."""
+    """Augment one batch and predict it with `model`; return its mean loss, logits `[B, C]` and labels `[B]`.
+
+    `picked [B]` are the positions of the batch's clips in `clips`. With mixup, each returned label is that of the clip
+    with the larger weight in the mixture.
+    """
     rate, n_impulses = epoch.front_end.config.sample_rate, 0 if epoch.impulses is None else len(epoch.impulses)
     draws = draw_waveforms(epoch.augment, rate, clips.devices[picked], n_impulses, epoch.rng)
     mix = draw_mixup(epoch.augment, len(picked), epoch.rng, device)
@@ -157,7 +179,7 @@ def _batch_loss(
             logits = model(x.to(memory_format=torch.channels_last))
     logits = logits.float()
     loss = epoch.loss_of(logits, labels, output.logits if output else teacher)
-    if mix:  # trainables/engine/losses.py explains why losses are mixed
+    if mix:  # trainables/engine/losses.py explains why losses are mixed, not targets
         other = output.logits if output else None if teacher is None else teacher[mix.partner]
         loss = mix.lam * loss + (1 - mix.lam) * epoch.loss_of(logits, labels[mix.partner], other)
         labels = labels if mix.lam >= 0.5 else labels[mix.partner]
@@ -169,10 +191,11 @@ def _batch_loss(
 
 
 def _check_finite(values: np.ndarray, first: int, n_steps: int, epoch: Epoch) -> None:
-    """Raise TrainingDiverged for the first step whose loss or gradient norm (`values [steps, 2]`) is not finite.
+    """Raise TrainingDiverged if a loss or a gradient norm of some consecutive steps is not finite.
 
-    With fp16, a step whose gradients overflow is skipped and the scale is halved; an epoch of only such steps has
-    diverged.
+    `values [S, 2]` are the loss and the gradient norm of S steps. `first` is the index of the first of these steps in
+    an epoch of `n_steps` steps. With fp16, the gradient scaler skips steps whose gradients overflow, so infinite
+    gradient norms are an error only if none of the S norms is finite.
     """
     bad = ~np.isfinite(values)
     if epoch.train.amp == "fp16" and not bad[:, 1].all():
@@ -180,12 +203,18 @@ def _check_finite(values: np.ndarray, first: int, n_steps: int, epoch: Epoch) ->
     if bad.any():
         step = int(bad.any(axis=1).argmax())
         what, value = ("loss", values[step, 0]) if bad[step, 0] else ("gradient's norm", values[step, 1])
-        raise TrainingDiverged(f"{epoch.where}: the {what} is {value} at step {first + step + 1} of {n_steps}")
+        raise TrainingDiverged(
+            f"{epoch.where}: the {what} is {value} at step {first + step + 1} of {n_steps}; "
+            "expected a finite number: use a lower learning rate"
+        )
 
 
 @torch.no_grad()
 def predict(model: nn.Module, clips: Clips, front_end: LogMel, batch_size: int = 64) -> torch.Tensor:
-    """Return the logits `[N, C]` of `clips` on the CPU, predicted in evaluation mode without augmentation."""
+    """Return the logits `[N, C]` of `model` in evaluation mode for N clips without augmentation, as a CPU tensor.
+
+    `batch_size` is the number of clips that are predicted together.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()

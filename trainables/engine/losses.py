@@ -2,14 +2,17 @@
 
     loss = alpha * CE(student, label) + (1 - alpha) * T^2 * KL(teacher_T || student_T) + feature_weight * SP
 
-Hinton et al. 2015. Both softmaxes are at temperature T. KL is averaged over the batch (`batchmean`: summed over
-classes, so ten times a mean over batch and classes). `kd_alpha` is the weight of the hard label. SP is
-`similarity_loss`.
+The first two terms are `kd_loss` (Hinton et al. 2015). alpha is `distill.kd_alpha`, the weight of the cross-entropy
+with the label. teacher_T and student_T are the softmax at temperature T (`distill.kd_temp`). KL is summed over classes
+and averaged over the batch (`batchmean` of PyTorch), so with ten classes it is ten times the mean over batch and
+classes. SP is `similarity_loss`, and feature_weight is `distill.feature_weight`.
 
-Mixup mixes losses: lam * loss(clip) + (1 - lam) * loss(partner). A loss against mixed targets (the labels, and the
-teacher's probabilities at T) differs only by a term that does not depend on the student, so the gradients are equal.
-Mixed logits would give a geometric mean of probabilities, which is not the prediction for a mixture of two clips. An
-online teacher predicts the mixed clip.
+With mixup, a clip is mixed with a partner, and its loss is lam * loss(targets of the clip) + (1 - lam) * loss(targets
+of the partner). The targets are the label and the cached teacher logits. The gradient equals that of a loss with mixed
+targets (labels, and teacher probabilities at T), because the two losses differ only by a term that does not depend on
+the student. Teacher logits are not mixed: that would give a geometric mean of probabilities, which is not the
+prediction for a mixture of two clips. In online distillation, the teacher predicts the mixed clip, and these
+logits replace the cached logits in both losses.
 """
 
 import torch
@@ -24,9 +27,11 @@ def kd_loss(
     temp: float,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Return the scalar loss of `logits [B, C]` for `labels [B]` and the logits `teacher [B, C]`.
+    """Return the loss of a student's `logits [B, C]` for the true classes `labels [B]`, a scalar (batch mean).
 
-    Without a teacher, the loss is the cross-entropy alone.
+    The loss is alpha * CE + (1 - alpha) * temp^2 * KL. CE is the cross-entropy with the labels, smoothed by
+    `label_smoothing`. KL is the divergence KL(teacher || student) of the softmax at temperature `temp`. The teacher's
+    logits are `teacher [B, C]`; if they are None, the loss is CE alone.
     """
     hard = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     if teacher is None:
@@ -41,10 +46,11 @@ def kd_loss(
 
 
 def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the similarity loss of the features `student [B, D]` and `teacher [B, E]`: ||G_T - G_S||_F^2 / B^2.
+    """Return the similarity-preserving loss ||G_T - G_S||_F^2 / B^2, a scalar (Tung and Mori 2019).
 
-    G is F F^T of the features F, with rows scaled to length 1. Similarity-preserving distillation, Tung and Mori 2019.
-    The loss compares which clips of a batch are similar, so D and E may differ and no projection is needed.
+    `student [B, D]` and `teacher [B, E]` are the features of a batch of B clips. G_S and G_T `[B, B]` contain the
+    similarities between these clips: the products F F^T of each network's features F, with rows scaled to length 1. So
+    D and E may differ, and no projection is needed.
     """
     ours, theirs = (F.normalize(f @ f.T, dim=1) for f in (student, teacher))
     return (theirs - ours).square().sum() / len(student) ** 2

@@ -1,4 +1,4 @@
-"""Classification metrics of the DCASE task, computed from logits."""
+"""Classification metrics of DCASE 2024 Task 1, computed from logits."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,26 @@ from data.tau import DEVICE_GROUPS, SCENES
 
 @dataclass(frozen=True)
 class Metrics:
-    """Accuracies in [0, 1]; scenes and devices that have no clip are absent."""
+    """Classification metrics of a network on a set of clips. Accuracies are in [0, 1].
 
-    loss: float  # mean cross-entropy, nats
-    acc: float  # share of all clips
+    The dicts of accuracies have no entry for a scene, recording device or device group without clips.
+    """
+
+    loss: float  # mean cross-entropy in nats
+    acc: float  # share of correctly classified clips
     macro_avg_acc: float  # mean of the class-wise accuracies: the task's primary metric
-    class_acc: dict[str, float]
-    device_acc: dict[str, float]
-    group_acc: dict[str, float]  # groups of devices: real, seen, unseen, and other for unknown devices
-    ece: float  # expected calibration error
-    confusion: list[list[int]]  # [C, C] clips: rows are the true scenes, columns the predicted ones
+    class_acc: dict[str, float]  # scene -> accuracy
+    device_acc: dict[str, float]  # recording device -> accuracy
+    group_acc: dict[str, float]  # device group -> accuracy: real, seen, unseen; other: devices that TAU does not have
+    ece: float  # expected calibration error, in [0, 1]; nan if a logit is not finite
+    confusion: list[list[int]]  # [C, C] numbers of clips: rows are true scenes, columns predicted scenes
 
 
 def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metrics:
-    """Return the metrics of `logits [N, C]` for clips with `labels [N]`, recorded by `devices [N]`."""
+    """Return the metrics of the `logits [N, C]` of N clips.
+
+    `labels [N]` are the true classes (indices in `SCENES`), and `devices [N]` the names of the recording devices.
+    """
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_probability = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     predicted = logits.argmax(axis=1)
@@ -51,10 +57,12 @@ def measure(logits: np.ndarray, labels: np.ndarray, devices: np.ndarray) -> Metr
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Return the expected calibration error (Guo et al. 2017).
+    """Return the expected calibration error (Guo et al. 2017), in [0, 1]; nan if a confidence is not finite.
 
-    It is the sum over bins of equal width of (clips / all clips) * |share correct - mean confidence|. A bin is open
-    below and closed above. The result is nan if a confidence is not finite.
+    `confidence [N]` is the probability of each clip's predicted class, and `correct [N]` is True where this class is
+    the true one. The range [0, 1] of the confidence is divided into `bins` intervals of equal width, each open below
+    and closed above. The error is the sum over the intervals of
+    (clips in the interval / N) * |share of correct predictions - mean confidence|.
     """
     if not np.isfinite(confidence).all():
         return float("nan")

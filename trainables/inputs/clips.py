@@ -1,4 +1,7 @@
-"""The training and validation clips of a trial, read from the waveform cache, and the number of epochs for them."""
+"""The training and validation clips of a trial.
+
+The waveforms are read from the waveform cache (data/cache.py), the labels from the csv files of the data set.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -17,26 +20,33 @@ from trainables.config.train import enough_epochs
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips for training, validation or test: rows of the waveform cache, labels, devices, teacher logits."""
+    """N clips for training, validation or test: their waveforms (rows of `cache`), labels and recording devices.
+
+    `teacher` holds cached logits of the teachers, if the training needs them.
+    """
 
     cache: WaveformCache
-    rows: np.ndarray  # [N]
-    labels: np.ndarray  # [N]
-    devices: np.ndarray  # [N]
-    teacher: torch.Tensor | None = None  # [N, C], cached teacher logits
+    rows: np.ndarray  # [N] row of each clip in `cache`
+    labels: np.ndarray  # [N] index of each clip's scene in `tau.SCENES`
+    devices: np.ndarray  # [N] name of each clip's recording device
+    teacher: torch.Tensor | None = None  # [N, C] cached logits of the teachers' ensemble; None: not needed
 
 
 @dataclass(frozen=True)
 class SplitClips:
-    """The training and the validation clips of a split; `notes` describe what is unusual about the data."""
+    """The clips of the training split, divided into training and validation clips, and `notes` about this division."""
 
     train: Clips
     validation: Clips
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # messages for the user: skipped files, scenes that could not be divided by location
 
 
 def read_parts(config: TrialConfig):
-    """Return the data set's root folder, and its training split divided into training and validation (`HoldOut`)."""
+    """Return (folder of the data set, tables of its training and validation clips).
+
+    The tables are in a `HoldOut`. They are read from the csv file of the training split that `config.data.subset`
+    selects, and divided by recording location. The WAV files are not opened.
+    """
     root = tau.dataset_root(config.data.dataset_dir)
     split = tau.read_split(
         root, f"split{config.data.subset}", config.data.split_dir, Path(config.data.cache_dir) / "split_setup"
@@ -45,10 +55,11 @@ def read_parts(config: TrialConfig):
 
 
 def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, content: str | None = None) -> SplitClips:
-    """Return the training and validation clips at `sample_rate` Hz, without teacher logits.
+    """Return the training and validation clips, resampled to `sample_rate` Hz, without teacher logits.
 
-    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known: then a cache with this
-    content is opened without reading the WAV files.
+    `content` is the hash of the WAV files (`WaveformCache.content`) that another process has computed. With it, an
+    existing waveform cache is opened without reading the WAV files; None computes the hash. `progress` shows progress
+    bars.
     """
     root, parts = read_parts(config)
     names = [*parts.train.filename, *parts.validation.filename]
@@ -61,9 +72,10 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, co
 
 
 def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
-    """Return the clips of `table` (from `tau.read_split`), except broken ones that `cache` has skipped.
+    """Return the clips listed in `table` (from `tau.read_split`), except the broken clips that `cache` left out.
 
-    Raise DatasetError, which names the `part`, if no clip of a scene is left.
+    Raise DatasetError if a scene has no clips left. `part` is the name of the clips in the error message: "training",
+    "validation" or "test".
     """
     table = table.loc[~table.filename.isin(list(cache.skipped))]
     rows = cache.rows(list(table.filename))
@@ -73,24 +85,29 @@ def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
 
 
 def filenames(clips: Clips) -> list[str]:
-    """Return the clips' filenames, relative to the data set, in the clips' order."""
+    """Return the filenames of `clips`, relative to the data set's folder, in the order of the clips."""
     return [clips.cache.filenames[row] for row in clips.rows]
 
 
 def check_all_scenes(clips: Clips, part: str) -> None:
-    """Raise DatasetError if a scene has no clip in `clips`: a mean over nine classes would be another metric."""
+    """Raise DatasetError if a scene has no clip in `clips`, because the macro average accuracy needs all ten scenes.
+
+    `part` is the name of the clips in the error message: "training", "validation" or "test".
+    """
     absent = [scene for label, scene in enumerate(tau.SCENES) if label not in clips.labels]
     if absent:
         raise tau.DatasetError(
-            f"the {part} part has no readable clip of scene {', '.join(absent)}; expected at least one: restore the "
-            "skipped files, or choose a larger subset"
+            f"the {part} clips include no readable clip of {', '.join(absent)}; expected at least one of each scene: "
+            "restore the broken files" + ("" if part == "test" else ", or choose a larger data.subset")
         )
 
 
 def with_enough_epochs(config: TrialConfig, n_train: int) -> TrialConfig:
-    """Return `config` with more epochs, if `n_train` clips need them for `min_steps` of student and teacher.
+    """Return `config` with enough epochs for the least number of optimiser steps (`min_steps`), on `n_train` clips.
 
-    The epochs of retraining after pruning grow in proportion to those of the student.
+    If `train.epochs` gives fewer than `train.min_steps` steps on `n_train` training clips, it is raised, and
+    `prune.epochs` is multiplied by the same factor and rounded up. `teacher.train.epochs` is raised in the same way.
+    In the returned configuration, both `min_steps` are 0.
     """
     train, teacher = config.train, config.teacher.train
     epochs = enough_epochs(train, n_train)

@@ -1,7 +1,7 @@
-"""Hash of the code that a training's figures depend on.
+"""Hash of the code that can change the result of a training.
 
-code_hash()                              hash of this process's code
-check_code(hash of the driver's code)    ConfigError in a worker that runs other code
+All processes of a study must run the same code. So the driver passes its `code_hash()` to the workers, and each worker
+compares this hash with that of its own code (`check_code`).
 """
 
 import hashlib
@@ -18,12 +18,18 @@ SHAPING = ("ascmodels", "data", "trainables")  # packages whose code can change 
 
 @cache
 def code_hash() -> str:
-    """Return a hash of every Python file of the packages in `SHAPING`, computed at the first call in this process."""
+    """Return a hash of all Python files of the packages ascmodels, data and trainables.
+
+    It is computed once per process: files that are edited later do not change it.
+    """
     return hashlib.sha256(json.dumps(code_files(SHAPING)).encode()).hexdigest()[:16]
 
 
 def check_code(expected: str | None) -> None:
-    """Raise ConfigError if this process runs other code than the driver, whose hash is `expected` (None: no check)."""
+    """Raise ConfigError if this process does not run the driver's code.
+
+    `expected` is the `code_hash()` of the driver; None: nothing is checked.
+    """
     if expected is not None and expected != code_hash():
         raise ConfigError(
             f"this worker on {socket.gethostname()} runs code with hash {code_hash()} in "
@@ -33,7 +39,10 @@ def check_code(expected: str | None) -> None:
 
 
 def code_files(packages: Iterable[str]) -> dict[str, str]:
-    """Return the hash of every Python file of `packages` (folders or single files), by path."""
+    """Return a dict from the path of each Python file in `packages` to the hash of its content.
+
+    `packages` are paths of folders or Python files. All paths are relative to the root of the repository.
+    """
     root = Path(__file__).parents[2]
     paths = [p for name in packages for p in ([root / name] if name.endswith(".py") else (root / name).rglob("*.py"))]
     return {p.relative_to(root).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()[:16] for p in sorted(paths)}

@@ -1,10 +1,12 @@
-"""Fingerprint of a study's data: a resume compares it with the stored one before it continues.
+"""Fingerprint of a study's data. A resumed study compares its data with the stored fingerprint before it continues.
 
-    now = fingerprint(config, load_clips(config, rate))
-    check_unchanged(DataFingerprint.from_dict(manifest.prepared.dataset.fingerprint), now)
+    clips = load_clips(config, sample_rate)                     # config: the study's TrialConfig
+    now = fingerprint(config, clips)
+    check_unchanged(DataFingerprint.from_dict(stored), now)     # stored: the dict from `as_dict` in the study's files
 
-Sound, clips, labels and devices are part of it. Folders are not, so a data set or a cache may move. It is computed
-from the result of `load_clips`: no file is read or hashed a second time.
+A fingerprint covers the content of the WAV files, and the training and validation clips with their labels and devices.
+It does not contain folders, so the data set and its cache may be moved. It is computed from the result of `load_clips`:
+no file is read or hashed a second time.
 """
 
 import dataclasses
@@ -19,53 +21,62 @@ from trainables.config.schema import TrialConfig
 from trainables.inputs.clips import SplitClips, filenames
 
 FORMAT = 1
-SKIPPED_SHOWN = 5  # names of skipped files that a fingerprint lists
+SKIPPED_SHOWN = 5  # number of skipped files that a fingerprint names
 
 
 @dataclass(frozen=True)
 class DataFingerprint:
-    """The parts that identify a data set: short hashes, and values to show in messages."""
+    """Hashes that identify the data of a study, and the values that error messages about changed data show.
+
+    These values are numbers of clips, names of broken files, and the configuration keys that select the clips.
+    """
 
     sound: str  # content digest of all clips of the split (`WaveformCache.content`)
     clips: str  # hash of the sorted filenames of training and validation clips
-    train: str  # hash of the training clips' filenames in order: batches are drawn by position
+    train: str  # hash of the training clips' filenames in order, because batches are drawn by position
     validation: str  # hash of the validation clips' filenames in order
-    n_train: int
-    n_validation: int
-    labels: str  # hash of each clip's label
+    n_train: int  # number of training clips
+    n_validation: int  # number of validation clips
+    labels: str  # hash of the filename and label of every clip
     scenes: dict[str, int]  # scene -> number of training and validation clips
-    devices: str  # hash of each clip's device
+    devices: str  # hash of the filename and device of every clip
     device_counts: dict[str, int]  # device -> number of training and validation clips
     subset: int  # data.subset, per cent
     validation_share: float  # data.validation_share
     seed: int  # seed of the hold-out
-    n_skipped: int  # broken files left out (data.skip_broken)
-    skipped: tuple[str, ...]  # the first names of the broken files
+    n_skipped: int  # number of broken files that are left out (data.skip_broken)
+    skipped: tuple[str, ...]  # names of the first SKIPPED_SHOWN broken files
     format: int = FORMAT
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the fingerprint as JSON values, which `from_dict` reads."""
+        """Return the fingerprint as a dict of JSON values; `from_dict` is the inverse."""
         return asdict(self) | {"skipped": list(self.skipped)}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "DataFingerprint":
-        """Return the fingerprint that `as_dict` gave as `values`; DatasetError for another format or other fields."""
+        """Return the fingerprint from which `as_dict` made the dict `values`.
+
+        Raise DatasetError if `values` has another format version or other fields.
+        """
         known = {field.name for field in dataclasses.fields(DataFingerprint)}
         if not isinstance(values, Mapping) or values.get("format") != FORMAT or set(values) != known:
             raise tau.DatasetError(
-                f"the data fingerprint {str(values)[:200]} has another format; expected format {FORMAT} with the "
-                f"fields {', '.join(sorted(known))}: resume with the version that started the study"
+                f"the study's data fingerprint is {str(values)[:200]}; expected format {FORMAT} with the fields "
+                f"{', '.join(sorted(known))}: resume with the version of asc-tune that started the study"
             )
         return DataFingerprint(**{**values, "skipped": tuple(values["skipped"])})
 
     def describes(self, config: TrialConfig) -> bool:
-        """Return whether `config` has the same subset and division of clips as this fingerprint."""
+        """Return whether `config` selects and divides the clips in the way that this fingerprint records.
+
+        The keys `data.subset`, `data.validation_share` and `seed` are compared.
+        """
         configured = (config.data.subset, config.data.validation_share, config.seed)
         return configured == (self.subset, self.validation_share, self.seed)
 
 
 def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
-    """Return the fingerprint of loaded clips; `config` is the configuration with which they were loaded."""
+    """Return the fingerprint of `data`, which are the clips that `load_clips` returned for `config`."""
     cache = data.train.cache
     train, validation = filenames(data.train), filenames(data.validation)
     labels = [tau.SCENES[label] for part in (data.train, data.validation) for label in part.labels]
@@ -91,9 +102,10 @@ def fingerprint(config: TrialConfig, data: SplitClips) -> DataFingerprint:
 
 
 def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
-    """Return one sentence, with both values, for each part in which the fingerprints `old` and `new` differ.
+    """Return one message for each difference between the fingerprints `old` and `new`. Each message shows both values.
 
-    If the sets of clips differ, sound, labels and devices cannot be compared and are not mentioned.
+    If the filenames differ, labels, devices and the content of the WAV files are not compared, because their hashes can
+    be compared for equal filenames only.
     """
     found = []
     for name, key in (("subset", "data.subset"), ("validation_share", "data.validation_share"), ("seed", "seed")):
@@ -127,11 +139,11 @@ def differences(old: DataFingerprint, new: DataFingerprint) -> list[str]:
 
 
 def check_unchanged(old: DataFingerprint, new: DataFingerprint) -> None:
-    """Raise DatasetError, which lists all differences, if the fingerprints `old` and `new` differ."""
+    """Raise DatasetError if the fingerprints `old` (stored) and `new` differ. The message lists all differences."""
     if changed := differences(old, new):
         raise tau.DatasetError(
-            f"the data changed since the study was started: {' '.join(changed)} Restore the data, start a new study, "
-            "or resume this one with --allow-changes."
+            f"the data set has changed since the study was started or last resumed: {' '.join(changed)} Restore the "
+            "data, start a new study, or resume this study with --allow-changes, which accepts and records the change."
         )
 
 
@@ -143,14 +155,18 @@ def _skipped(data: DataFingerprint) -> str:
 def _changed(
     before: Mapping[str, int], now: Mapping[str, int], old: DataFingerprint, new: DataFingerprint, part: str
 ) -> str:
-    """Return the scenes or devices whose number of clips changed; if no number changed, both hashes of `part`."""
+    """Return a text that lists the scenes or devices whose numbers of clips differ between two fingerprints.
+
+    `before` and `now` map each scene or device to its number of clips in the fingerprints `old` and `new`. If all
+    numbers are equal, the text has the two hashes of `part` ("labels" or "devices") instead.
+    """
     changed = [
         f"{name} {before.get(name, 0)} clips before, {now.get(name, 0)} now"
         for name in sorted({*before, *now})
         if before.get(name, 0) != now.get(name, 0)
     ]
     return "; ".join(changed) or (
-        f"exchanged between clips (hash {getattr(old, part)} before, {getattr(new, part)} now)"
+        f"the {part} of some clips have changed (hash {getattr(old, part)} before, {getattr(new, part)} now)"
     )
 
 
@@ -159,7 +175,7 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def clips_hash(data: SplitClips) -> str:
-    """Return a hash of content, division, labels and devices of a trial's training and validation clips."""
+    """Return a hash of the waveforms, the order, the labels and the devices of the training and validation clips."""
     digest = hashlib.sha256(data.train.cache.key.encode())
     for clips in (data.train, data.validation):
         digest.update(f"{clips.rows.tolist()} {clips.labels.tolist()} {clips.devices.tolist()}".encode())

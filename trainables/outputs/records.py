@@ -1,6 +1,7 @@
-"""The results of a trial and their files: one `Record` per epoch, one `Point` per measured network.
+"""The results of a trial, a `Record` for each epoch and a `Point` for each stage, and the files that contain them.
 
-A point is a candidate of the Pareto front: the dense network (step 0) and the one after each prune step.
+A point is a measured network, which is a candidate for the Pareto front: the dense network (step 0), or the retrained
+network after a prune step.
 """
 
 import csv
@@ -14,42 +15,42 @@ from typing import Any
 
 from data.files import make_folder, replace_text
 
-EXPERIMENTS = "experiments"  # folder of a study, or of the single runs, with one folder per trial
+EXPERIMENTS = "experiments"  # name of the folder of a study, or of the single runs, that has one folder per trial
 
 
 @dataclass(frozen=True)
 class Point:
-    """A deployed network and its validation figures; accuracies are in [0, 1]."""
+    """The size of a deployed network, and its metrics on the validation clips. Accuracies are in [0, 1]."""
 
-    step: int  # 0 is the dense network
+    step: int  # number of prune steps so far; 0: the dense network
     epochs: int  # epochs trained so far, over all stages
     val_macro_avg_acc: float
-    val_loss: float
+    val_loss: float  # mean cross-entropy in nats
     macs: int
     params: int
-    bytes_fp32: int
+    bytes_fp32: int  # bytes of the parameters at this precision
     bytes_fp16: int
     bytes_int8: int
-    sparsity: float  # share of the parameters removed, in [0, 1)
-    feasible: bool  # within the limits
-    class_acc: dict[str, float]
-    device_acc: dict[str, float]
-    group_acc: dict[str, float]
-    widths: dict[str, list[int]]
-    checkpoint: str  # folder of the deployed network, relative to the trial's
-    val_ece: float | None = None  # expected calibration error; None (like the next two) in points of older versions
+    sparsity: float  # share of the dense network's parameters that was removed, in [0, 1)
+    feasible: bool  # whether macs and parameter bytes are within `limits.*`
+    class_acc: dict[str, float]  # scene -> accuracy
+    device_acc: dict[str, float]  # recording device -> accuracy
+    group_acc: dict[str, float]  # device group (real, seen, unseen, other) -> accuracy
+    widths: dict[str, list[int]]  # channels of each layer (`ascmodels.students.Widths`)
+    checkpoint: str  # folder of the deployed network, relative to the folder of the trial
+    val_ece: float | None = None  # expected calibration error; it and the next two are None in points of older versions
     train_macro_avg_acc: float | None = None  # accuracy on the augmented clips of the last epoch
-    confusion: list[list[int]] | None = None  # [C, C] numbers of validation clips, rows are the true scenes
+    confusion: list[list[int]] | None = None  # [C, C] numbers of clips: rows are true scenes, columns predicted scenes
     val_acc_pruned: float | None = None  # accuracy after pruning, before retraining; None: not measured
 
 
 @dataclass(frozen=True)
 class Record:
-    """The result of one epoch. `macs` and `params` are those of the deployed network at this epoch."""
+    """The result of one epoch. Sizes and validation metrics are those of the deployed form of the trained network."""
 
-    stage: int
-    epoch: int  # 1, 2, ... within the stage
-    epochs: int  # 1, 2, ... over all stages
+    stage: int  # 0: dense training; k: retraining after prune step k
+    epoch: int  # number of the epoch within the stage, from 1
+    epochs: int  # number of the epoch over all stages, from 1
     train_loss: float
     val_loss: float
     val_macro_avg_acc: float
@@ -58,12 +59,12 @@ class Record:
     macs: int
     params: int
     sparsity: float
-    seconds: float  # time for training and validation
-    point: Point | None  # the measured network, at the last epoch of a stage; None: another epoch
+    seconds: float  # duration of training and validation
+    point: Point | None  # the measured network in the last epoch of a stage, else None
     finished: bool  # True at the last epoch of the last stage
 
 
-# columns of points.csv with the figures of a point
+# fields of Point that are columns of points.csv with the same name
 FIGURES = (
     *(
         "step",
@@ -83,7 +84,12 @@ FIGURES = (
 def point_row(
     trial_id: str, status: str, folder: str, point: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a row of points.csv: the point's figures, the path of its network below `folder`, the configuration."""
+    """Return the row of points.csv for one point, as a dict from column to value.
+
+    `point` is the point as a dict (`point_dict`). `trial_id`, `status` and `config` are the name, the status and the
+    configuration of its trial; each key of `config` becomes a column ({}: no such columns). `folder` is the path of
+    the trial's folder. This path, and that of the network in the column `checkpoint`, are relative to points.csv.
+    """
     row: dict[str, Any] = {"trial_id": trial_id, **{k: point.get(k) for k in FIGURES}, "status": status}
     row["checkpoint"] = f"{folder}/{point['checkpoint']}"
     row |= {f"val_acc/{scene}": value for scene, value in point["class_acc"].items()}
@@ -93,17 +99,25 @@ def point_row(
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write `rows` to the csv file at `path`, replacing it; its columns are `columns`, then all other keys of rows."""
+    """Write `rows` as a CSV file to `path`; an existing file is replaced.
+
+    Each key of the rows is a column. The columns named in `columns` come first, in this order. The others follow in the
+    order of their first occurrence.
+    """
     replace_text(path, rows_text(rows, columns))
 
 
 def points_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the content of points.csv for rows of `point_row`; the first columns name trial and configuration."""
+    """Return the text of points.csv for `rows` from `point_row`. The columns that identify the trial come first."""
     return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Return `rows` as csv text; its columns are `columns`, then all other keys of the rows."""
+    """Return `rows` as the text of a CSV file.
+
+    Each key of the rows is a column. The columns named in `columns` come first, in this order. The others follow in the
+    order of their first occurrence.
+    """
     names = list(dict.fromkeys([*columns, *(k for row in rows for k in row)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
@@ -113,16 +127,20 @@ def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) ->
 
 
 def write_info(folder: Path, info: Mapping[str, Any], durable: bool = True) -> None:
-    """Write the `info.json` of one trial (configuration, status, points), replacing it."""
+    """Write `info` (configuration, status and points of one trial) to the file info.json in the trial's `folder`.
+
+    An existing file is replaced. With `durable`, the file is synced to disk before the function returns. Without it,
+    a crash of the machine may lose the new content.
+    """
     make_folder(folder)
     replace_text(folder / "info.json", json.dumps(info, indent=1), durable)
 
 
 def now() -> str:
-    """Return the current time in UTC, to the second (ISO 8601)."""
+    """Return the current UTC time in ISO 8601 format, with a resolution of 1 s."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def point_dict(point: Point) -> dict[str, Any]:
-    """Return a point as plain JSON values."""
+    """Return `point` as a dict of JSON values (tuples become lists)."""
     return json.loads(json.dumps(asdict(point)))

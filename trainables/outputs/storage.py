@@ -1,8 +1,8 @@
-"""Storage of a study's folder: on a local or shared disk, or in an object store (`s3://bucket/path`).
+"""Access to the files of a study: in a folder on a local or shared disk, or in an object store (`s3://bucket/path`).
 
-Both are read and written with pyarrow, as in Ray. Credentials and the endpoint come from the environment only
-(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, ...): as a part of a path they would
-be written to Ray's files.
+Folders and object stores are read and written with pyarrow, as Ray does. Credentials and the endpoint of an object
+store are set in environment variables only (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION,
+AWS_ENDPOINT_URL, ...). They must not be parts of the URI, because Ray would write them to its files.
 """
 
 import json
@@ -16,13 +16,16 @@ from pyarrow import fs
 
 from data.files import SEAL, SealError, check_seal, make_folder, replace_folder, replacing
 
-LEASE = "lease"  # folder of the drivers' claims, see tune/study/lease.py
-KEPT = 4  # number of newest checkpoints kept of a trial: if one is damaged, the one before it is used
+LEASE = "lease"  # folder in which drivers claim a study in an object store, see tune/study/lease.py
+KEPT = 4  # number of checkpoints kept of each trial: if the newest one is damaged, an older one is restored
 _T = TypeVar("_T")
 
 
 class Store:
-    """The files in the folder `uri`; all names are relative to this folder."""
+    """The files in the folder `uri`, a local path or the URI of a folder in an object store.
+
+    In each method, `name` is the path of a file or folder relative to this folder.
+    """
 
     def __init__(self, uri: str):
         self.uri = uri.rstrip("/")
@@ -30,20 +33,23 @@ class Store:
 
     @property
     def local(self) -> Path | None:
-        """The folder as a local path; None for an object store."""
+        """The local path of the store's folder; None if the folder is in an object store."""
         return Path(self.path) if isinstance(self.files, fs.LocalFileSystem) else None
 
     def push(self, local: Path, name: str) -> None:
-        """Copy the local file or folder `local` to `name` in the store."""
+        """Copy the local file or folder `local` to the path `name` in the store.
+
+        Files of the same name are replaced; other files in an existing folder are kept.
+        """
         target = f"{self.path}/{name}"
         self.files.create_dir(target if local.is_dir() else target.rpartition("/")[0])
         fs.copy_files(str(local), target, source_filesystem=fs.LocalFileSystem(), destination_filesystem=self.files)
 
     def pull(self, name: str, local: Path) -> None:
-        """Copy the file or folder `name` of the store to `local`. An interrupted pull leaves no partial file there.
+        """Copy the file or folder `name` of the store to the local path `local`.
 
-        If the folder `local` does not exist, it appears when all its files are copied. If it exists, files of the same
-        name are replaced one by one, and other files are kept.
+        No other process sees a partly copied file. If the folder `local` does not exist yet, it appears only after all
+        its files were copied. If it exists, files of the same name are replaced one by one, and other files are kept.
         """
         if self.files.get_file_info(f"{self.path}/{name}").type != fs.FileType.Directory:
             self._pull_file(name, local)
@@ -63,65 +69,82 @@ class Store:
             fs.copy_files(source, str(temporary), source_filesystem=self.files, destination_filesystem=target)
 
     def read(self, name: str) -> bytes:
-        """Return the content of the file `name`; FileNotFoundError if it does not exist."""
+        """Return the content of the file `name`; raise FileNotFoundError if it does not exist."""
         with self.files.open_input_stream(f"{self.path}/{name}") as stream:
             return stream.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write `content` to the file `name`, replacing it."""
+        """Write `content` to the file `name`; an existing file is replaced."""
         target = f"{self.path}/{name}"
         self.files.create_dir(target.rpartition("/")[0])
         with self.files.open_output_stream(target) as stream:
             stream.write(content)
 
     def stamp(self, name: str) -> tuple[int, int]:
-        """Return size (bytes) and modification time (ns) of the file `name`; FileNotFoundError if it does not exist."""
+        """Return (size in bytes, modification time in ns since 1970) of the file `name`.
+
+        Raise FileNotFoundError if the file does not exist.
+        """
         info = self.files.get_file_info(f"{self.path}/{name}")
         if info.type != fs.FileType.File:
-            raise FileNotFoundError(f"{self.uri}/{name}")
+            raise FileNotFoundError(
+                f"{self.uri}/{name} does not exist or is not a file; expected a file of a study: check whether the "
+                "study was moved or deleted"
+            )
         return info.size, info.mtime_ns
 
     def stamps(self, name: str, recursive: bool = False) -> dict[str, tuple[int, int]]:
-        """Return (size in bytes, modification time in ns) of each file in the folder `name`, by file name.
+        """Return a dict from each file in the folder `name` to (size in bytes, modification time in ns since 1970).
 
-        With `recursive`, files in its sub-folders are included.
+        The keys are paths relative to the folder `name`. With `recursive`, files in sub-folders are included. If the
+        folder does not exist, the dict is empty.
         """
         top = f"{self.path}/{name}".rstrip("/")
         found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
         return {i.path[len(top) + 1 :]: (i.size, i.mtime_ns) for i in found if i.type == fs.FileType.File}
 
     def generation(self) -> int:
-        """Return the highest number of a driver's claim on this study (<number>-<owner>.json in LEASE); 0 if none."""
+        """Return the number of the latest driver that has claimed the study in this store; 0 if there is none.
+
+        A driver claims a study with a file `lease/<number>-<owner>.json` (tune/study/lease.py). The number of a driver
+        is higher than those of earlier drivers.
+        """
         numbers = (name.partition("-")[0] for name in self.names(LEASE))
         return max((int(number) for number in numbers if number.isdecimal()), default=0)
 
     def names(self, name: str) -> list[str]:
-        """Return the sorted names of files and folders in the folder `name`; empty if it does not exist."""
+        """Return the sorted names of the files and folders in the folder `name`; [] if the folder does not exist."""
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
-        """Return the size in bytes of each file in the folder `name`; with `recursive`, also in its sub-folders."""
+        """Return a dict from each file in the folder `name` to its size in bytes.
+
+        The keys are paths relative to the folder `name`. With `recursive`, files in sub-folders are included.
+        """
         return {name: size for name, (size, _) in self.stamps(name, recursive).items()}
 
     def delete(self, name: str) -> None:
-        """Remove the folder `name` and its content."""
+        """Delete the folder `name` and its content."""
         self.files.delete_dir(f"{self.path}/{name}")
 
 
 def _newest_first(names: list[str]) -> list[str]:
-    """Sort numbered names (run009, run1000), highest number first."""
+    """Return `names`, which end in numbers (run009, run1000), sorted by these numbers, the highest first."""
     return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
 class TrialCheckpoints:
-    """The checkpoints of a trial, written by all drivers that ran it: `<store>/<run>/<trial>/checkpoint_*`."""
+    """The checkpoints of the trial with the name `trial`: the folders `<run>/<trial>/checkpoint_*` in the store `uri`.
+
+    Each driver of a study writes to its own folder `<run>`, so a resumed trial has checkpoints in several such folders.
+    """
 
     def __init__(self, uri: str, trial: str):
         self.store, self.trial = Store(uri), trial
 
     def newest_first(self) -> list[str]:
-        """Return the names of the checkpoints, newest first."""
+        """Return the paths of the trial's checkpoints in the store, newest first."""
         found = []
         for run in _newest_first(self.store.names("")):
             folder = f"{run}/{self.trial}"
@@ -130,9 +153,10 @@ class TrialCheckpoints:
         return found
 
     def load_newest(self, load: Callable[[Path], _T], warn: Callable[[str], None]) -> _T | None:
-        """Return the result of `load` for the newest valid checkpoint; None if there is none.
+        """Call `load` with the local folder of the newest valid checkpoint, and return the result of `load`.
 
-        `warn` is called with a message for each invalid checkpoint that is skipped.
+        If a checkpoint is invalid, `warn` is called with a message, and the next older checkpoint is tried. If there
+        is no valid checkpoint, None is returned.
         """
         for name in self.newest_first():
             try:
@@ -140,13 +164,13 @@ class TrialCheckpoints:
                     check_seal(folder)
                     return load(folder)
             except SealError as error:
-                warn(f"{self.trial}: checkpoint {name} is invalid and skipped: {error}")
+                warn(f"trial {self.trial}: checkpoint {name} is invalid ({error}); trying the next older one")
         return None
 
     def clear(self, keep: int) -> None:
-        """Remove the checkpoints that are older than the `keep` newest complete ones.
+        """Delete all checkpoints that are older than the `keep` newest complete ones; 0 deletes all checkpoints.
 
-        An incomplete checkpoint (left by a full disk or a kill) does not count as one of the `keep`.
+        Incomplete checkpoints (from a full disk or a killed process) do not count as one of the `keep` checkpoints.
         """
         for name in self.newest_first():
             if keep <= 0:
@@ -155,7 +179,10 @@ class TrialCheckpoints:
                 keep -= 1
 
     def _is_complete(self, name: str) -> bool:
-        """Return whether all files in the seal of checkpoint `name` exist with their sizes; hashes are not checked."""
+        """Return whether checkpoint `name` has all files that are listed in its seal.json, with the listed sizes.
+
+        The hashes in seal.json are not compared, because that would require reading all files.
+        """
         sizes = self.store.sizes(name, recursive=True)
         try:
             with self.store.files.open_input_stream(f"{self.store.path}/{name}/{SEAL}") as stream:
@@ -166,7 +193,10 @@ class TrialCheckpoints:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[Path]:
-        """Yield the local folder of checkpoint `name`; for an object store, a copy that is removed afterwards."""
+        """Yield a local folder with the content of checkpoint `name`.
+
+        If the store is an object store, this is a temporary copy, which is deleted when the context is left.
+        """
         if self.store.local:
             yield self.store.local / name
             return

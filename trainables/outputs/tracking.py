@@ -1,7 +1,7 @@
-"""Logging to Weights & Biases; no other file imports `wandb`. Without an API key, runs are logged offline.
+"""Logging of trials to Weights & Biases (W&B); no other file imports `wandb`.
 
-A run's config, epoch metrics and prune metadata are logged. `wandb sync <study>/wandb/offline-run-*` uploads offline
-runs later.
+Each trial is a W&B run with its configuration, the metrics of each epoch, and the metrics and sizes of its points.
+Without an API key, runs are logged offline; `wandb sync <study>/wandb/offline-run-*` uploads them later.
 """
 
 import logging
@@ -23,9 +23,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def mode() -> str:
-    """Return `online` if there is an API key (WANDB_API_KEY or ~/.netrc) and the server answers, else `offline`.
+    """Return the W&B mode for a new run: the value of the environment variable WANDB_MODE, if it is set.
 
-    WANDB_MODE overrides this. The server is tried for at most 5 s, so that W&B's own retries do not delay a trial.
+    Otherwise, the mode is `online` if there is an API key (WANDB_API_KEY or ~/.netrc) and the server accepts a
+    connection within 5 s, else `offline`. Without this check, W&B's own retries could delay the trial.
     """
     chosen = os.environ.get("WANDB_MODE")
     if chosen:
@@ -38,7 +39,11 @@ def mode() -> str:
         with socket.create_connection((host, server.port or 443), timeout=5):
             return "online"
     except OSError as error:
-        _LOG.warning("W&B's server %s cannot be reached (%s): this run is logged offline", host, error)
+        _LOG.warning(
+            "W&B's server %s cannot be reached (%s), so the run is logged offline; upload it later with `wandb sync`",
+            host,
+            error,
+        )
         return "offline"
 
 
@@ -50,10 +55,15 @@ def _in_netrc(host: str) -> bool:
 
 
 class Tracker:
-    """One W&B run. An error of W&B never stops a trial.
+    """The W&B run of one trial. An error of W&B never stops the trial.
 
-    If W&B refuses the run (the server does not answer, or the service of a killed process still holds the id), it is
-    logged offline under a new id. If that fails too, the trial continues without W&B. Each case logs a warning.
+    `folder` is the local folder for W&B's files. A trial that is resumed with the same `run_id` continues its W&B run.
+    `name` and `config` are the name and the configuration of the trial, and `group` is the name of its study or the
+    kind of a single run. The environment variable WANDB_PROJECT has priority over `project`.
+
+    The server may not answer, or W&B's background process of a killed trial may still use the run id. The run is then
+    logged offline under a new id. If that fails too, the trial is not logged to W&B. Each failure is logged as a
+    warning.
     """
 
     def __init__(
@@ -73,22 +83,28 @@ class Tracker:
             "reinit": "finish_previous",
         }
         self._run: wandb.Run | None = None
-        for where, own_id in ((mode(), run_id), ("offline", f"{run_id}-{secrets.token_hex(3)}")):
+        for where, own_id, action in (
+            (mode(), run_id, "starting the run offline under a new id"),
+            ("offline", f"{run_id}-{secrets.token_hex(3)}", "continuing without W&B"),
+        ):
             try:
                 self._run = wandb.init(mode=where, id=own_id, **arguments)  # type: ignore[arg-type]
                 return
             except Exception as error:  # W&B's exceptions have no common base class, and none may stop a trial
-                _LOG.warning("W&B refused run %s (mode %s): %s", own_id, where, error)
+                _LOG.warning("W&B could not start run %s in mode %s (%s); %s", own_id, where, error, action)
                 wandb.teardown()
-        _LOG.warning("trial %s is not tracked by W&B; its local files are complete", name)
+        _LOG.warning("trial %s is not logged to W&B; its results are in the local files only", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Log the metrics of epoch number `step`; only numbers and strings (info.json has the other values)."""
+        """Log the metrics of one epoch to the W&B run; only numbers and strings in `values` are logged.
+
+        `step` is the number of the epoch over all stages, from 1.
+        """
         if self._run:
             self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Add `values`, the figures of a measured point, to the summary of the W&B run."""
+        """Add `values`, the metrics and sizes of a measured point, to the summary of the W&B run."""
         if self._run:
             self._run.summary.update(dict(values))
 
@@ -97,5 +113,8 @@ class Tracker:
             self._run.finish()
 
     def files(self) -> list[Path]:
-        """Return the local folders of the W&B run. Call `finish` first. `wandb sync` uploads offline runs."""
+        """Return the local folders of the W&B run, one for each start of its trial; [] if W&B could not start the run.
+
+        Call `finish` first, so that the files are complete.
+        """
         return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run.id}")) if self._run else []

@@ -1,4 +1,7 @@
-"""Shared parts of the single-run commands: configuration from the command line, data, progress, one-line errors."""
+"""Functions that the commands in trainables/ share: configuration, data, training with a progress bar, errors.
+
+These commands train, prune, fine-tune or export networks without Ray (run_training.py, progressive_prune.py, ...).
+"""
 
 import argparse
 import csv
@@ -41,16 +44,22 @@ USER_ERRORS = (
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return an argument parser with --storage; a command passes the arguments it does not know to `configure`."""
+    """Return an argument parser with the option --storage; its --help shows `description` and the configuration keys.
+
+    A command adds its own options, calls `parse_known_args`, and passes the remaining arguments to `configure`.
+    """
     p = command_parser(description)
     p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default: runs)")
     return p
 
 
 def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) -> TrialConfig:
-    """Return the configuration of the overrides `default`, overridden by the typed `words` (flags, Hydra overrides).
+    """Return the configuration that the command-line arguments `words` define.
 
-    Paths become absolute. Raise an error at once if a teacher, the data set or the device is missing.
+    `words` are flags (`--subset=5`) and Hydra overrides (`profile=full`). They take precedence over the Hydra overrides
+    in `default`. The waveforms, teachers and logits that the command caches are in `<storage>/cache`. Paths of the data
+    set and of teachers become absolute. Raise ConfigError or DatasetError for an invalid argument, or if a teacher, the
+    data set, the impulse responses or the device does not exist.
     """
     cache = flags_to_overrides([f"--cache_dir={storage.expanduser().resolve() / 'cache'}"])
     typed = flags_to_overrides(words)
@@ -58,23 +67,24 @@ def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) 
     try:
         training_device(config.train)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"this machine cannot train the configuration: {error}") from error
     impulses_for(config.augment, config.frontend.sample_rate)  # raises if the impulse responses are missing
     teachers = tuple(str(Path(t).expanduser().resolve()) for t in config.distill.teacher_ckpts)
     absent = [t for t in teachers if not Path(t).exists()]
     if absent:
         raise ConfigError(
-            f"distill.teacher_ckpts: {absent[0]} does not exist; expected a teacher's folder or a logits file: make a "
-            f"teacher with python trainables/finetune_teacher.py --out {Path(absent[0]).name}"
+            f"distill.teacher_ckpts: {absent[0]} does not exist; expected a teacher's folder or a logits file: correct "
+            f"the path, or make a teacher with python trainables/finetune_teacher.py --out {Path(absent[0]).name}"
         )
     return replace(config, data=resolved(config.data), distill=replace(config.distill, teacher_ckpts=teachers))
 
 
 def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialData]:
-    """Load the clips and the teachers' logits; return the configuration to train with, and this data.
+    """Load the data of `config`, print a summary, and return (configuration for the training, loaded data).
 
-    In this configuration, `min_steps` is converted to epochs. If `config` needs a teacher and names none, a teacher is
-    fine-tuned, and the returned configuration names it.
+    The returned configuration is `config` with two changes. Numbers of epochs that give fewer optimiser steps than
+    train.min_steps (student) or teacher.train.min_steps (teacher) are raised. If distillation needs a teacher and
+    distill.teacher_ckpts is empty, a teacher is fine-tuned, and distill.teacher_ckpts names the teacher's folder.
     """
     clips = load_clips(config, config.frontend.sample_rate, progress=True)
     train, validation = len(clips.train.rows), len(clips.validation.rows)
@@ -94,15 +104,19 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
         metadata = read_manifest(source) if source.is_file() else read_extra(source)
         if metadata.get("validation") not in (validation_hash(clips.validation), None):
             console.print(
-                "  note: fine-tuned on another division of the clips; it may have been trained on validation clips"
+                "  note: this teacher was fine-tuned on another division of the clips into training and validation; "
+                "it may have been trained on this run's validation clips",
+                soft_wrap=True,
             )
     return config, load_trial_data(config, progress=True)
 
 
 def guarded(work: Callable[[Console], int]) -> int:
-    """Run a command's `work` and return its exit status.
+    """Run `work`, the body of a command, and return the exit status of the command.
 
-    The status is 2 after a user error, which is printed in one line, and 130 after Ctrl-C or SIGTERM.
+    `work` gets a console for its output and returns the exit status. If `work` raises an error of `USER_ERRORS` or
+    an OSError, the error's message is printed without a traceback, and the status is 2. After Ctrl-C or SIGTERM, the
+    status is 130.
     """
     console = Console()
 
@@ -116,17 +130,24 @@ def guarded(work: Callable[[Console], int]) -> int:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; finished epochs are saved", highlight=False)
+        console.print(
+            "interrupted; to continue a run from its last finished epoch: run_training.py --ckpt_id=<id>, or "
+            "progressive_prune.py --resume <id>. Repeat any other command.",
+            highlight=False,
+            soft_wrap=True,
+        )
         return INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None) -> None:
-    """Run `trial` to its end, with a progress bar that shows the remaining time.
+    """Train `trial` to its end, with a progress bar that is named `label` and shows the remaining time.
 
-    After each epoch, results.csv, W&B and the state in `trial.folder` are updated; a run that was killed continues
-    from this state. points.csv is written at the end. `on_point` is called after each point.
+    If `trial.folder` has a saved state, the training continues from this state. After each epoch, the state and
+    results.csv in this folder are replaced, and the metrics are logged to W&B by `tracker` (None: no W&B). After each
+    measured network (point), `on_point` is called (None: nothing). At the end, points.csv and the last network
+    (last.ckpt) are written to the folder.
     """
     folder = trial.folder
     make_folder(folder)

@@ -1,9 +1,12 @@
-"""The arms of a pruning run: the progressive one, and controls of the same final size and number of epochs.
+"""The arms of a run of progressive_prune.py: progressive pruning, and the control trainings to compare it with.
 
-    trial = trial_of("dense", run, config, data, base, progressive)     # driven by trainables/progressive_prune.py
+An arm is one of the trainings of the run. The base is the trained student that the run prunes. Each control answers a
+question:
 
-Pruning has to beat a dense network of equal size that is trained from scratch (Liu et al. 2019, "Rethinking the Value
-of Network Pruning"). The control `random` shows the gain by the pruning criterion, `one_shot` that by several steps.
+    dense       Is pruning better than training a network of the final widths from scratch? (Liu et al. 2019,
+                "Rethinking the Value of Network Pruning")
+    random      Does the pruning criterion choose better channels than chance?
+    one_shot    Are several prune steps better than a single one?
 """
 
 import json
@@ -29,9 +32,11 @@ PROGRESSIVE = "progressive"
 def trial_of(
     arm: str, run: Run, config: TrialConfig, data: TrialData, base: Student, progressive: Trial | None
 ) -> Trial:
-    """Return the trial of one arm. A control has the final size and the number of epochs of the `progressive` trial.
+    """Return the trial of one arm of `run`; the caller trains the trial.
 
-    `progressive` is None for the progressive arm itself.
+    `arm` is progressive, one_shot, dense or random. `config` is the configuration of the run, and `base` the trained
+    student to prune. For a control, `progressive` is the finished trial of the arm progressive: one_shot and dense must
+    reach the size of its last network. For the arm progressive itself, `progressive` is None.
     """
     p, folder = config.prune, run.folder / arm
     if progressive is None:
@@ -48,7 +53,8 @@ def trial_of(
     once = replace(p, epochs=epochs)
     if p.exact:
         return Trial(replace(config, prune=once), data, folder, Start(base, widths), validate_pruned=True)
-    # the weights determine the widths: aim at the largest network in the ranking with at most the last point's MACs
+    # with scope global or isomorphic, the importance of the channels decides the widths: remove the least important
+    # ones until the MACs are at most those of the progressive arm's last network
     once = replace(
         once,
         **{"ratios": (), "total_ratio": None, "target_bytes": None, "target_macs": float(last.macs), "n_steps": 1},
@@ -58,7 +64,11 @@ def trial_of(
 
 
 def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
-    """Return a row for each measured network of one arm; the base has a row in the progressive arm only."""
+    """Return one row of prune_steps.csv for each measured network of `trial`, which is the trial of `arm` in `run`.
+
+    `arm` is progressive, one_shot, dense or random. The first measured network of progressive, one_shot and random is
+    the unpruned base. Only the rows of the arm progressive include it, so that the file has it once.
+    """
     c, rows = trial.config, []
     targets: Sequence[float] = ()
     if c.prune.goal and not trial.start.widths:
@@ -93,6 +103,9 @@ def rows_of(arm: str, trial: Trial, run: Run) -> list[dict[str, Any]]:
 
 
 def write_steps(run: Run, rows: list[dict[str, Any]]) -> None:
-    """Write the rows of all arms to prune_steps.csv and prune_steps.json in the folder of `run`."""
+    """Write `rows` to prune_steps.csv and prune_steps.json in the folder of `run`.
+
+    There is one row for each measured network of progressive pruning and of each control (see `rows_of`).
+    """
     write_rows(run.folder / "prune_steps.csv", rows)
     replace_text(run.folder / "prune_steps.json", json.dumps(rows, indent=1))

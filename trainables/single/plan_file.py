@@ -1,4 +1,7 @@
-"""Read a pruning plan: a YAML file of `prune` keys, or the name of a plan in trainables/config/groups/prune/."""
+"""Read a pruning plan: a YAML file with configuration keys that define how much each prune step removes.
+
+The file is named by its path, or by its name in trainables/config/groups/prune/ (a shipped plan).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,25 +14,30 @@ from trainables.config.schema import ConfigError, key_types
 SHIPPED = CONFIG_DIR / "prune"
 
 
-def read_schedule(name: str) -> dict[str, Any]:
-    """Return the values of a pruning plan by dotted key; `name` is the path of its YAML file, or a shipped plan.
+def read_plan(name: str) -> dict[str, Any]:
+    """Read the pruning plan `name`; return a dict from each dotted configuration key (`prune.ratios`) to its value.
 
-    Keys in the file may omit the prefix `prune.`. Raise ConfigError if there is no such plan or it is invalid.
+    `name` is the path of a YAML file, or the name of a shipped plan. Keys in the file may omit the prefix `prune.`.
+    Raise ConfigError if there is no such plan, if the file is not valid YAML, or if a key is unknown.
     """
     path = next((p for p in (Path(name), SHIPPED / f"{name}.yaml") if p.is_file()), None)
     if path is None:
         there = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise ConfigError(
-            f"--config {name}: neither a file nor a shipped plan; expected the path of a YAML file, or one of {there}"
+            f"--config {name}: there is no such file or shipped plan; expected the path of a YAML file, or one of "
+            f"{there}: correct the path or the name"
         )
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}; correct the file") from error
+        raise ConfigError(
+            f"{path} is not valid YAML ({' '.join(str(error).split())}); expected a mapping of `prune` keys to values: "
+            "correct this file"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{path} holds a {type(content).__name__}; expected `prune` keys with values: write, for example, "
-            "ratios: [0.3, 0.3]"
+            f"{path} holds a {type(content).__name__}; expected a mapping of `prune` keys to values: write, for "
+            "example, ratios: [0.3, 0.3]"
         )
     flat: dict[str, Any] = {}
 
@@ -47,6 +55,7 @@ def read_schedule(name: str) -> dict[str, Any]:
         if key not in known:
             bare = ", ".join(k.removeprefix("prune.") for k in known if k.startswith("prune."))
             raise ConfigError(
-                f"{path}: unknown key {key}; expected {bare}, or a dotted key such as train.lr: correct the file"
+                f"{path}: unknown key {key}; expected a key of `prune` ({bare}), or the full name of another "
+                "configuration key, such as train.lr: correct the key in this file"
             )
     return flat

@@ -1,10 +1,14 @@
 """The folder of a single run: its files, how to find it, its lock.
 
+A single run trains without Ray; it was started by run_training.py (kind train) or progressive_prune.py (kind prune).
+A run of kind prune also has base.ckpt/ (the student to prune), prune_steps.csv, and a folder for each control run.
+
 <storage>/experiments/<id>/     one folder per run; <id> is also the id of the W&B run
-  info.json                       kind, status, command, configuration, versions, figures
+  info.json                       kind (train or prune), status, command, configuration, versions, sizes, metrics
   results.csv                     one row per epoch: the learning curves of training and validation
   points.csv                      one row per measured network
-  step0/ step1/ ...               deployed networks;  last.ckpt/ the training form, for pruning or more training
+  step0/ step1/ ...               the deployed network (branches fused) before pruning, after prune step 1, ...
+  last.ckpt/                      the last network in its training form (with branches), which can be pruned
   state/                          the state from which a killed run continues
 """
 
@@ -27,11 +31,11 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 class RunError(RuntimeError):
-    """A run cannot be started, found or continued, or an option is invalid."""
+    """A run cannot be started, found or continued, or an option of a command is invalid."""
 
 
 class Run:
-    """The folder of one run and its `info.json`, which is rewritten at each change."""
+    """A single run (training without Ray): its `folder`, and the content of its info.json as the dict `info`."""
 
     def __init__(self, folder: Path, info: dict[str, Any]):
         self.folder, self.info = folder, info
@@ -46,7 +50,11 @@ class Run:
 
     @staticmethod
     def new(storage: Path, kind: str, config: TrialConfig, command: Sequence[str], run_id: str = "") -> "Run":
-        """Return a new run, with a random id if `run_id` is empty. Nothing is written before the first `update`."""
+        """Return a new run in the folder `<storage>/experiments`; its id is `run_id`, or random if `run_id` is empty.
+
+        `kind` is train or prune. `command` is the command line, which info.json records. The folder of the run is
+        created later, by the first call of `update` or `lock`.
+        """
         folder = storage.expanduser().resolve() / EXPERIMENTS / (run_id or secrets.token_hex(4))
         return Run(
             folder,
@@ -63,7 +71,10 @@ class Run:
 
     @staticmethod
     def find(storage: Path, run_id: str) -> "Run":
-        """Return the run with the id or the path `run_id`; RunError lists the existing runs if there is none."""
+        """Return the run with the id `run_id` in `<storage>/experiments`, or else the run in the folder `run_id`.
+
+        Raise RunError if there is no such run, if its info.json is damaged, or if the folder is a trial of a study.
+        """
         runs = storage.expanduser().resolve() / EXPERIMENTS
         folder = runs / run_id
         if not (folder / "info.json").is_file():
@@ -73,8 +84,8 @@ class Run:
         except FileNotFoundError as error:
             there = ", ".join(r.id for r in newest_runs(storage)[:8]) or "none yet"
             raise RunError(
-                f"no run {run_id!r} in {runs}; expected the path of a run's folder, or an id (newest first: {there}): "
-                "correct it, or give the folder of the runs with --storage"
+                f"no run {run_id!r} in {runs}; expected a run's id (the newest: {there}) or the path of its folder: "
+                "correct the id, or give the --storage with which the run was started"
             ) from error
         except json.JSONDecodeError as error:
             raise RunError(
@@ -83,30 +94,37 @@ class Run:
         if "kind" not in run.info:
             raise RunError(
                 f"{folder} is a trial of a study (no key 'kind' in its info.json); expected a run of run_training.py "
-                "or progressive_prune.py: measure a study with tune/evaluate.py"
+                "or progressive_prune.py: to measure the networks of a study, use python tune/evaluate.py"
             )
         return run
 
     def update(self, **figures: Any) -> None:
-        """Add `figures` to `info` and write info.json."""
+        """Add the entries `figures` to `info`, replacing entries of the same key, and write info.json."""
         self.info |= figures
         write_info(self.folder, self.info)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the lock of this run; RunError if another process holds it."""
+        """Hold the run's lock in a `with` block, so that one process at a time writes to the run's folder.
+
+        Raise RunError at once if another process holds the lock.
+        """
         make_folder(self.folder)
         try:
             with locked(self.folder / ".lock", wait=False):
                 yield
         except BlockingIOError as error:
             raise RunError(
-                f"run {self.id} is locked by another process, which uses {self.folder}: wait until that process ends"
+                f"run {self.id} in {self.folder} is locked by another process; expected one process for each run: wait "
+                "until that process ends"
             ) from error
 
 
 def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
-    """Return the runs of `storage`, newest first; if `kind` is given, only those of this kind."""
+    """Return the single runs in `<storage>/experiments`, newest first.
+
+    `kind` selects the runs of one kind (train or prune); None: all runs.
+    """
     found = [
         Run(path.parent, json.loads(path.read_text()))
         for path in (storage.expanduser().resolve() / EXPERIMENTS).glob("*/info.json")
@@ -116,9 +134,15 @@ def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
 
 
 def find_checkpoint(storage: Path, name: str) -> Path:
-    """Return the folder of a student checkpoint. `name` is a folder, a run's id, or `last.ckpt`.
+    """Return the folder of the student checkpoint that the command-line argument `name` selects.
 
-    `last.ckpt` is the checkpoint of the newest finished training run.
+    The result depends on what `name` is:
+    - the folder of a checkpoint: this folder
+    - the id (in `storage`) or the folder of a run: the last network of this run, in training form
+    - `last.ckpt`, if the working directory has no file or folder of this name: the last network of the newest finished
+      run of run_training.py in `storage`, in training form
+
+    Raise RunError if there is no such checkpoint.
     """
     path = Path(name).expanduser()
     if (path / "student.json").is_file():
@@ -128,7 +152,8 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         if not runs:
             raise RunError(
                 f"there is no folder {LAST} in {Path.cwd()} and no finished training run in {storage / EXPERIMENTS}; "
-                "expected one of them: train a student with python trainables/run_training.py"
+                "expected one of the two: train a student with python trainables/run_training.py, or give the "
+                "--storage with which one was trained"
             )
         return runs[0].folder / LAST
     folder = path if path.is_dir() else Run.find(storage, name).folder
@@ -136,11 +161,11 @@ def find_checkpoint(storage: Path, name: str) -> Path:
         if (candidate / "student.json").is_file():
             return candidate.resolve()
     raise RunError(
-        f"{folder} has no student checkpoint; expected student.json or {LAST}/student.json in it: give a finished run "
-        "or the folder of a checkpoint"
+        f"{folder} has no student checkpoint; expected the file student.json or {LAST}/student.json in this folder: "
+        "give a finished run, or the folder of a checkpoint"
     )
 
 
 def shown(path: Path) -> str:
-    """Return a path as a user would type it: relative to the working directory if it is inside, else absolute."""
+    """Return `path` as text for a message: relative to the working directory if it is inside it, else unchanged."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

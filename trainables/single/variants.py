@@ -1,9 +1,10 @@
-"""Compare the deployed forms of one network: accuracy, agreement, bytes and single-clip latency.
+"""Compare the deployed forms of one network (fp32, fp16, int8, ...): accuracy, predictions, bytes, latency.
 
-    forms, front_end_ms = compare([Variant("fp32", eager(network), 242_608), ...], validation, front_end, n_runs=200)
-
-The first variant is the reference. All variants predict the same clips. They are timed in turn, so that other load on
-the machine affects all of them. Latency is that of the network alone (features in, logits out): one clip, one thread.
+`compare` measures each `Variant` (a form of the network: its name, the function that computes its logits, its size) and
+returns one `Form`, the results, for each of them. The first variant is the reference, from which the differences and
+ratios of the others are computed. All variants predict the same clips. Their timed runs alternate, so that other load
+on the machine affects all variants alike. Latency is the time of the network alone, from the features of one clip to
+its logits, on one thread.
 """
 
 import time
@@ -23,44 +24,47 @@ from data.features import LogMel
 from trainables.engine.metrics import measure
 from trainables.inputs.clips import Clips
 
-BATCH = 32  # clips
-WARM_UP = 20  # runs that are not counted, before the timed ones
+BATCH = 32  # batch size in clips
+WARM_UP = 20  # number of untimed runs before the timed ones
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A network in one form, to be measured."""
+    """One form of a network (for example fp16 or int8), to be measured by `compare`."""
 
     name: str
-    run: Network
-    parameter_bytes: int
-    path: Path | None = None  # an ONNX file; None: the network runs in PyTorch
+    run: Network  # function from features [B, 1, F, T] to logits [B, C]
+    parameter_bytes: int  # size of the parameters
+    path: Path | None = None  # the ONNX file of this form; None: the network runs in PyTorch
 
 
 @dataclass(frozen=True)
 class Form:
-    """One deployed form of the network and its figures; differences and ratios are relative to the first form."""
+    """The results of `compare` for one form of a network. The reference is the first form of the comparison."""
 
-    form: str
+    form: str  # name of the variant
     runtime: str  # onnxruntime or PyTorch
-    file: str  # empty: this form has no file
+    file: str  # name of the ONNX file; empty: this form has no file
     parameter_bytes: int  # size of the parameters; for int8 with the int32 biases and the scales
-    file_bytes: int
+    file_bytes: int  # 0: this form has no file
     val_macro_avg_acc: float
-    max_difference: float  # largest absolute difference of a logit from the first form's, over all clips
-    agreement: float  # share of the clips for which this form predicts the same scene as the first form
-    latency_ms: float  # wall-clock time, median over single clips
+    max_difference: float  # largest absolute difference from the logits of the reference, over all clips and classes
+    agreement: float  # share of the clips for which this form predicts the same scene as the reference
+    latency_ms: float  # wall-clock time for one clip, median over the runs
     latency_iqr_ms: float  # interquartile range of the wall-clock time
     cpu_ms: float  # median CPU time of the thread, which other processes do not affect
-    cpu_ratio: float  # `cpu_ms` relative to the first form
+    cpu_ratio: float  # `cpu_ms` divided by `cpu_ms` of the reference
 
 
 def compare(
     variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int
 ) -> tuple[list[Form], dict[str, float]]:
-    """Return the figures of every variant on `clips`, and the latency of the front-end (`latency_ms`, `cpu_ms`).
+    """Measure accuracy, size and latency of each variant; return (one `Form` for each, times of the front-end).
 
-    Raise ExportError if the logits of a variant are not finite.
+    `variants` are forms of one network, e.g. fp32 and int8, which predict `clips`. `front_end` computes the features.
+    Each time is the median of `n_runs` timed runs on the first clip. The times of the front-end, from the waveform of
+    this clip to its features, are a dict with the keys `latency_ms` (wall-clock time) and `cpu_ms` (CPU time of the
+    thread). Raise ExportError if the logits of a variant are not finite.
     """
     logits = predict_all({v.name: v.run for v in variants}, clips, front_end)
     waveform = clips.cache.batch(clips.rows[:1])
@@ -94,13 +98,13 @@ def compare(
 
 
 def features(clips: Clips, front_end: LogMel, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the features `[B, 1, F, T]` of the clips in `rows` of the cache, one batch at a time."""
+    """Yield batches of the features `[B, 1, F, T]` of the clips in the rows `rows` of `clips.cache`, in this order."""
     for start in range(0, len(rows), BATCH):
         yield front_end(clips.cache.batch(rows[start : start + BATCH])).numpy()
 
 
 def eager(network: nn.Module) -> Network:
-    """Return a function that runs a PyTorch network on NumPy arrays."""
+    """Return a function that runs the PyTorch `network` in eager mode; its input and its result are NumPy arrays."""
 
     def run(x: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -110,7 +114,10 @@ def eager(network: nn.Module) -> Network:
 
 
 def predict_all(networks: Mapping[str, Network], clips: Clips, front_end: LogMel) -> dict[str, np.ndarray]:
-    """Return the logits `[N, C]` of every network; the features of each clip are computed once."""
+    """Return a dict from the name of each network to its logits `[N, C]` for the N clips of `clips`.
+
+    The features of a clip are computed once, with `front_end`, and used for all networks.
+    """
     parts: dict[str, list[np.ndarray]] = {name: [] for name in networks}
     for x in tqdm(features(clips, front_end, clips.rows), "measuring", -(-len(clips.rows) // BATCH), unit="batch"):
         for name, network in networks.items():
@@ -119,7 +126,11 @@ def predict_all(networks: Mapping[str, Network], clips: Clips, front_end: LogMel
 
 
 def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.ndarray]:
-    """Time `n` runs of each function; return milliseconds `[n, 2]`: wall-clock time, CPU time of the thread."""
+    """Time `n` calls of each function in `timed`, after a warm-up; return a dict from its name to its times in ms.
+
+    The times are an array `[n, 2]`: the wall-clock time of each call, and the CPU time of the calling thread. Calls of
+    the functions alternate.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
     for i in range(WARM_UP + n):
         for name, run in timed.items():
@@ -131,7 +142,7 @@ def latencies(timed: Mapping[str, Callable[[], Any]], n: int) -> dict[str, np.nd
 
 
 def as_table(forms: Sequence[Form], title: str) -> Table:
-    """Return the forms as a table for the terminal."""
+    """Return a table for the terminal with the results of `compare`: one row for each form of the network."""
     table = Table("", "bytes", "acc", "max diff", "same", "ms (IQR)", "CPU ms", "ratio", title=title)
     for f in forms:
         table.add_row(

@@ -1,4 +1,7 @@
-"""The logits of teachers, computed once and cached, and the logits of their ensemble."""
+"""Compute the logits of teachers for the clips of a split, cache them, and combine them into those of an ensemble.
+
+A teacher is given as a folder that finetune_teacher.py wrote, or as a logits file (trainables/teachers/logits.py).
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -24,8 +27,8 @@ from trainables.teachers.ensemble import combine, greedy
 from trainables.teachers.fine_tuning import FORMAT
 from trainables.teachers.logits import folder_hash, load_logits, save_logits
 
-_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # keys of teacher.json that every use needs
-_CHUNK = 1024  # clips predicted between two steps of the progress bar; a multiple of the batch of `predict`
+_FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # required keys of teacher.json
+_CHUNK = 1024  # clips between two steps of the progress bar; a multiple of the batch size of `predict`
 
 
 def teacher_logits(
@@ -35,21 +38,24 @@ def teacher_logits(
     progress: bool = False,
     content: str | None = None,
 ) -> torch.Tensor:
-    """Return the logits `[len(filenames), C]` of a teacher, in the order of `filenames`.
+    """Return the logits `[len(filenames), C]` of the teacher `source` for the clips with these `filenames`.
 
-    `source` is a teacher's folder, whose logits are computed once, or a logits file.
-    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
-    Raise CheckpointError if the teacher's classes are not the task's, or if a clip has no logits.
+    `source` is a logits file or a teacher's folder. The logits of a teacher's folder are computed and cached at the
+    first call (with progress bars, if `progress`). `config` names the data set, the cache folder and the teacher's
+    device. `content` is the hash of the WAV files (`WaveformCache.content`); None: unknown, the files are hashed.
+    Raise CheckpointError if the teacher has other classes than `tau.SCENES`, or if a clip has no logits.
     """
     path = source if source.is_file() else logits_file(config, source, progress, content)
     return load_logits(path, filenames, tau.SCENES)
 
 
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
-    """Return the file with the logits of the teacher in `folder` for the training and validation clips.
+    """Return the path of the cached logits of the teacher in `folder` for the training and validation clips.
 
-    Logits that are not cached yet are computed. The cache key depends on checkpoint, waveforms and front-end.
-    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
+    If the file does not exist, the logits are computed and saved (with progress bars, if `progress`). Its name contains
+    a hash of the teacher's checkpoint, the waveforms and the teacher's front-end. `config` names the data set, the
+    cache folder and the teacher's device. `content` is the hash of the WAV files (`WaveformCache.content`); None:
+    unknown, the files are hashed.
     """
     if content is not None and (path := logits_path(config, folder, content)).is_file():
         return path
@@ -70,7 +76,7 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
             try:
                 device = pick_device(config.teacher.train.device)
             except ValueError as error:
-                raise ConfigError(f"teacher.{error}") from error
+                raise ConfigError(f"the logits of teacher {folder} cannot be computed: teacher.{error}") from error
             teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
             parts = []
             with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
@@ -85,7 +91,8 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
 def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
     """Return the path at which the logits of the teacher in `folder` are cached. The file need not exist yet.
 
-    `content` is the content digest of the clips' waveforms (`WaveformCache.content`).
+    The path is in the cache folder of `config`. `content` is the hash of the clips' WAV files
+    (`WaveformCache.content`).
     """
     extra = _teacher_facts(folder)
     waveforms = cache_key(content, FrontEndConfig(**extra["frontend"]).sample_rate, config.data.skip_broken)
@@ -97,14 +104,17 @@ def _teacher_facts(folder: Path) -> dict[str, Any]:
     extra = read_extra(folder)
     if not set(_FACTS) <= set(extra):
         raise CheckpointError(
-            f"{folder / 'teacher.json'} lacks {', '.join(f for f in _FACTS if f not in extra)}; expected the keys "
-            f"{', '.join(_FACTS)}: fine-tune the teacher again"
+            f"{folder / 'teacher.json'} has no key {', '.join(f for f in _FACTS if f not in extra)}; expected the keys "
+            f"{', '.join(_FACTS)}: fine-tune the teacher again with python trainables/finetune_teacher.py"
         )
     return extra
 
 
 def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = False) -> torch.Tensor:
-    """Return the logits `[N, C]` of the teacher ensemble (`distill.ensemble`) for the training clips."""
+    """Return the logits `[N, C]` of the ensemble of the teachers `distill.teacher_ckpts` for the clips `data.train`.
+
+    The logits of each teacher are computed if they are not cached (with progress bars, if `progress`).
+    """
     weights, sources = ensemble_weights(config, data, progress), map(Path, config.distill.teacher_ckpts)
     names, content = filenames(data.train), data.train.cache.content
     logits = [teacher_logits(config, source, names, progress, content) for source in sources]
@@ -114,12 +124,15 @@ def ensemble_logits(config: TrialConfig, data: SplitClips, progress: bool = Fals
 def ensemble_weights(config: TrialConfig, data: SplitClips, progress: bool = False) -> tuple[float, ...]:
     """Return one weight for each teacher of `distill.teacher_ckpts`, or an empty tuple for equal weights.
 
-    With distill.ensemble=greedy, the weights are chosen on the validation clips; else they are distill.teacher_weights.
+    With distill.ensemble=greedy, the weights are chosen for the best accuracy on the validation clips of `data`; the
+    teachers' logits are computed if they are not cached (with progress bars, if `progress`). Otherwise, the weights are
+    distill.teacher_weights. Raise ValueError if distill.teacher_ckpts is empty.
     """
     d = config.distill
     if not d.teacher_ckpts:
         raise ValueError(
-            "distill.teacher_ckpts names no teacher; expected at least one: fine-tune one, or set distill.kd_alpha=1"
+            "distill.teacher_ckpts names no teacher; expected at least one: fine-tune one with "
+            "python trainables/finetune_teacher.py, or set distill.kd_alpha=1 to train without a teacher"
         )
     if d.ensemble != "greedy":
         return d.teacher_weights

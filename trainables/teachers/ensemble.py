@@ -1,11 +1,11 @@
 """Ensembles of teachers: means of logits or probabilities, and weights chosen greedily on validation.
 
-    combine([first, second], "probabilities")                 from logits [N, C] of each teacher to one [N, C]
-    greedy([first, second], labels).weights                   forward selection with replacement, Caruana et al. 2004
+`combine` returns the logits of an ensemble, from the logits of its teachers. `greedy` chooses the weights of the
+teachers by forward selection with replacement (Caruana et al. 2004, "Ensemble Selection from Libraries of Models").
 
-A mean of probabilities is returned as log-probabilities. Their softmax is this mean, so the distillation loss can use
-them as logits; its temperature then applies to the mean. The figures of `greedy` are measured on the clips on which it
-chose the weights, so they are optimistic.
+For a mean of probabilities, `combine` returns its logarithm. The softmax of these log-probabilities is the mean, so the
+distillation loss can use them as logits. The loss then applies its temperature to the ensemble, not to each teacher.
+The accuracies that `greedy` returns are optimistic, because they are measured on the clips that chose the weights.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from trainables.config.distill import check_ensemble
 from trainables.engine.metrics import measure
 
-PICKS = 20  # picks of the greedy selection: the weights are multiples of 1/20 or coarser
+PICKS = 20  # number of picks of the greedy selection: each weight is a multiple of 1/k for a k of at most 20
 
 
 def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float] = ()) -> torch.Tensor:
     """Combine the logits `[N, C]` of several teachers into the logits `[N, C]` of their ensemble.
 
-    `method` is logits, probabilities or greedy, which means probabilities with the `weights` of a `Selection`. Raise
-    ValueError for weights that do not fit the number of teachers.
+    `method` is logits (mean of logits) or probabilities (logarithm of the mean of probabilities). The method greedy is
+    computed like probabilities, with the `weights` that the function `greedy` has chosen. `weights` has one number for
+    each teacher; empty: equal weights.
+    Raise ValueError for an unknown method, or for weights that do not fit the number of teachers.
     """
     method = "probabilities" if method == "greedy" else method
     check_ensemble(method, weights, len(logits))
@@ -40,27 +42,28 @@ def combine(logits: Sequence[torch.Tensor], method: str, weights: Sequence[float
 
 @dataclass(frozen=True)
 class Selection:
-    """Result of a greedy selection: the picked teachers in order, the accuracy after each pick, the weights."""
+    """Result of `greedy`: the teachers in the order in which they were picked, accuracies, ensemble weights."""
 
-    picks: tuple[int, ...]  # indices of teachers
+    picks: tuple[int, ...]  # index of the teacher of each pick
     accuracies: tuple[float, ...]  # macro average accuracy after each pick, on the clips used for the selection
-    kept: int  # number of first picks that form the best ensemble
-    weights: tuple[float, ...]  # weights of that ensemble, one for each teacher, sum 1
+    kept: int  # number of picks of the best ensemble, which consists of the first `kept` picks
+    weights: tuple[float, ...]  # weights of the best ensemble, one for each teacher, sum 1
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Macro average accuracies of teachers and of their ensembles."""
+    """Macro average accuracies of single teachers and of their ensembles on the same clips."""
 
-    members: tuple[float, ...]  # one for each teacher
-    ensembles: dict[str, float]  # one for each method of `combine`
-    selection: Selection
+    members: tuple[float, ...]  # accuracy of each teacher
+    ensembles: dict[str, float]  # method of `combine` -> accuracy of the ensemble
+    selection: Selection  # greedy selection on the same clips
 
 
 def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequence[float] = ()) -> Accuracies:
-    """Return the accuracies of teachers' logits `[M, C]` and of their ensembles for `labels [M]`.
+    """Return the accuracy of each teacher, and of the ensemble of all teachers for each method of `combine`.
 
-    `weights` apply to the means of logits and of probabilities. The greedy weights are chosen on the same M clips.
+    `logits` has one tensor `[M, C]` for each teacher; `labels [M]` are the true classes of the M clips. The methods
+    logits and probabilities use `weights` (empty: equal weights). The weights of greedy are chosen on the same M clips.
     """
     selection = greedy(logits, labels)
     together = {method: combine(logits, method, weights) for method in ("logits", "probabilities")}
@@ -73,27 +76,29 @@ def accuracies(logits: Sequence[torch.Tensor], labels: np.ndarray, weights: Sequ
 
 
 def macro_accuracy(logits: torch.Tensor, labels: np.ndarray) -> float:
-    """Return the mean of the class-wise accuracies of `logits [M, C]` for `labels [M]`."""
+    """Return the macro average accuracy (mean over the classes) of `logits [M, C]` for `labels [M]`."""
     return measure(logits.numpy(), labels, np.full(len(labels), "")).macro_avg_acc
 
 
 def greedy(logits: Sequence[torch.Tensor], labels: np.ndarray, n_picks: int = PICKS) -> Selection:
     """Choose the weights of an ensemble by greedy forward selection with replacement.
 
-    Each of the `n_picks` picks adds the teacher that gives the highest macro accuracy of the mean probabilities; among
-    equal teachers, the one with the lowest cross-entropy. A teacher may be picked more than once. The result is the
-    most accurate ensemble that was found after any pick; among equal ensembles, the one with the fewest picks.
+    `logits` has one tensor `[M, C]` for each teacher; `labels [M]` are the true classes. Each of the `n_picks` picks
+    adds a teacher to the ensemble, perhaps one that the ensemble already contains: the teacher with which the mean
+    probabilities of the ensemble have the highest macro average accuracy. If several teachers reach it, the lowest
+    cross-entropy decides. The best ensemble (`Selection.weights`) is the most accurate one of those after 1, 2, ...
+    `n_picks` picks. If several are equal, it is the one with the fewest picks.
     """
     p = torch.stack(list(logits)).double().softmax(dim=2)  # [K, M, C]
     true = torch.tensor(labels, dtype=torch.int64)
     counts = torch.bincount(true)
-    share = 1 / (counts[true] * (counts > 0).sum()).double()  # [M], weight of each clip: equal for all classes in total
+    share = 1 / (counts[true] * (counts > 0).sum()).double()  # [M], weight of each clip: all classes get the same sum
     total, picks, scores = torch.zeros_like(p[0]), list[int](), list[tuple[float, float]]()
     for n in range(1, n_picks + 1):
         mean = (total + p) / n
         accuracy = ((mean.argmax(dim=2) == true) * share).sum(dim=1)
         loss = -mean[:, torch.arange(len(true)), true].clamp_min(1e-300).log().mean(dim=1)
-        # rounded, so that the rounding errors of a sum do not decide between equal candidates
+        # rounded to 12 digits, so that floating-point errors do not decide between equal teachers
         candidates = [(round(a, 12), -round(c, 12)) for a, c in zip(accuracy.tolist(), loss.tolist(), strict=True)]
         picks.append(max(range(len(p)), key=lambda k: candidates[k]))
         scores.append(candidates[picks[-1]])

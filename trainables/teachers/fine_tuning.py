@@ -1,7 +1,7 @@
 """Fine-tune a teacher on the training clips and keep the epoch with the best validation accuracy.
 
-folder = fine_tuned_teacher(config)                       # content-addressed: trained once
-logits = teacher_logits(config, folder, filenames)        # [N, C], computed once (cached_logits.py)
+`fine_tuned_teacher` trains each teacher only once: the name of a teacher's folder in the cache is a hash of everything
+that determines its weights.
 """
 
 import hashlib
@@ -30,13 +30,14 @@ from trainables.engine.schedule import schedule
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips, with_enough_epochs
 from trainables.teachers.logits import folder_hash, read_manifest
 
-FORMAT = 2  # version of cached teachers and cached logits, part of their keys
+FORMAT = 2  # format version of cached teachers and logits; it is part of the hashes in their names
 
 
 def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str | None = None) -> Path:
     """Return the folder of the teacher that `config.teacher` describes; if it is not cached yet, train it first.
 
-    `content` is the content digest of the waveforms (`WaveformCache.content`), if it is known.
+    `content` is the hash of the WAV files (`WaveformCache.content`); None: unknown, the files are hashed. With
+    `progress`, progress bars are shown.
     """
     clips = load_clips(config, config.teacher.frontend.sample_rate, progress, content)
     folder = teacher_folder(config, clips)
@@ -48,21 +49,23 @@ def fine_tuned_teacher(config: TrialConfig, progress: bool = False, content: str
 
 
 def teacher_folder(config: TrialConfig, clips: SplitClips) -> Path:
-    """Return the cache folder of the fine-tuned teacher of `config` and `clips`. It need not exist yet."""
+    """Return the path of the cached teacher that `config` describes, fine-tuned on `clips`. It need not exist yet."""
     return Path(config.data.cache_dir) / f"teacher-{teacher_key(config, clips)}"
 
 
 def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
-    """Return a key that is equal for configurations and clips that give the same teacher.
+    """Return a hash of everything that determines the weights of a fine-tuned teacher.
 
-    `clips` may have any sample rate: the teacher's own rate is part of the key.
+    The hash covers the keys `teacher.*`, the seed, the validation share, the training clips of `clips`, the impulse
+    responses, and pretrained weights in a local file or folder. It does not depend on the sample rate of `clips`,
+    because a teacher is trained at its own sample rate.
     """
     config = with_enough_epochs(config, len(clips.train.rows))
     described = {k: v for k, v in config.flat().items() if k.startswith(("teacher.", "seed", "data.validation"))}
     waveforms = cache_key(clips.train.cache.content, config.teacher.frontend.sample_rate, config.data.skip_broken)
     described |= {"waveforms": waveforms, "train": clips.train.rows.tolist(), "format": FORMAT}
     impulses = impulses_for(config.teacher.augment, config.teacher.frontend.sample_rate)
-    if impulses is not None:  # the content of augment.dir_dir may change
+    if impulses is not None:  # hash the responses themselves: the files in teacher.augment.dir_dir may change
         described["impulses"] = hashlib.sha256(impulses.numpy().tobytes()).hexdigest()
     source = Path(config.teacher.model.pretrained or "")
     if config.teacher.model.pretrained and source.exists():
@@ -72,16 +75,18 @@ def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
 
 
 def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Path, key: str, progress: bool) -> None:
-    """Train the teacher and save its best epoch on validation to `folder`.
+    """Train a teacher and save its weights of the epoch with the highest validation accuracy to `folder`.
 
-    If the training diverges after an epoch was measured, the best epoch is saved to <folder>-diverged instead.
+    `key`, the hash from `teacher_key`, is stored in teacher.json. `progress` shows a progress bar. Raise
+    TrainingDiverged if a loss, gradient or logit is not finite; the weights of the best earlier epoch, if there is one,
+    are then saved to `<folder>-diverged`.
     """
     c = config.teacher
     steps = c.train.epoch_steps(len(train.rows))
     try:
         device, rate = training_device(c.train), schedule(c.train, c.train.epochs * steps)
     except ValueError as error:
-        raise ConfigError(f"teacher.{error}") from error
+        raise ConfigError(f"the teacher cannot be fine-tuned: teacher.{error}") from error
     set_up_process(c.train.threads)
     front_end = LogMel(c.frontend).to(device)
     impulses = impulses_for(c.augment, c.frontend.sample_rate, device)
@@ -89,7 +94,7 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
     extra: dict[str, Any] = {"key": key, "classes": list(tau.SCENES), "frontend": asdict(c.frontend)}
     extra |= {"validation": validation_hash(validation), "n_train": len(train.rows), "epochs": c.train.epochs}
     extra["val_macro_avg_acc"] = -1.0
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # dropout and patchout draw from it
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # for dropout, patchout
         torch.manual_seed(config.seed)
         teacher = build_teacher(c.model, len(tau.SCENES), c.frontend.n_mels, c.frontend.frames).to(device)
         groups = parameter_groups(teacher, c.lr_decay)
@@ -117,11 +122,14 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
                     accuracy = _accuracy(kept, validation, front_end, epoch)
                 except TrainingDiverged as error:
                     if not best_state:
-                        raise
+                        raise TrainingDiverged(f"{error}; fine-tune again with a lower teacher.train.lr") from error
                     diverged = folder.with_name(f"{folder.name}-diverged")
                     kept.load_state_dict(best_state)
                     save_teacher(diverged, kept.cpu(), extra)
-                    raise TrainingDiverged(f"{error}; epoch {extra['epoch']} is kept in {diverged}") from error
+                    raise TrainingDiverged(
+                        f"{error}; the best earlier epoch, number {extra['epoch']}, is saved in {diverged}: use this "
+                        "teacher, or fine-tune again with a lower teacher.train.lr"
+                    ) from error
                 if accuracy > extra["val_macro_avg_acc"]:
                     extra |= {"val_macro_avg_acc": accuracy, "epoch": epoch + 1}
                     best_state = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
@@ -133,27 +141,36 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
 def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, epoch: int) -> float:
     logits = predict(teacher, validation, front_end)
     if not logits.isfinite().all():
-        raise TrainingDiverged(f"teacher, epoch {epoch + 1}: the logits on validation are not finite")
+        n_broken = int((~logits.isfinite().all(dim=1)).sum())
+        raise TrainingDiverged(
+            f"teacher, epoch {epoch + 1}: the logits of {n_broken} of {len(logits)} validation clips are not finite; "
+            "expected finite numbers: the training has diverged"
+        )
     return measure(logits.numpy(), validation.labels, validation.devices).macro_avg_acc
 
 
 def quiet_transformers() -> None:
-    """Turn off the progress bars of `transformers`, because ours show more."""
+    """Turn off the progress bars of the `transformers` package: the bars of asc-tune show the remaining time."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 def validation_hash(validation: Clips) -> str:
-    """Return a hash of the names of the held-out clips.
+    """Return a hash of the filenames of the validation clips; teacher.json and logits files record it.
 
-    A teacher with another hash was fine-tuned on another division and may have been trained on these clips.
+    If the hashes of a teacher and a student differ, so do their validation clips, and the teacher may have been trained
+    on validation clips of the student.
     """
     return hashlib.sha256("\n".join(sorted(filenames(validation))).encode()).hexdigest()[:16]
 
 
 def teacher_summary(source: Path) -> dict[str, object]:
-    """Return the name and the validation figures of the teacher at `source`, a folder or a logits file."""
+    """Return name, validation accuracy and a hash of the validation clips of the teacher `source`.
+
+    `source` is a folder or a logits file. The keys are `name`, `val_macro_avg_acc` and `validation` (the result of
+    `validation_hash`). Raise CheckpointError if one of them is not stored.
+    """
     extra = read_manifest(source) if source.is_file() else read_extra(source) | {"teacher": source.name}
     try:
         return {
@@ -163,6 +180,6 @@ def teacher_summary(source: Path) -> dict[str, object]:
         }
     except KeyError as error:
         raise CheckpointError(
-            f"{source} lacks the key {error}; expected teacher, val_macro_avg_acc and validation: make the file again "
-            "with trainables/cache_logits.py"
+            f"teacher {source} has no key {error}; expected the keys teacher, val_macro_avg_acc and validation: use a "
+            "folder that trainables/finetune_teacher.py wrote, or a logits file that trainables/cache_logits.py wrote"
         ) from error

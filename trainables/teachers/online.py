@@ -1,15 +1,14 @@
 """Online distillation (distill.mode=online): the teachers predict each batch with the student's augmentation.
 
-    online = load_online(config, data)                         # load the teachers of distill.teacher_ckpts once
-    predict = online.batch_teacher(augment, device, amp="off", with_features=False)
-    output = predict(picked, draws, mix)                       # TeacherOutput: logits [B, C], features [B, D]
+The teachers are not trained. (In offline distillation, they predict each clip once, before the training.)
+`load_online` loads the teachers once. `OnlineTeachers.batch_teacher` returns the function that the training loop calls
+for each batch.
 
-Every teacher reads its clips from the waveform cache at its own sample rate, so that nothing is resampled twice. The
-random draws of the student's clips are applied to the teacher's clips: the same impulse response, the same roll, the
-same mixup of log-mels. So without augmentation the logits equal the cached ones of offline distillation, up to float16
-rounding.
-Freq-MixStyle and masks are applied to the student only: they change its mel bins, and a teacher predicts the complete
-clip.
+Each teacher reads the clips of a batch from a waveform cache at its own sample rate. The teacher's clips get the random
+draws of the student's augmentation: the same impulse responses, the same roll, the same mixup of log-mels.
+Freq-MixStyle and masks are applied to the student's features only, because a mask hides a part of the clip and both
+methods act on the student's mel bins. Without augmentation, the logits equal the cached logits of offline distillation,
+up to their rounding to float16.
 """
 
 from dataclasses import dataclass
@@ -34,25 +33,34 @@ from trainables.teachers.ensemble import combine
 
 @dataclass(frozen=True)
 class Member:
-    """One teacher with the training clips at its sample rate, in the student's order."""
+    """One teacher of the ensemble, with its front-end, and the training clips at its sample rate."""
 
     teacher: Teacher
     front_end: FrontEndConfig
-    clips: Clips
+    clips: Clips  # in the order of the student's training clips
 
 
 @dataclass(frozen=True)
 class OnlineTeachers:
-    """The ensemble of teachers, on the CPU until a trial uses it."""
+    """The teachers of online distillation: trained networks that predict each augmented batch and do not change.
+
+    They are on the CPU until `batch_teacher` moves them to a device.
+    """
 
     members: tuple[Member, ...]
     method: str  # distill.ensemble
-    weights: tuple[float, ...]
+    weights: tuple[float, ...]  # one for each member; empty: equal weights
 
     def batch_teacher(
         self, augment: AugmentConfig, device: torch.device, amp: str = "off", with_features: bool = False
     ) -> BatchTeacher:
-        """Return a function that computes the teachers' output for one batch (for `Epoch.teachers`)."""
+        """Return a function that computes the logits of the ensemble for one batch of training clips.
+
+        The function's arguments are the indices `[B]` of the batch among the student's training clips, the random draws
+        of the student's waveform augmentation `augment`, and the draws of its mixup (None: no mixup). If
+        `with_features`, it also returns the features of the teacher; there must be only one teacher then. `amp` is the
+        mixed precision: off, bf16 or fp16.
+        """
         front_ends = [LogMel(m.front_end).to(device) for m in self.members]
         impulses = [impulses_for(augment, m.front_end.sample_rate, device) for m in self.members]
         for member in self.members:
@@ -74,17 +82,18 @@ class OnlineTeachers:
 
 
 def load_online(config: TrialConfig, data: SplitClips, progress: bool = False) -> OnlineTeachers:
-    """Load the teachers of `distill.teacher_ckpts` for the training clips of `data`.
+    """Load the teachers of `distill.teacher_ckpts`, and open the clips `data.train` at the sample rate of each teacher.
 
-    Raise CheckpointError for a logits file instead of a teacher's folder, a damaged teacher, or other classes than the
-    task's.
+    `progress` shows progress bars while clips are resampled and logits are computed.
+    Raise CheckpointError if an entry is a logits file instead of a teacher's folder, or if a teacher is damaged or has
+    other classes than `tau.SCENES`.
     """
     members = []
     for source in map(Path, config.distill.teacher_ckpts):
         if source.is_file():
             raise CheckpointError(
-                f"{source} is a file; distill.mode=online needs the folder of a teacher: give one, or set "
-                "distill.mode=offline"
+                f"{source} is a file; distill.mode=online needs the folder of a teacher: name the folder in "
+                "distill.teacher_ckpts, or set distill.mode=offline to use a logits file"
             )
         teacher, extra = load_teacher(source, tau.SCENES)
         front_end = FrontEndConfig(**extra["frontend"])

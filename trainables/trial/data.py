@@ -1,7 +1,6 @@
-"""The data of a trial: the training and validation clips of the training split, with the teachers' logits.
+"""Load the data of a trial: its training and validation clips, and the logits or the networks of its teachers.
 
-data = load_trial_data(config)
-trial = Trial(config, data, folder)
+The test split is not read.
 """
 
 import hashlib
@@ -19,17 +18,22 @@ from trainables.teachers.online import OnlineTeachers, load_online
 class TrialData(SplitClips):
     """The training and validation clips of a trial, and the teachers of online distillation."""
 
-    online: OnlineTeachers | None = None  # with distill.mode=online, instead of `Clips.teacher`
+    online: OnlineTeachers | None = None  # with distill.mode=online; otherwise `train.teacher` has the teachers' logits
 
 
 def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFingerprint | None = None) -> TrialData:
-    """Return the clips with the logits of the teacher ensemble; logits that are not cached yet are computed.
+    """Return the training and validation clips of `config` and, for distillation, its teachers.
 
-    `known` is the fingerprint that the driver computed for the study's data. If it describes the clips of this
-    configuration, their files are not read again, and DatasetError is raised if the loaded clips differ from it.
+    With distill.mode=offline, `train.teacher` of the result has the logits of the teacher ensemble, which are computed
+    if they are not cached. With distill.mode=online, `online` of the result has the teachers themselves. `progress`
+    shows progress bars.
+
+    `known` is the fingerprint of the study's data that the driver computed (None: there is none). If its subset,
+    validation share and seed are those of `config`, the WAV files are not hashed again, and DatasetError is raised if
+    the loaded clips differ from the fingerprint. Otherwise, `known` is ignored.
     """
     if known and not known.describes(config):
-        known = None  # the search space varies the division of the data, so the driver's fingerprint does not apply
+        known = None  # the trial has another subset, validation share or seed than the fingerprinted data
     split = load_clips(config, config.frontend.sample_rate, progress, known.sound if known else None)
     if known:
         check_unchanged(known, fingerprint(config, split))
@@ -42,9 +46,9 @@ def load_trial_data(config: TrialConfig, progress: bool = False, known: DataFing
 
 
 def data_key(config: TrialConfig) -> str:
-    """Return a key that is equal for configurations for which `load_trial_data` returns the same data.
+    """Return a hash of the configuration keys that determine the result of `load_trial_data`.
 
-    A reused actor keeps its data if the key has not changed.
+    An actor that Ray reuses for another trial keeps its loaded data if both trials have the same hash.
     """
     flat = config.flat()
     parts = {k: v for k, v in flat.items() if k.startswith("data.") or k in ("frontend.sample_rate", "seed")}

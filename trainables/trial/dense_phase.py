@@ -1,19 +1,19 @@
-"""Shared dense phases: trials that differ only in pruning train their common dense phase once.
+"""Shared dense phases: trials that differ only in pruning train their dense phase (stage 0) only once.
 
-    for record in run_shared(trial, study / "parents"): ...      # the same records as run_trial(trial), bit for bit
+Trials with the same dense phase share one folder, called their parent. Its name, the key, is a hash of everything that
+determines the result of this phase. Each epoch is trained by one of these trials, which then saves its state in the
+parent with an atomic rename:
 
-The shared dense phase is called the parent. It is a folder, named by the hash of everything that determines its
-result. After each epoch, the trial that trained it writes its state there, atomically:
+    <parents>/<key>/state-0003/      state of that trial after epoch 3 (`Trial.save`), and the records of epochs 1 to 3
 
-    <parents>/<key>/state-0003/      that trial's state after epoch 3 (`Trial.save`), sealed with the records so far
+The other trials read the record of the epoch instead of training it. A trial locks the parent to train one epoch, and
+unlocks it after the epoch. If the process of this trial dies, the operating system releases the lock, and another trial
+continues from the newest valid state. So no trial waits for a trial that is paused or has ended. A trial that only
+reads records has no weights (`Weights.SHARED`) until it loads those of the last epoch of the stage.
 
-The other trials read the record of the epoch from this state. A trial holds the parent's lock while it trains one
-epoch, and no longer. The operating system releases the lock when the process dies; the next trial continues from the
-newest valid state. So no trial waits for one that is paused or has ended. A trial loads the weights only at the end of
-the stage; while it has only read records, its `weights` are `Weights.SHARED`.
-
-A trial that has its own weights continues alone if the parent is behind it (deleted, or written by other code). The
-folder may be deleted when no study is running; the only loss is that the epochs are trained again.
+A trial that was restored from a checkpoint with weights may have more epochs than its parent, because the parent was
+deleted, or because the code changed and with it the key. Such a trial trains the rest of the stage without its parent.
+Parents may be deleted when no study is running: the next trials train their epochs again.
 """
 
 import hashlib
@@ -36,9 +36,10 @@ from trainables.trial.stages import run_trial, start_stage
 from trainables.trial.start import Weights
 from trainables.trial.trial import Trial
 
-POLL_S = 0.1
+POLL_S = 0.1  # seconds between two attempts to lock a parent
 KEPT = 2  # number of newest states kept: if one is damaged, the one before it is used
-# configuration keys that do not affect dense training, or whose content is hashed in their place
+# configuration keys that `parent_key` leaves out: dense training does not depend on them, or `parent_key` hashes what
+# they refer to (clips, teacher logits, impulse responses)
 _FREE_PARTS = ("prune.", "data.", "teacher.")
 _FREE = (
     *("limits.macs", "limits.bytes", "augment.dir_dir"),
@@ -47,11 +48,14 @@ _FREE = (
 
 
 def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator[Record]:
-    """Yield the records of `run_trial(trial)`, with the dense phase shared through a folder in `parents`.
+    """Train `trial` and yield its records like `run_trial`, but share its dense phase with other trials.
 
-    Epochs that no trial has trained yet are trained here. `code` is the version of the running code (None:
-    `code_hash()`). `seconds` of a shared record is the time of the trial that trained the epoch. The dense phase is
-    not shared by a trial that prunes a given base (it has none), nor by one that adopted another trial's state.
+    `parents` is the folder that contains the shared dense phases. `trial` trains the dense epochs that no other trial
+    has trained. The records of the other epochs are copied, with the `seconds` of the trial that trained them. `code`
+    is a hash of the running code; None: `code_hash()`.
+
+    Two kinds of trials share no dense phase: a trial that prunes a given student has no dense phase, and a trial that
+    adopted the state of another trial (population based training) has weights of another configuration.
     """
     if trial.stage == 0 and not trial.start.from_base and trial.weights is not Weights.ADOPTED:
         yield from _dense_stage(trial, Parent(parents / parent_key(trial, code or code_hash())))
@@ -59,7 +63,11 @@ def run_shared(trial: Trial, parents: Path, code: str | None = None) -> Iterator
 
 
 def parent_key(trial: Trial, code: str) -> str:
-    """Return a key that is equal for trials with equal dense phases (bit for bit on one kind of device)."""
+    """Return a hash of everything that determines the result of the dense phase of `trial`.
+
+    Trials with equal hashes get equal weights, bit for bit on the same kind of device. `code` is the hash of the code,
+    which is a part of the hashed values.
+    """
     data = trial.data
     shaping: dict[str, Any] = {k: v for k, v in trial.config.flat().items() if k not in _free_keys(trial)}
     shaping |= {"code": code, "torch": torch.__version__, "device": trial.device.type, "clips": trial.clips_hash}
@@ -84,7 +92,10 @@ def _tensor_hash(x: torch.Tensor | None) -> str | None:
 
 
 class Parent:
-    """The folder of a shared dense phase, as one trial reads and writes it."""
+    """The folder of a shared dense phase, and what one trial last read in it: the newest valid state, its records.
+
+    Each trial has its own `Parent` object; the folder is common to the trials.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -95,14 +106,20 @@ class Parent:
         make_folder(folder)
 
     def refresh(self) -> int:
-        """Return the number of epochs in the folder. This is cheap: files are read only if there is a new state."""
+        """Call `read` if the folder has a state that was not there before; return the number of saved epochs.
+
+        This may be called often: without a new state, no file is opened.
+        """
         newest = self._states()[:1]
         if newest and newest[0].name != self._newest_read:
             self.read()
         return len(self.records)
 
     def read(self) -> int:
-        """Read the newest valid state in the folder and return the number of epochs that it has records of."""
+        """Set `state` and `records` to the newest valid state and its records; return the number of its epochs.
+
+        A state is valid if its seal is valid (`check_seal`). Without a valid state, the number is 0.
+        """
         states = self._states()
         self._newest_read = states[0].name if states else ""
         self.state, self.records = None, []
@@ -110,14 +127,15 @@ class Parent:
             try:
                 self.state, self.records = state, check_seal(state)["records"]
                 break
-            except SealError:  # damaged, or just being removed: an older state may be valid
+            except SealError:  # damaged, or removed at this moment: try the next older state
                 continue
         return len(self.records)
 
     def publish(self, trial: Trial, record: Record) -> None:
-        """Write the state of `trial`, which has just trained the epoch of `record`, to the folder.
+        """Save the state and the records of `trial` in the folder, so that other trials can use its last epoch.
 
-        The caller must hold the lock, and `record` must be of the epoch after the last one in `self.records`.
+        `record` is the record of this epoch, which `trial` has just trained. It must be the epoch after the last one in
+        `self.records`. The caller must hold the lock.
         """
         records = [*self.records, asdict(record)]
         state = self.folder / f"state-{record.epochs:04d}"
@@ -126,14 +144,18 @@ class Parent:
             trial.save(temporary)
             seal(temporary, records=records)
 
-        remove_temporary(self.folder, "state-")  # left by killed processes; no other is writing: we hold the lock
+        remove_temporary(self.folder, "state-")  # of killed processes: the lock excludes live ones
         replace_folder(state, write)
         self.state, self.records, self._newest_read = state, records, state.name
         for old in self._states()[KEPT:]:
             shutil.rmtree(old)
 
     def take_over(self, trial: Trial) -> None:
-        """Load the newest valid state into `trial`. The caller must hold the lock and have called `read` since."""
+        """Load the newest valid state of this shared dense phase into `trial`, which then continues from it.
+
+        Afterwards, `trial` has the weights itself, so `trial.weights` is `Weights.OWN`. The caller must hold the lock,
+        and must have called `read` since it took the lock.
+        """
         assert self.state is not None
         sizes = trial.sizes  # sizes of this trial's own prune steps
         trial.load(self.state, adopt=_free_keys(trial))
@@ -144,15 +166,20 @@ class Parent:
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
-    """Yield the remaining records of stage 0; stop early if the trial has to continue alone."""
+    """Yield the records of the remaining epochs of stage 0 of `trial`, which shares them through `parent`.
+
+    `trial` trains the epochs that are not saved in `parent`, and copies the records of the others. If `trial` was
+    restored with weights and has more epochs than `parent`, nothing can be shared: return before the end of the stage.
+    The caller must then train the rest with `run_trial`.
+    """
     n_epochs = trial.stage_epochs(0)
-    loaded = 0 if not trial.epochs else None  # epoch of the parent whose state `trial` has in memory; None: of no epoch
+    loaded = 0 if not trial.epochs else None  # epoch of the parent's state that `trial` has in memory; None: none
     while trial.stage == 0:
         epoch = trial.epoch + 1
         if parent.refresh() < epoch or epoch == n_epochs:
             try:
                 with locked(parent.lock, wait=False):
-                    published = parent.read()  # no other trial writes now
+                    published = parent.read()  # again, now that the lock excludes other writers
                     if published < trial.epoch and trial.weights is not Weights.SHARED:
                         return
                     if published < epoch:
@@ -160,7 +187,7 @@ def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
                         loaded = epoch
                     else:
                         record, loaded = _take_record(trial, parent, epoch, n_epochs), None
-            except BlockingIOError:  # another trial trains this epoch
+            except BlockingIOError:  # another trial holds the lock, because it trains this epoch
                 time.sleep(POLL_S)
                 continue
         else:
@@ -169,9 +196,11 @@ def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
 
 
 def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
-    """Train and publish the epochs up to `epoch`: more than one if the newest state has been lost.
+    """Train `trial` to `epoch` from the newest valid state of `parent`; return the record of `epoch`.
 
-    `has_state` tells that `trial` has the newest state of `parent` in memory already. The caller must hold the lock.
+    Each trained epoch is saved in `parent`. Usually it is only one; it is several if the newest states of `parent` were
+    lost. `has_state` is True if `trial` has the newest valid state in memory, so that the state need not be loaded. The
+    caller must hold the lock.
     """
     if not has_state and parent.state:
         parent.take_over(trial)
@@ -185,10 +214,10 @@ def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
 
 
 def _take_record(trial: Trial, parent: Parent, epoch: int, n_epochs: int) -> Record:
-    """Advance the trial to `epoch`, which another trial has trained, and return the record of this epoch.
+    """Advance `trial` to `epoch`, which another trial trained and saved in `parent`; return the record of `epoch`.
 
-    In the last epoch of the stage, the trial also loads the parent's weights and gets its point; before, only the
-    position changes.
+    Before epoch `n_epochs`, the last one of the stage, `trial` loads no weights. At the last epoch, `trial` loads the
+    weights from `parent`, saves the deployed network, and stores the point of this network in `trial.points`.
     """
     if trial.epochs == 0:
         start_stage(trial)

@@ -1,4 +1,4 @@
-"""The stages of a trial in order: train, measure, prune, retrain, measure."""
+"""The stages of a trial in order: train and measure the dense network, then prune, retrain and measure repeatedly."""
 
 import math
 import time
@@ -33,10 +33,15 @@ from trainables.trial.trial import Trial
 
 
 def run_trial(trial: Trial) -> Iterator[Record]:
-    """Yield a record after each epoch of the remaining stages; the last one of a stage has the measured point."""
+    """Train the remaining epochs of `trial` and yield a record after each of them.
+
+    The last record of a stage contains the measured network (`Record.point`). If the trial starts from a base (a
+    trained student), stage 0 trains nothing and yields one record, which contains the measured base. Raise
+    TrainingDiverged if a loss or a gradient is not finite.
+    """
     c = trial.config
-    if trial.weights is Weights.SHARED:  # no shared phase here: train its epochs again, without their records
-        reported = trial.epochs
+    if trial.weights is Weights.SHARED:  # no parent to load the weights from: train these epochs again
+        reported = trial.epochs  # number of epochs whose records the trial has yielded before
         trial.reset()
         next(record for record in run_trial(trial) if record.epochs == reported)
     while trial.stage < trial.n_stages:
@@ -44,14 +49,17 @@ def run_trial(trial: Trial) -> Iterator[Record]:
             start_stage(trial)
         started = time.perf_counter()
         n_epochs = trial.stage_epochs(trial.stage)
-        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # 0 epochs: a base is only measured
+        trained = _train_one_epoch(trial, n_epochs) if n_epochs else None  # 0 epochs: the base is only measured
         trial.epoch += 1 if trained else 0
         trial.epochs += 1 if trained else 0
 
         deployed = deploy(trial.network, c.limits.precision)  # the measured network is the deployed one
         metrics = _validate(trial, deployed)
         if not math.isfinite(metrics.loss):
-            raise TrainingDiverged(f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}")
+            raise TrainingDiverged(
+                f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}; expected a finite "
+                "number: the training has diverged, so this trial ends"
+            )
         macs, params = trial.sizes[trial.stage]
         sparsity = 1 - params / trial.sizes[0][1]
         stage, epoch, point = trial.stage, trial.epoch, None
@@ -96,7 +104,11 @@ def run_trial(trial: Trial) -> Iterator[Record]:
 
 
 def start_stage(trial: Trial) -> None:
-    """Prune the network (except before the dense stage), measure its size, and make a new optimiser."""
+    """Prepare `trial` for its current stage: prune the network (not in stage 0), count its size, make an optimiser.
+
+    The size (MACs and parameters of the deployed form) replaces the planned one in `trial.sizes`. Raise RuntimeError if
+    they differ, except with prune.scope global or isomorphic, for which the planned size is an estimate.
+    """
     c = trial.config
     if trial.stage:
         trial.place(_pruned(trial))
@@ -105,10 +117,10 @@ def start_stage(trial: Trial) -> None:
     measured = get_deployed_size(trial.model, c.frontend.n_mels, c.frontend.frames)
     if measured != trial.sizes[trial.stage] and c.prune.exact:
         raise RuntimeError(
-            f"stage {trial.stage}: measured (MACs, parameters) = {measured}, but the pruning plan expected "
-            f"{trial.sizes[trial.stage]}; this is a bug in the plan, please report the configuration"
+            f"stage {trial.stage}: the network has (MACs, parameters) = {measured}, but the pruning plan expected "
+            f"{trial.sizes[trial.stage]}: this is a bug in asc-tune, please report it with the configuration"
         )
-    trial.sizes[trial.stage] = measured  # replaces an estimate if the weights determine the size
+    trial.sizes[trial.stage] = measured  # with scope global or isomorphic, the plan has only an estimate
     trial.optimizer = trial.new_optimizer()
 
 
@@ -118,7 +130,10 @@ def _validate(trial: Trial, deployed: Student) -> Metrics:
 
 
 def _pruned(trial: Trial) -> Student:
-    """Return the network after this stage's prune step. Its random draws depend on (seed, stage) only."""
+    """Return a copy of the network of `trial`, pruned by the prune step of its current stage.
+
+    The random draws of the prune step depend on the training seed and the stage only.
+    """
     c, p, stage = trial.config, trial.config.prune, trial.stage
     seed = int(np.random.SeedSequence([c.training_seed, stage]).generate_state(1)[0])
     gradients = None
@@ -132,9 +147,13 @@ def _pruned(trial: Trial) -> Student:
 
 
 def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
-    """Yield the trial's loss on each of `prune.importance_clips` training clips, which are not augmented."""
+    """Yield the training loss of `model` on one training clip at a time, without augmentation.
+
+    The clips are `prune.importance_clips` randomly drawn ones. The criteria taylor and hessian need the gradients of
+    these losses.
+    """
     clips, loss_of = trial.data.train, _loss_of(trial)
-    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # an epoch's seed has 3 numbers
+    rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # 4 numbers: an epoch has 3
     for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
         x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
         labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
@@ -145,12 +164,18 @@ def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
 
 
 def _distils(trial: Trial) -> bool:
-    """Return whether this stage trains with distillation; for retraining, `prune.retrain_kd` decides."""
+    """Return whether the current stage of `trial` uses distillation.
+
+    If the configuration has distillation, stage 0 uses it, and the other stages use it with prune.retrain_kd=true.
+    """
     return trial.config.distill.taught and (trial.stage == 0 or trial.config.prune.retrain_kd)
 
 
 def _loss_of(trial: Trial) -> Loss:
-    """Return the loss function of logits `[B, C]`, labels `[B]` and teacher logits `[B, C]`."""
+    """Return the loss function of the current stage, without the loss of feature distillation.
+
+    Its arguments are logits `[B, C]`, labels `[B]`, and teacher logits `[B, C]` (None: there is no teacher).
+    """
     d, smoothing, distils = trial.config.distill, trial.config.train.label_smoothing, _distils(trial)
     return lambda logits, labels, teacher: kd_loss(
         logits, labels, teacher if distils else None, d.kd_alpha, d.kd_temp, smoothing
@@ -162,8 +187,8 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
     n_steps = c.train.epoch_steps(len(trial.data.train.rows))
     first = trial.epoch * n_steps
     if trial.stage and c.prune.lr_mode == "rewind":
-        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": the last `n_epochs` of the dense schedule, at the
-        # dense rate; if retraining is longer than dense training, the entire schedule stretched to its length
+        # Renda et al. 2020, "Comparing Rewinding and Fine-tuning": retrain with the learning rates of the
+        # last `n_epochs` epochs of dense training; if retraining is longer, with the dense schedule, stretched
         length = max(c.train.epochs, n_epochs)
         first += (length - n_epochs) * n_steps
         rate = schedule(c.train, length * n_steps)

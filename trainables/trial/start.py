@@ -1,4 +1,8 @@
-"""How a trial starts: where its first network comes from, and who trained its current weights."""
+"""The origin of a trial's network.
+
+`Start` describes the network with which the trial starts. `Weights` is the origin of its present weights: trained with
+its own configuration, by the trials of a shared dense phase, or with the configuration of another trial.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,15 +12,15 @@ from ascmodels.students import Student, Widths
 
 @dataclass(frozen=True)
 class Start:
-    """Where the first network of a trial comes from.
+    """The origin of the first network of a trial: a new network, or a trained student (the base).
 
-    Start()                         from scratch: initial weights, the widths of the configuration
-    Start(widths=w)                 from widths: initial weights, exactly these widths
-    Start(base=student)             from a base: stage 0 measures this trained student as it is, then it is pruned
-    Start(base=student, widths=w)   from a base to widths: one prune step, to exactly these widths
+    Start()                         a new network with initial weights and the widths of the configuration
+    Start(widths=w)                 a new network with initial weights and the widths w
+    Start(base=student)             a trained student: stage 0 only measures it, the later stages prune it
+    Start(base=student, widths=w)   a trained student: stage 0 only measures it, one prune step reduces it to widths w
 
-    `base` must be in its training form. A restored trial has no `base`, because its own state holds the weights;
-    `had_base` tells that it started from one.
+    Widths are the numbers of channels of the layers. `base` must be in its training form (with branches). A restored
+    trial has `base` None, because its saved state has the weights; `had_base` is True if it started from a base.
     """
 
     base: Student | None = None
@@ -25,18 +29,21 @@ class Start:
 
     @property
     def from_base(self) -> bool:
-        """Whether the trial starts from a base, so that nothing is trained before the first prune step."""
+        """Whether the trial starts from a base (a trained student), so that stage 0 trains nothing."""
         return self.base is not None or self.had_base
 
     @property
     def prunes_to_widths(self) -> bool:
-        """Whether one prune step to given widths replaces the pruning plan."""
+        """Whether the trial starts from a trained student and has one prune step, which reduces it to `widths`.
+
+        Such a trial does not use the pruning plan of its configuration.
+        """
         return self.from_base and self.widths is not None
 
 
 class Weights(StrEnum):
-    """The trial that trained the weights of the current epoch, and where these weights are."""
+    """The origin of a trial's weights after its current epoch, and whether the trial itself has these weights."""
 
-    OWN = "own"  # here, trained by this trial
-    SHARED = "shared"  # in a shared dense phase (dense_phase.py): this trial read only the records
-    ADOPTED = "adopted"  # here, trained by a trial with another configuration (population based training)
+    OWN = "own"  # the trial has weights that were trained with its own configuration
+    SHARED = "shared"  # the weights are in a shared dense phase (dense_phase.py); the trial has read only its records
+    ADOPTED = "adopted"  # the trial has weights of a trial with another configuration (population based training)

@@ -1,9 +1,10 @@
 """One trial, without Ray: train the dense student, then prune and retrain step by step, measuring each network.
 
-    trial = Trial(config, load_trial_data(config), folder)
-    for record in run_trial(trial): ...
+    trial = Trial(config, load_trial_data(config), folder)      # the deployed networks are written to `folder`
+    for record in run_trial(trial): ...                         # trains one epoch, and yields its results
 
-`run_trial` continues from the current stage and epoch of `trial`. To restore, call `Trial.load` and iterate again.
+`run_trial` (stages.py) continues from the current stage and epoch of `trial`. To restore a saved trial, create a
+`Trial` with the same arguments, call its method `load`, and call `run_trial`.
 """
 
 import json
@@ -18,7 +19,7 @@ import torch
 from ascmodels import checkpoint
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig, schedule_sizes
+from ascmodels.compress.plan import PruneConfig, plan_sizes
 from ascmodels.students import Student, Widths, build_student
 from data import tau
 from data.features import LogMel
@@ -37,13 +38,14 @@ from trainables.trial.start import Start, Weights
 
 
 class Trial:
-    """The state of one trial: its position (stage, epoch), its network, its optimiser, its points so far.
+    """The state of one trial: position (stage, epoch), network, optimiser, and the points measured so far.
 
-    The deployed network of each point is written to `folder`. Invalid configurations raise an error here, before any
-    training: sizes that cannot be measured, ratios that empty a layer, a missing device.
+    `run_trial` trains the trial. `data` is the result of `load_trial_data`. The deployed network of each point is
+    written to `folder`. `start` describes the origin of the first network; None: a new network with initial weights.
+    With `validate_pruned`, each pruned network is also validated before it is retrained (`Point.val_acc_pruned`).
 
-    `start` describes where the first network comes from (default: initial weights). With `validate_pruned`, each
-    pruned network is also validated before it is retrained (`Point.val_acc_pruned`).
+    The constructor raises an error if the configuration cannot be trained. Examples: the MACs of a layer cannot be
+    counted, a pruning ratio would empty a layer, or the device does not exist.
     """
 
     def __init__(
@@ -59,17 +61,17 @@ class Trial:
         self.start, self.validate_pruned = start or Start(), validate_pruned
         if config.distill.taught and data.train.teacher is None and data.online is None:
             raise ValueError(
-                f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits, but the data has none; expected "
-                "data from `load_trial_data`: pass it, or set distill.kd_alpha=1 to train without a teacher"
+                f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits, but `data` has none; expected the "
+                "result of `load_trial_data`: pass it, or set distill.kd_alpha=1 to train without a teacher"
             )
         self.sizes = self._plan_sizes()
         set_up_process(config.train.threads)
         try:
             self.device = training_device(config.train)
-            if not self.start.from_base or config.prune.lr_mode == "rewind":  # raises if the warm-up would not end
+            if not self.start.from_base or config.prune.lr_mode == "rewind":  # raises if the warm-up is too long
                 schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(f"the trial cannot be trained: {error}") from error
         self.front_end = LogMel(config.frontend).to(self.device)
         self.impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
         self.teachers: BatchTeacher | None = None
@@ -83,7 +85,7 @@ class Trial:
 
     @property
     def network(self) -> Student:
-        """The network to validate, deploy and prune: the average of the weights if there is one, else the model."""
+        """The network to validate, deploy and prune: with train.ema_decay, the average of the weights, else `model`."""
         return self.average.network if self.average else self.model  # type: ignore[return-value]
 
     @property
@@ -96,13 +98,13 @@ class Trial:
         return self.stage_epochs(0) + self.stage_epochs(1) * (self.n_stages - 1)
 
     def stage_epochs(self, stage: int) -> int:
-        """Return the number of epochs of a stage; 0 for stage 0 of a trial that starts from a base."""
+        """Return the number of epochs of `stage`; 0 for stage 0 of a trial that starts from a trained student."""
         if stage:
             return self.config.prune.epochs
         return 0 if self.start.from_base else self.config.train.epochs
 
     def reset(self) -> None:
-        """Reset to the state of a new trial: initial weights, no epoch trained."""
+        """Reset the trial to its state before the first epoch: initial weights, no points."""
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
         self.val_acc_pruned: float | None = None  # accuracy of this stage's network before retraining
@@ -115,10 +117,10 @@ class Trial:
         self.place(model)
 
     def end_stage(self, point: Point, deployed: Student) -> None:
-        """Store the stage's `point`, save its `deployed` network, and advance to the next stage.
+        """Store the `point` of the current stage, save its `deployed` network, and advance to the next stage.
 
-        The network is on disk when this returns, so before the point is reported. It replaces the network that this
-        trial may have saved for the same stage before a restore: a reported network exists until its replacement does.
+        When this function returns, the network is on disk, so that no reported point lacks its network. If a restored
+        trial repeats a stage, the network replaces the earlier one, which is deleted only when the new one is complete.
         """
         extra = describe_use(self.config) | {"point": point_dict(point)}
         mend_folder(self.folder / point.checkpoint)  # no other process writes here
@@ -128,7 +130,7 @@ class Trial:
         self.stage, self.epoch, self.optimizer, self.val_acc_pruned = point.step + 1, 0, None, None
 
     def save(self, folder: Path) -> None:
-        """Save the trial's complete state to `folder`: network, architecture, optimiser, position, points."""
+        """Save the complete state of the trial to `folder`, from which `load` restores it."""
         checkpoint.save_student(folder / "student", self.model, describe_use(self.config))
         state = {
             "config": json.dumps(self.config.flat()),
@@ -150,9 +152,10 @@ class Trial:
     def load(self, folder: Path, adopt: Collection[str] = ()) -> None:
         """Restore the state that `save` wrote to `folder`.
 
-        Raise CheckpointError for a damaged file, another architecture, other clips or another configuration.
-        Directories may differ, because a study may have moved. The keys in `adopt` may differ too: then the trial
-        adopts the state of another trial and continues with its own values of these keys.
+        Raise CheckpointError for a damaged file, another architecture, other clips or another configuration. The paths
+        of folders and the device may differ, because a study may be continued on another machine. The configuration
+        keys in `adopt` may differ, too: the trial then adopts the state of another trial (population based training),
+        and continues with its own values of these keys.
         """
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
@@ -160,18 +163,20 @@ class Trial:
         refused = "; ".join(f"{k}: {values}" for k, values in differing.items() if k not in adopt)
         if refused:
             raise CheckpointError(
-                f"{folder} belongs to another configuration: {refused}; set the checkpoint's values, or start a new run"
+                f"checkpoint {folder} was saved with another configuration: {refused}; set these keys to the "
+                "checkpoint's values, or start a new run"
             )
         weights = _weights_of(state)
         if differing and weights is Weights.SHARED:
             raise CheckpointError(
-                f"{folder} has no weights that a trial with another {', '.join(differing)} can adopt: they are in the "
-                "shared dense phase; expected a checkpoint of a later stage: use one, or equal values"
+                f"checkpoint {folder} has no weights, because its trial used a shared dense phase; expected weights, "
+                f"because this trial has another value of {', '.join(differing)}: use a checkpoint of a later stage, "
+                "or set the same values"
             )
         if state.get("clips", self.clips_hash) != self.clips_hash:
             raise CheckpointError(
-                f"{folder} was trained or validated on other clips (hash {state['clips']}, expected "
-                f"{self.clips_hash}): restore the data set and its split, or start a new run"
+                f"the trial in checkpoint {folder} was trained or validated on other clips (hash {state['clips']}, "
+                f"expected {self.clips_hash}): restore the data set and its split, or start a new run"
             )
         self.place(student)
         self.stage, self.epoch, self.epochs = state["position"]
@@ -190,42 +195,45 @@ class Trial:
             self.optimizer = self.new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
             for group in self.optimizer.param_groups:
-                group["weight_decay"] = self.config.train.weight_decay  # the saved one may be an adopted trial's
+                group["weight_decay"] = self.config.train.weight_decay  # the state may be of another trial
         self.average = None
         if state.get("averaged"):
             network, _ = checkpoint.load_student(folder / "average", expected=self.config.student)
             self.average = WeightAverage(placed(network, self.device), self.config.train.ema_decay)
 
     def _plan_sizes(self) -> list[tuple[int, int]]:
-        """Return the planned (MACs, parameters) of every stage; PruningError if a prune step is impossible."""
+        """Return (MACs, parameters) of the deployed network of each stage, as planned before the training.
+
+        Raise PruningError if a prune step is impossible.
+        """
         c, start = self.config, self.start
         first = start.base.widths if start.base else start.widths
         measure = partial(
-            schedule_sizes, c.student, n_mels=c.frontend.n_mels, frames=c.frontend.frames, precision=c.limits.precision
+            plan_sizes, c.student, n_mels=c.frontend.n_mels, frames=c.frontend.frames, precision=c.limits.precision
         )
         if start.prunes_to_widths:
             return [measure(PruneConfig(), widths=w)[0] for w in (first, start.widths)]
         return measure(c.prune, widths=first)
 
     def _plan_later_stages(self) -> None:
-        """Compute the sizes of the later stages again, from the network's own widths.
+        """Update the planned sizes of the later stages in `sizes`, from the widths of the current network.
 
-        The version that saved this trial may have rounded a number of channels differently.
+        A restored trial needs this if the version of asc-tune that saved it rounded numbers of channels differently.
         """
         prune = self.config.prune
         if not prune.exact or prune.goal is not None or self.start.prunes_to_widths:
             return
-        measured = self.stage if self.epoch or not self.stage else self.stage - 1  # the stage of `self.model`
+        measured = self.stage if self.epoch or not self.stage else self.stage - 1  # stage of `self.model`
         later = PruneConfig(prune.step_ratios[measured:], round_to=prune.round_to)
         c = self.config
         mels, frames, widths = c.frontend.n_mels, c.frontend.frames, self.model.widths
         try:
-            self.sizes[measured + 1 :] = schedule_sizes(c.student, later, mels, frames, c.limits.precision, widths)[1:]
-        except PruningError:  # the step itself will raise it
+            self.sizes[measured + 1 :] = plan_sizes(c.student, later, mels, frames, c.limits.precision, widths)[1:]
+        except PruningError:  # the prune step will raise it when the trial reaches it
             return
 
     def place(self, model: Student) -> None:
-        """Make `model` the trial's network and move it to the trial's device."""
+        """Move `model` to the trial's device and make it the network to train."""
         self.model = placed(model, self.device)
 
     def new_optimizer(self) -> torch.optim.Optimizer:
@@ -233,7 +241,10 @@ class Trial:
 
 
 def _weights_of(state: Mapping[str, Any]) -> Weights:
-    """Return where the weights of a saved trial are. Older versions saved two flags instead."""
+    """Return the `Weights` (origin of the weights) in the saved `state` of a trial.
+
+    States of older versions of asc-tune have the flags `in_parent` and `adopted` instead of the key `weights`.
+    """
     if "weights" in state:
         return Weights(state["weights"])
     if state.get("in_parent"):

@@ -1,5 +1,6 @@
 #!/bin/bash
-# asc-tune on SLURM: one study on several machines; it is requeued before its time limit and then continues.
+# SLURM job that runs one asc-tune study on several machines. Before its time limit the job is requeued, and then it
+# continues the study.
 #
 #     sbatch tune/cluster/slurm.sh --space kd_prune --name X --storage /shared/runs --dataset_dir=/shared/tau profile=full
 #
@@ -8,7 +9,7 @@
 # override them with sbatch's flags: sbatch --nodes=4 --time=8:00:00 tune/cluster/slurm.sh ...
 #
 # Two minutes before the time limit SLURM sends USR1 to this script, which stops the driver in order and requeues the
-# job. TERM (scancel) stops the driver in the same way, but the job is not requeued.
+# job (the driver is the process of tune/run.py). TERM (scancel) stops the driver, too, but the job is not requeued.
 #SBATCH --job-name=asc-tune
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -25,34 +26,37 @@ cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
 PATH="${ASC_TUNE_VENV:-$PWD/.venv}/bin:$PATH"
 export PATH
 
-# only processes with this token can connect; all machines find its file in the shared home directory
+# only processes with this token can connect to Ray; all machines read it from its file in the shared home directory
 export RAY_AUTH_MODE=token
-ray get-auth-token --generate > /dev/null 2>&1 || { echo "no Ray token could be created in $HOME/.ray"; exit 2; }
+ray get-auth-token --generate > /dev/null 2>&1 || {
+  echo "asc-tune: cannot create a Ray token in $HOME/.ray: make this folder writable, then submit the job again"
+  exit 2
+}
 chmod 600 "$HOME/.ray/auth_token" # Ray leaves it readable for all users
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # this script runs on the job's first machine; each job has its own port, because other jobs may run Ray there
-address="${ASC_TUNE_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$((20000 + ${SLURM_JOB_ID:?run this with sbatch} % 10000))"
+address="${ASC_TUNE_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$((20000 + ${SLURM_JOB_ID:?is not set, use sbatch} % 10000))"
 pid_file="${TMPDIR:-/tmp}/asc-tune-$SLURM_JOB_ID.pid"
 rm -f "$pid_file"
 
 requeue=no
 stop_driver() {
-  echo "signal received: stopping the driver (requeue: $requeue)"
+  echo "asc-tune: SLURM stops the job: stopping the study in order (requeue the job: $requeue)"
   # signal only the driver's process: SLURM's signals to a step would also reach Ray's processes
   kill -TERM "$(cat "$pid_file" 2> /dev/null)" 2> /dev/null || kill -TERM "$step"
 }
 trap 'requeue=yes; stop_driver' USR1
 trap stop_driver TERM
 
-# shellcheck disable=SC2016  # the inner shell expands these: it writes its process id, then becomes the driver
+# shellcheck disable=SC2016  # `bash -c` expands $$, $0, ...: it writes its process id, then becomes the driver
 srun --kill-on-bad-exit=0 ray symmetric-run --address "$address" --min-nodes "${SLURM_JOB_NUM_NODES:-1}" \
   --num-cpus "${SLURM_CPUS_PER_TASK:-1}" -- \
   bash -c 'echo $$ > "$0"; exec python tune/run.py --address "$1" --resume auto "${@:2}"' "$pid_file" "$address" "$@" &
 step=$!
 wait "$step"
 status=$?
-while kill -0 "$step" 2> /dev/null; do # a signal ended `wait`, not the step
+while kill -0 "$step" 2> /dev/null; do # `wait` returned because of a signal; the step still runs
   wait "$step"
   status=$?
 done

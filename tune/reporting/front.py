@@ -1,4 +1,7 @@
-"""The Pareto front of a running study, updated with each measured network at a cost that depends on the front only."""
+"""The Pareto front of a running study, updated with each measured network.
+
+An update compares the new network with the front only, so its cost does not grow with the number of measured networks.
+"""
 
 from analysis.front import pareto_mask
 from tune.search.optuna_study import OBJECTIVES
@@ -6,11 +9,15 @@ from tune.study.events import Event, PointMeasured
 
 
 class RunningFront:
-    """Reducer that keeps the objectives `values [N, M]` of the non-dominated networks within the limits."""
+    """Reducer that keeps the Pareto front of the measured networks within the study's limits (MACs and bytes).
+
+    `values [N, M]` are the values of the M objectives of the N networks on the front. The objectives have the order of
+    OBJECTIVES (tune/search/optuna_study.py): validation accuracy, MACs.
+    """
 
     def __init__(self):
         self.values: list[list[float]] = []
-        self._known: set[tuple[str, int]] = set()  # (trial, step): the first measurement of a step counts
+        self._known: set[tuple[str, int]] = set()  # (trial, prune step): its first measurement counts
 
     def apply(self, event: Event) -> None:
         if not isinstance(event, PointMeasured) or (event.trial, event.point["step"]) in self._known:

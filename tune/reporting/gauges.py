@@ -1,18 +1,19 @@
-"""Prometheus gauges of a running study, at the metrics port of the driver's node.
+"""Prometheus gauges of a running study, which Ray exports at the metrics port of the driver's node.
 
-    Gauges("kd_prune-x", log.state, front).step(["t0003"])
+    gauges = Gauges("kd_prune-x", state, front)     # name of the study, its StudyState, its RunningFront
+    gauges.step(["t0003"])                          # names of the running trials; called often
 
     ray_asc_tune_val_macro_avg_acc{study, trial}    validation accuracy of a running trial's newest epoch
     ray_asc_tune_macs{study, trial}                 MACs of a running trial's deployed network
-    ray_asc_tune_epochs{study, trial}               epochs that a running trial has trained
-    ray_asc_tune_trials{study, status}              number of trials
-    ray_asc_tune_rejected{study, reason}            number of sampled configurations that were not trained
+    ray_asc_tune_epochs{study, trial}               epochs that a running trial has trained, over all stages
+    ray_asc_tune_trials{study, status}              number of trials with this status
+    ray_asc_tune_rejected{study, reason}            number of samples that were rejected for this reason
     ray_asc_tune_front_size{study}                  number of non-dominated networks within the limits
-    ray_asc_tune_best_val_macro_avg_acc{study}      best validation accuracy of these networks
+    ray_asc_tune_best_val_macro_avg_acc{study}      best validation accuracy of the networks within the limits
 
-All values come from the state of the study, so a resumed study continues with its earlier values. Gauges cannot be
-deleted, but Ray drops a series two report intervals (20 s) after it was last set. Only running trials are set, so a
-study of 10,000 trials has only as many series as concurrent trials, and a failed driver leaves no series behind.
+All values are computed from the events of the study, so a resumed study continues with its earlier values. Ray drops a
+time series 20 s (two report intervals) after its last value was set. So the series of a trial disappear after its end,
+because they are set only while the trial runs, and the series of a killed driver disappear, too.
 """
 
 import math
@@ -26,20 +27,24 @@ from tune.study.state import STATUSES, StudyState
 
 EVERY_S = 2.0  # well below Ray's report interval of 10 s
 _OF_A_TRIAL = {
-    "val_macro_avg_acc": "validation accuracy of a running trial's last epoch",
+    "val_macro_avg_acc": "validation accuracy of a running trial's newest epoch",
     "macs": "multiply-accumulate operations of a running trial's network as deployed",
     "epochs": "epochs that a running trial has trained, over all stages",
 }
 _OF_A_STUDY = {
-    "trials": ("trials by status", ("status",)),
-    "rejected": ("sampled configurations that were not trained", ("reason",)),
-    "front_size": ("non-dominated networks within the limits", ()),
+    "trials": ("number of trials, by status", ("status",)),
+    "rejected": ("number of sampled configurations that were not trained, by reason", ("reason",)),
+    "front_size": ("number of non-dominated networks within the limits", ()),
     "best_val_macro_avg_acc": ("best validation accuracy of networks within the limits", ()),
 }
 
 
 class Gauges:
-    """Sets the gauges every `EVERY_S` seconds while the study runs, and once at its end. Ray must have been started."""
+    """Sets the Prometheus gauges of the study with the name `study`. Ray must have been started.
+
+    The values are read from `state` (a StudyState) and `front` (a RunningFront). Both must be reducers of the study's
+    log, which keeps them up to date.
+    """
 
     def __init__(self, study: str, state: StudyState, front: RunningFront):
         self._study, self._state, self._front = study, state, front
@@ -51,14 +56,21 @@ class Gauges:
         }
 
     def step(self, running: list[str], last: bool = False) -> None:
-        """Set the gauges if EVERY_S has passed or this is the `last` call; `running` names the running trials."""
+        """Set the gauges, unless they were set in the last EVERY_S seconds; with `last=True`, set them in any case.
+
+        `running` holds the names of the running trials.
+        """
         if last or time.monotonic() - self._set_at > EVERY_S:
             self._set_at = time.monotonic()
             for (name, tags), value in self.values(running).items():
                 self._gauges[name].set(value, {"study": self._study, **dict(tags)})
 
     def values(self, running: list[str]) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-        """Return {(gauge, its tags without the study): value}, without values that are missing or not finite."""
+        """Return the current values as {(gauge name, tags): value}, without values that are missing or not finite.
+
+        Gauge names lack the prefix "asc_tune_". `tags` has (key, value) pairs, such as ("trial", "t0003"), but not the
+        tag `study`. `running` holds the names of the running trials.
+        """
         found: dict[tuple[str, tuple[tuple[str, str], ...]], float | None] = {}
         for name in set(running) & set(self._state.trials):
             trial = self._state.trials[name]

@@ -1,12 +1,19 @@
 """Export a study as an Optuna journal for optuna-dashboard and Optuna (`tune/status.py --export-optuna FILE`).
 
-    optuna-dashboard FILE                                                       (a separate package)
-    optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(FILE)))
+    optuna-dashboard FILE                                                       # a separate package
+    optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(FILE)))
 
-Every trial and every rejected sample becomes an Optuna trial. Complete trials have the values of their last network;
-rejected samples and early-stopped trials have the state PRUNED. User attributes hold the name of our trial, its status
-and reason, and the accuracy and MACs of every measured network. If the parameters are outside the edited search space,
-they are a user attribute, too.
+Every trial and every rejected sample of the study becomes a trial in Optuna:
+
+- State: COMPLETE for completed trials, RUNNING for trials that have not ended, FAIL for failed and crashed trials,
+  PRUNED for trials that were stopped early and for rejected samples.
+- Values: a completed trial has the objective values of its last network. Other trials have no values.
+- User attributes of a trial: `trial` (its name), `status`, `replicate`, `reason` (why it failed or crashed), and
+  `points` (the objective values of each measured network, and whether it fits the limits).
+- User attributes of a rejected sample: `status`, `reason` (why it was rejected), and `excess` (relative excess of its
+  cheapest stage over the limits).
+- Parameters: the sampled ones. If the search space was edited and no longer contains them, they are stored as the user
+  attribute `params`, because Optuna requires a distribution for each parameter.
 """
 
 import warnings
@@ -42,7 +49,11 @@ STATES = {
 
 
 class OptunaExport:
-    """Reducer that keeps the draws of a study in order; `trials` returns them as Optuna trials."""
+    """Reducer that records the trials and rejected samples of a study; `trials` converts them to Optuna trials.
+
+    `space` is the search space of the study, and `objectives` holds the names of its objectives. `state` is the state
+    of the same study: the caller must apply each event to `state` first, then to this reducer.
+    """
 
     def __init__(self, space: Space, objectives: list[str], state: StudyState):
         self._space, self._objectives, self._state = space, objectives, state
@@ -55,6 +66,7 @@ class OptunaExport:
             self._drawn.append(event.trial)
 
     def trials(self) -> list[FrozenTrial]:
+        """Return the trials and rejected samples as Optuna trials, in the order of their events."""
         return [
             self._trial(self._state.trials[drawn]) if isinstance(drawn, str) else self._rejected(drawn)
             for drawn in self._drawn
@@ -97,7 +109,11 @@ class OptunaExport:
 
 
 def export_optuna(study: Study, target: Path) -> int:
-    """Write the study's trials to `target`, which is replaced atomically; return their number."""
+    """Write the trials and rejected samples of `study` as an Optuna journal to the file `target`, which is replaced
+    atomically. Return the number of Optuna trials.
+
+    Raise JournalError, which names file and line, if the journal of the study is damaged.
+    """
     state = StudyState()
     objectives = study.objectives
     export = OptunaExport(space_from_dict(study.manifest.resolved.space), list(objectives), state)
@@ -123,5 +139,5 @@ def export_optuna(study: Study, target: Path) -> int:
 
 
 def _local(time: str) -> datetime:
-    """Return a time as Optuna stores it: local, without a time zone."""
+    """Return the time of an event (ISO 8601, UTC) as Optuna stores it: local time without a time zone."""
     return datetime.fromisoformat(time).astimezone().replace(tzinfo=None)

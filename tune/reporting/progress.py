@@ -1,6 +1,7 @@
-"""The lines that a driver prints while its study runs: measured networks, and trials that stopped, failed or crashed.
+"""The lines that a driver prints while it runs a study: measured networks, and trials that stopped, failed or crashed.
 
-`ProgressLines` must be attached to the log after the replay, so that it prints new events only.
+The class ProgressLines prints them. It is a reducer: the study's log (tune/study/log.py) passes each event to it. It
+must be attached to the log after the replay of earlier events, so that it prints lines for new events only.
 """
 
 import time
@@ -16,7 +17,12 @@ from tune.study.state import StudyState
 
 
 class ProgressLines:
-    """Reducer that prints one line per point to `console`; `config` is the configuration that all trials share."""
+    """Reducer that prints a line for each measured network, and for each trial that stopped, failed or crashed.
+
+    `state` (a StudyState) and `front` (a RunningFront) must be attached to the same log earlier than this reducer, so
+    that they contain the event that is printed.
+    `n_trials` is the requested number of trials; `config` is the flat configuration that the sampled values override.
+    """
 
     def __init__(
         self, console: Console, state: StudyState, front: RunningFront, n_trials: int, config: Mapping[str, Any]
@@ -35,6 +41,7 @@ class ProgressLines:
             self._print(line if event.outcome == "stopped" else f"[red]{line}[/red]")
 
     def warn(self, message: str) -> None:
+        """Print the warning `message` in yellow on the console; Rich markup in it has no effect."""
         self._console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False, soft_wrap=True)
 
     def _print_point(self, event: PointMeasured) -> None:
@@ -50,7 +57,7 @@ class ProgressLines:
 
     def _print(self, line: str, ending: int = 0) -> None:
         elapsed, ended = time.monotonic() - self._started, self._state.n_ended + ending
-        ended_now = ended - self._ended_before  # under this driver
+        ended_now = ended - self._ended_before  # trials that ended since this driver started
         left_s = elapsed / ended_now * max(0, self._n_trials - ended) if ended_now > 0 else None
         eta = "" if left_s is None else f", about {left_s / 60:.0f} min left"
         self._console.print(

@@ -1,11 +1,11 @@
 """The tables of a study, updated while it runs: points.csv, and info.json and results.csv of each trial.
 
-    tables = StudyTables(folder, state, config, Patience(warn))
-    log.attach(tables)
-    log.replay(...)
-    tables.flush()                         # writes changed tables; cheap, called often
+    tables = StudyTables(folder, log.state, config, Retry(warn))   # log: the StudyLog of the study in `folder`
+    log.attach(tables)                     # now the log passes each event to `tables`
+    replay(Reading(folder), log, tables)   # a resume: applies the events of earlier drivers
+    tables.flush()                         # writes the tables that changed; called often
 
-All tables follow from the journal, so the next driver restores a lost or damaged one.
+The content of all tables is computed from the journal, so the next driver restores a lost or damaged table.
 """
 
 import csv
@@ -23,8 +23,8 @@ from trainables.outputs.records import EXPERIMENTS, point_row, points_csv, write
 from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 from tune.study.journal import Reading
 from tune.study.log import StudyLog
+from tune.study.retry import Retry
 from tune.study.state import StudyState, TrialState, is_first
-from tune.study.waiting import Patience
 
 CURVE = (
     *("stage", "epoch", "epochs", "train_loss", "val_loss", "val_macro_avg_acc", "val_ece", "train_macro_avg_acc"),
@@ -36,25 +36,30 @@ REPLAY_CHUNK = 500  # number of events between two writes of tables during a rep
 
 @dataclass
 class _Trial:
-    """The data that a trial's files need and that StudyState does not keep."""
+    """What StudyTables keeps of a trial: content of its files that is not in its TrialState, and how much of this
+    content is in the files already."""
 
     events: int = 0  # number of the trial's events, also stored in info.json when it is written
     curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
     points: list[dict[str, Any]] = field(default_factory=list)  # with confusion matrices and widths
-    written: int | None = None  # rows of results.csv that this driver has written; None: no row yet
-    due: bool = False  # info.json must be written
+    written: int | None = None  # number of rows in results.csv that this driver wrote; None: rewrite the file
+    due: bool = False  # whether info.json must be written
 
 
 class StudyTables:
-    """Writes the tables of the study in `folder`; `config` is the configuration that all trials share."""
+    """Reducer that collects the content of the tables of the study in `folder`; `flush` writes them.
 
-    def __init__(self, folder: Path, state: StudyState, config: Mapping[str, Any], patience: Patience):
+    `state` is the study's state: each event must be applied to `state` first, then to this reducer. `config` is the
+    flat configuration that the sampled values override. `retry` repeats a write while the storage is unavailable.
+    """
+
+    def __init__(self, folder: Path, state: StudyState, config: Mapping[str, Any], retry: Retry):
         self.folder, self.table_took_s = folder, 0.0
-        self._state, self._config, self._patience = state, config, patience
-        self._trials: dict[str, _Trial] = {}  # open, crashed, or with unwritten files
+        self._state, self._config, self._retry = state, config, retry
+        self._trials: dict[str, _Trial] = {}  # trials that are open or crashed, or have unwritten files
         self._changed: set[str] = set()
-        self._stale, self._table_at = True, 0.0  # state and time of points.csv
-        self.elsewhere: Collection[str] = ()  # ended trials whose files are up to date in an object store
+        self._stale, self._table_at = True, 0.0  # whether points.csv is out of date, and when it was written
+        self.elsewhere: Collection[str] = ()  # trials with files in an object store (see `rebuild_tables`)
 
     def apply(self, event: Event) -> None:
         name = getattr(event, "trial", None)
@@ -77,27 +82,37 @@ class StudyTables:
             self._stale = True
 
     def flush(self, last: bool = False) -> None:
-        """Write tables that changed since the last call. Writing points.csv takes at most a twentieth of the driver's
-        time, except in the `last` call, which always writes it."""
+        """Write the tables that changed since the last call.
+
+        points.csv is written at most once a second, and so rarely that it takes at most 5 % of the driver's time. With
+        `last=True`, it is written in any case if it is out of date.
+        """
         self.flush_trials(self._changed)
         now = time.monotonic()
         if self._stale and (last or now > self._table_at + max(1.0, 20 * self.table_took_s)):
-            self._patience(self.write_points)
+            self._retry(self.write_points)
             self._stale, self._table_at = False, time.monotonic()
             self.table_took_s = self._table_at - now
 
     def flush_ended(self) -> None:
-        """Write the files of ended trials only: during a replay an open trial may still end."""
+        """Write info.json and results.csv of the trials that have ended and changed since the last call.
+
+        Call this method during a replay, and `flush` after it. In the middle of a replay, most open trials have later
+        events, so their files would be written twice.
+        """
         self.flush_trials({name for name in self._changed if self._state.trials[name].ended})
 
     def flush_trials(self, names: Collection[str]) -> None:
-        """Write the files of the given trials."""
+        """Write info.json and results.csv of the trials in `names`, where these files are missing or out of date.
+
+        Files of an ended trial that are in an object store only (`elsewhere`) are not written.
+        """
         for name in list(names):
             self._changed.discard(name)
             trial, state = self._trials[name], self._state.trials[name]
             in_store = state.ended and name in self.elsewhere and not self._info_of(name).exists()
             if not in_store:
-                self._patience(lambda trial=trial, state=state: self._write(trial, state))
+                self._retry(lambda trial=trial, state=state: self._write(trial, state))
             if state.ended and state.outcome != "crashed":
                 del self._trials[name]
 
@@ -105,14 +120,14 @@ class StudyTables:
         return self.folder / EXPERIMENTS / name / "info.json"
 
     def write_points(self) -> None:
-        """Write points.csv, unless it is up to date."""
+        """Write points.csv if it is missing or out of date."""
         text = points_text(self._state)
         path = self.folder / POINTS
         if not path.is_file() or path.read_bytes() != text.encode():
             replace_text(path, text)
 
     def _write(self, trial: _Trial, state: TrialState) -> None:
-        """Update the files of a trial."""
+        """Write info.json and results.csv of a trial if they are missing or out of date. `state` is its TrialState."""
         folder = self.folder / EXPERIMENTS / state.name
         curve = folder / "results.csv"
         if state.ended and _events_of(folder / "info.json") == trial.events and _holds(curve, trial.curve):
@@ -121,32 +136,39 @@ class StudyTables:
         self._write_curve(curve, trial, complete=state.ended)
         if trial.due:
             content = info_of(state, trial.points, self._config) | {"events": trial.events}
-            write_info(folder, content, durable=state.ended)  # an open trial's can be restored from the journal
+            write_info(folder, content, durable=state.ended)  # not fsynced before: the journal can restore it
             trial.due = False
 
     @staticmethod
     def _write_curve(path: Path, trial: _Trial, complete: bool) -> None:
-        """Append new rows to results.csv; replace the file the first time, and durably if the curve is `complete`."""
+        """Append the new rows of `trial.curve` to the results.csv at `path`.
+
+        The first write of a driver replaces the file instead. If the trial has ended (`complete`), the file is replaced
+        and fsynced.
+        """
         if not trial.curve or (trial.written == len(trial.curve) and not complete):
             return
         if trial.written is None or complete or not path.is_file():
             make_folder(path.parent)
             replace_text(path, _csv(trial.curve, header=True), durable=complete)
         else:
-            new, trial.written = trial.curve[trial.written :], None  # None: replace it after a partial write
+            new, trial.written = trial.curve[trial.written :], None  # None: rewrite all if this write fails
             with path.open("a") as stream:
                 stream.write(_csv(new, header=False))
         trial.written = len(trial.curve)
 
 
 def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
-    """Apply the journal `reading` to `log` and write the tables that are out of date. `tables` must be a reducer of
-    `log`. JournalError names the line of an event that is not valid after the earlier ones."""
+    """Apply all events of a study's journal to the reducers of `log`, and write the tables that are out of date.
+
+    `reading` iterates over the events of the journal. `tables` must be one of the reducers of `log`. Raise
+    JournalError, which names file and line, if a line is invalid or its event contradicts the earlier ones.
+    """
     n_events = itertools.count(1)
 
     def apply(event: Event) -> None:
         log.replay([event])
-        if next(n_events) % REPLAY_CHUNK == 0:  # limits the memory for the content of info.json
+        if next(n_events) % REPLAY_CHUNK == 0:  # limits the memory for the curves and points of ended trials
             tables.flush_ended()
 
     reading.apply(apply)
@@ -154,10 +176,14 @@ def replay(reading: Reading, log: StudyLog, tables: StudyTables) -> None:
 
 
 def rebuild_tables(folder: Path, config: Mapping[str, Any], elsewhere: Collection[str] = ()) -> StudyState:
-    """Restore tables that are lost, damaged or out of date; return the state of the study. `elsewhere` names ended
-    trials whose files are in an object store and are not restored here. OSError if a table cannot be written."""
+    """Restore the tables of the study in `folder` that are lost, damaged or out of date, and return the study's state.
+
+    `config` is the flat configuration that the sampled values override. `elsewhere` holds the names of the trials with
+    files in an object store: if such a trial has ended, its files are not restored in `folder`. Raise OSError if a
+    table cannot be written, and JournalError if the journal is damaged.
+    """
     log = StudyLog()
-    tables = StudyTables(folder, log.state, config, Patience(lambda message: None, limit_s=0))
+    tables = StudyTables(folder, log.state, config, Retry(lambda message: None, limit_s=0))
     tables.elsewhere = elsewhere
     log.attach(tables)
     replay(Reading(folder), log, tables)
@@ -166,8 +192,11 @@ def rebuild_tables(folder: Path, config: Mapping[str, Any], elsewhere: Collectio
 
 
 def info_of(trial: TrialState, points: list[dict[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of info.json. `points` include confusion matrices and widths; `config` is the configuration
-    that all trials share."""
+    """Return the content of info.json of `trial`.
+
+    `points` holds the measured networks of the trial with all fields of a point; in `trial.points`, confusion matrices
+    and channel widths are left out. `config` is the flat configuration that the sampled values override.
+    """
     position = {"stage": trial.stage, "epoch": trial.epoch, "epochs": trial.epochs}
     return {
         "trial_id": trial.name,
@@ -184,7 +213,7 @@ def info_of(trial: TrialState, points: list[dict[str, Any]], config: Mapping[str
 
 
 def points_text(state: StudyState) -> str:
-    """Return the content of points.csv: one row per measured network, of trials of every status."""
+    """Return the content of points.csv: one row for each measured network, from trials of every status."""
     return points_csv(
         [
             {"trial_id": trial.name, "config_id": trial.config_id, "replicate": trial.replicate}
@@ -196,7 +225,10 @@ def points_text(state: StudyState) -> str:
 
 
 def _events_of(info: Path) -> int | None:
-    """Return the number of events recorded in an info.json; None if it is missing or damaged."""
+    """Return how many events of its trial the info.json at `info` takes into account, according to its key `events`.
+
+    Return None if the file is missing or damaged, or has no such key.
+    """
     try:
         content = json.loads(info.read_bytes())
     except (OSError, ValueError):
@@ -205,7 +237,10 @@ def _events_of(info: Path) -> int | None:
 
 
 def _holds(path: Path, rows: list[dict[str, Any]]) -> bool:
-    """Return whether a results.csv contains exactly these rows; a trial without an epoch has no file."""
+    """Return whether the results.csv at `path` contains exactly `rows`.
+
+    If `rows` is empty, return True without looking at the file: a trial without a reported epoch has no results.csv.
+    """
     if not rows:
         return True
     return path.is_file() and path.read_bytes() == _csv(rows, header=True).encode()

@@ -1,10 +1,10 @@
-"""Feasibility check before training: does a configuration, dense or after a prune step, fit the MACs and size limits?
+"""Check before training whether the network of at least one stage of a configuration fits the limits (MACs and bytes).
 
-    gate = NetworkGate(base)                        # flat configuration that samples override
-    gate({"student.base_channels": 32}).excess      # -0.02: the cheapest stage is 2 % below the limits
+    gate = NetworkGate(base)                        # base: {key: value} of all configuration keys of the study
+    gate({"student.base_channels": 32}).excess      # -0.02: the stage that fits best is 2 % below the limits
 
-Nothing is trained: the networks are built untrained. Pruned networks are computed by arithmetic if their widths follow
-from the ratios.
+Nothing is trained: the sizes are calculated, or measured on networks with random weights. A stage is the dense training
+or the retraining after a prune step. It is sufficient that one of them fits, because each gives a network of its own.
 """
 
 import hashlib
@@ -14,51 +14,60 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ascmodels.compress.plan import PruneConfig, schedule_networks
+from ascmodels.compress.plan import PruneConfig, plan_networks
 from ascmodels.nessi import Limits, size_bytes
 from ascmodels.students import StudentConfig, Widths
 from trainables.config.schema import TrialConfig
 
-# keys that are redundant given the realised widths of a locally pruned network
+# keys that have no influence besides the channel widths of the networks, if pruning is local
 _SHAPING = ("student.base_channels", "student.channels_multiplier", "student.expansion_rate")
 _STEPS = ("ratios", "total_ratio", "n_steps", "step_schedule", "round_to", "max_ratio", "target_macs", "target_bytes")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of a feasibility check."""
+    """The result of the feasibility check of one configuration."""
 
     key: str  # identical for configurations that train the same networks in the same way
-    excess: float  # relative excess of the cheapest stage over the limits; above 0: infeasible
-    reason: str = ""
-    example: str = ""
+    excess: float  # see `violation`; above 0: infeasible
+    reason: str = ""  # why the configuration is rejected; empty: it is accepted
+    example: str = ""  # the rejected values and the sizes of their networks, as text
 
 
-Gate = Callable[[dict[str, Any]], Verdict]
+Gate = Callable[[dict[str, Any]], Verdict]  # checks the configuration values of a sample; see `NetworkGate`
 
 
 @lru_cache(maxsize=4096)
 def stages(
     student: StudentConfig, prune: PruneConfig, n_mels: int, frames: int, precision: str = "fp16"
 ) -> tuple[tuple[int, int, Widths], ...]:
-    """Return (MACs, params, widths) of the network of every stage; pruned networks are estimates unless `prune.exact`.
+    """Return (MACs, number of parameters, channel widths) of the dense network, and of the one after each prune step.
 
-    Results are cached, because samplers often return to the same architectures.
+    The figures are those of the deployed networks, without training. `n_mels` and `frames` are the shape of the input
+    features, and `precision` (fp32, fp16, int8) is that of the parameters. With global or isomorphic pruning, the
+    trained weights decide which channels are removed; then the figures of pruned networks are estimates. Results are
+    cached, because samplers often propose the same architecture again.
     """
-    return tuple(schedule_networks(student, prune, n_mels, frames, precision))
+    return tuple(plan_networks(student, prune, n_mels, frames, precision))
 
 
 def violation(sizes: tuple[tuple[int, int], ...], limits: Limits) -> float:
-    """Return the relative excess of the cheapest stage over the limits; <= 0 if at least one stage fits. `sizes` holds
-    (MACs, params) of each stage."""
+    """Return the excess of the stage that fits the limits best: 0.1 means 10 % too large, 0 or less that it fits.
+
+    `sizes` holds (MACs, number of parameters) of each stage. The excess of a stage is the larger one of
+    MACs / `limits.macs` - 1 and bytes / `limits.bytes` - 1.
+    """
     return min(
         max(macs / limits.macs, size_bytes(params, limits.precision) / limits.bytes) - 1 for macs, params in sizes
     )
 
 
 class NetworkGate:
-    """Checks whether sampled values give a network that fits the limits. The values override the flat configuration
-    `base`."""
+    """Callable that checks whether at least one stage of a configuration fits the limits, and returns a Verdict.
+
+    `base` holds the values of all configuration keys of a study, including the limits. The argument of a call is
+    {key: value} with the sampled values of a configuration, which override `base`.
+    """
 
     def __init__(self, base: dict[str, Any]):
         self.base = base
@@ -83,8 +92,9 @@ class NetworkGate:
 def _key(config: TrialConfig, networks: tuple[tuple[int, int, Widths], ...]) -> str:
     """Return a hash that is identical for configurations that train the same networks in the same way.
 
-    Examples are different widths that round to the same channels, or ratios that remove the same channels. If the
-    widths of pruned networks depend on the trained weights, it is the hash of the configuration itself.
+    For example, two width multipliers may round to the same number of channels, and two pruning ratios may remove the
+    same channels. `networks` is the result of `stages` for `config`. With global or isomorphic pruning, the widths of
+    pruned networks are not known before the training; then only equal configurations have equal hashes.
     """
     flat = config.flat()
     if not config.prune.rounds:

@@ -1,12 +1,14 @@
 """Early stopping by asynchronous successive halving (ASHA), on one or several objectives.
 
     rungs = build_rungs("mo_asha", dense_epochs=8)     # None for fifo and pbt, which have no rungs
-    log.attach(rungs)
-    rungs.should_stop("t0003")                         # after each event
+    log.attach(rungs)                                  # log: StudyLog of a study; it passes events to `rungs.apply`
+    rungs.should_stop("t0003")                         # True: stop trial t0003; call it after each result of a trial
 
-`asha` ranks a rung by validation accuracy (Li et al. 2020). `mo_asha` ranks it by non-dominated sorting of accuracy
-and MACs, ties broken by crowding distance (Schmucker et al. 2021), so that a small network is compared with small
-ones; it also has rungs after each prune step. Population based training is in tune/search/ray_adapter.py.
+A rung is a moment of the training at which trials are compared and some are stopped. The scheduler `asha` ranks the
+trials of a rung by validation accuracy (Li et al. 2020). `mo_asha` ranks them by non-dominated sorting of accuracy and
+MACs, and breaks ties by crowding distance (Schmucker et al. 2021), so that a small network competes with small
+networks. `mo_asha` also has a rung after the retraining of each prune step. Population based training (`pbt`) is in
+tune/search/ray_adapter.py.
 """
 
 import hashlib
@@ -31,13 +33,16 @@ Values = tuple[float, ...]
 
 
 class SchedulerError(ValueError):
-    """An unknown scheduler, or one that cannot search the given space."""
+    """Raised if the name of a scheduler is unknown, or if the scheduler cannot be used with the search space."""
 
 
 def build_rungs(name: str, dense_epochs: int) -> "SuccessiveHalving | None":
-    """Return the rungs of the scheduler `name`; None if it has no rungs."""
+    """Return the early stopping of the scheduler `name` (asha or mo_asha); None for fifo and pbt, which have no rungs.
+
+    `dense_epochs` is the number of epochs of the dense training. The epochs of the rungs follow from it.
+    """
     if name not in SCHEDULERS:
-        raise SchedulerError(f"unknown scheduler {name!r}: choose from {', '.join(SCHEDULERS)}")
+        raise SchedulerError(f"unknown scheduler {name!r}; expected one of {', '.join(SCHEDULERS)}: correct the name")
     # from 1/8 of the dense epochs, but not before epoch 4, to 1/2: a later stop saves little
     epochs = milestones(max(4, dense_epochs // 8), dense_epochs // 2, 2.0)
     if name == "asha":  # no rungs after pruning: it is expected to reduce the accuracy
@@ -46,12 +51,16 @@ def build_rungs(name: str, dense_epochs: int) -> "SuccessiveHalving | None":
 
 
 class SuccessiveHalving:
-    """Reducer that stops a trial unless it is among the best 1/`factor` of the trials that reached its rung so far.
+    """Early stopping: a trial that reaches a rung is compared with the trials that reached the rung earlier. It
+    continues if none of them dominates it, or if it is among the best 1/`factor` of all these trials.
 
-    Rungs are at `epochs` of the dense phase and, with `after_steps`, after the retraining of each prune step. The
-    first result of a trial at a rung counts. Only the first trial of a configuration is ranked, and its replicates
-    follow its decision: a mean over only the luckiest seeds would be too high. Decisions depend only on the order of
-    the events.
+    Rungs are at the dense epochs `epochs` and, with `after_steps`, at the end of the retraining after each prune step.
+    `objectives` maps the metrics that rank the trials to "max" or "min". If a trial reaches a rung twice (it was
+    restored from a checkpoint), its first result counts. This class is a reducer: its state depends only on the events
+    of the study and their order.
+
+    Only the first trial of a configuration is ranked, and its replicates (other seeds) are stopped with it. If the
+    replicates were ranked, too, only the best seeds would survive, and their mean accuracy would be too high.
     """
 
     def __init__(
@@ -59,11 +68,11 @@ class SuccessiveHalving:
     ):
         self.objectives, self.epochs, self.factor, self.after_steps = objectives, frozenset(epochs), factor, after_steps
         self.rungs: dict[Rung, dict[str, Values]] = {("dense", epoch): {} for epoch in epochs}
-        self._reached: dict[str, Rung] = {}  # first trial of a configuration -> the newest rung with a value of it
+        self._reached: dict[str, Rung] = {}  # first trial of a configuration -> newest rung that ranks it
         self._passed: dict[str, set[Rung]] = {}  # trial -> the rungs that it has reached
         self._confirmations: set[str] = set()  # trials added by --confirm: never stopped
         self._ended: dict[str, str] = {}  # trial -> outcome
-        self._decisions: dict[tuple[Rung, str], bool] = {}  # cached: entries of a rung before a trial's never change
+        self._decisions: dict[tuple[Rung, str], bool] = {}  # final, because only earlier entries of a rung count
 
     def apply(self, event: Event) -> None:
         if isinstance(event, EpochReported):
@@ -81,8 +90,11 @@ class SuccessiveHalving:
             self._ended.pop(event.trial, None)
 
     def should_stop(self, name: str) -> bool:
-        """Return whether to stop an open trial now. A replicate is stopped at the rung where the first trial of its
-        configuration was stopped, so that its results up to there enter the mean."""
+        """Return whether trial `name`, which has not ended, is to be stopped at the newest rung that it has reached.
+
+        A replicate, such as t0003r1, is stopped when it has reached the rung at which the first trial of its
+        configuration, t0003, was stopped. A trial that --confirm added is never stopped.
+        """
         first = configuration_of(name)
         rung = self._reached.get(first)
         if name in self._confirmations or rung is None or rung not in self._passed.get(name, ()):
@@ -90,7 +102,11 @@ class SuccessiveHalving:
         return self._ended[first] == "stopped" if first in self._ended else not self._passes(rung, first)
 
     def digest(self) -> str:
-        """Return a hash of the rungs: their trials and values in order of entry, and the outcomes of ended trials."""
+        """Return a hash of the state: the trials of each rung with their objectives, and the outcomes of ended trials.
+
+        A driver that resumes the study compares this hash with the one that the earlier driver recorded, and warns if
+        they differ.
+        """
         content = [[str(rung), list(entries.items())] for rung, entries in sorted(self.rungs.items())]
         text = json.dumps([content, sorted(self._ended.items())])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -104,7 +120,7 @@ class SuccessiveHalving:
             self._reached[name] = rung
 
     def _passes(self, rung: Rung, name: str) -> bool:
-        """Return whether the rung promotes trial `name`, compared with the trials that reached the rung before it."""
+        """Return whether trial `name` continues after `rung`, compared with the trials that reached it earlier."""
         if (rung, name) not in self._decisions:
             entries = list(self.rungs[rung].items())
             position = next(i for i in reversed(range(len(entries))) if entries[i][0] == name)
@@ -112,12 +128,14 @@ class SuccessiveHalving:
         return self._decisions[rung, name]
 
     def _is_kept(self, values: list[Values]) -> bool:
-        """Return whether the last of `values` is among the best 1/factor: by non-domination rank, then by crowding
-        distance (larger is better).
+        """Return whether the newest trial of a rung is non-dominated or among the best 1/factor.
 
-        A non-dominated trial is always kept, because with several objectives all trials of a rung may be non-dominated.
-        Stopping half of these as well cost 0.025 +- 0.012 of the final hypervolume on tests/bench/data/curves.csv.gz
-        (300 epochs, 20 seeds); a rung at the end of the dense phase cost 0.053 +- 0.015.
+        `values` has the objectives of each trial in the order in which the trials reached the rung, the newest last.
+        Trials are ranked by non-domination rank, then by crowding distance (larger is better). A non-dominated trial is
+        always kept, because with several objectives all trials of a rung may be non-dominated. Two variants were worse
+        on tests/bench/search/data/curves.csv.gz (searches of 300 epochs, 20 seeds). Stopping half of the non-dominated
+        trials reduced the final hypervolume by 0.025 +- 0.012, and one more rung at the last dense epoch reduced it by
+        0.053 +- 0.015.
         """
         rank = nondominated_rank(np.array(values), list(self.objectives.values()))
         if rank[-1] == 0:
@@ -129,7 +147,7 @@ class SuccessiveHalving:
 
 
 def milestones(first: int, last: int, factor: float) -> list[int]:
-    """Return the epochs `first`, `first * factor`, `first * factor^2`, ... up to `last`, rounded."""
+    """Return the epochs of the rungs: `first * factor^k` for k = 0, 1, ..., rounded, up to the epoch `last`."""
     found, epoch = [], float(first)
     while round(epoch) <= last:
         found.append(round(epoch))
@@ -138,10 +156,10 @@ def milestones(first: int, last: int, factor: float) -> list[int]:
 
 
 def crowding_distance(values: np.ndarray) -> np.ndarray:
-    """Return the crowding distances `[N]` of N trials of one rank with the objectives `values [N, M]`. The distance of
-    the best and of the worst trial in an objective is infinite.
+    """Return the crowding distances [N] of N trials of the same non-domination rank (Deb et al. 2002, section III.B).
 
-    Deb et al. 2002 (NSGA-II), section III.B.
+    `values [N, M]` has the M objectives of each trial. A large distance means that few trials are similar. The best and
+    the worst trial in any objective have an infinite distance.
     """
     distance = np.zeros(len(values))
     for column in values.T:

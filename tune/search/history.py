@@ -1,12 +1,12 @@
-"""The fold of a study's events into an Optuna study, from which the sampler draws.
+"""Builds the Optuna study, from which the sampler draws, from the events of a study.
 
     history = OptunaHistory(space, sampler="tpe", replicates=1)
-    for event in events:
+    for event in events:                           # the events of a study, in their order
         history.apply(event)
-    history.study                                  # an optuna.Study with the configurations so far
+    history.study                                  # optuna.Study; each of its trials is one configuration
 
-A trial with R prune steps has also trained the configurations with its first 1 to R - 1 steps, so these are reported to
-Optuna as well. Only `apply` changes the Optuna study.
+A trial with R prune steps also trains, on its way, the configurations with only its first 1, 2, ..., R - 1 prune steps.
+These are reported to Optuna as further trials.
 """
 
 import hashlib
@@ -36,33 +36,37 @@ from tune.study.events import (
 )
 from tune.study.state import is_first
 
-CAPACITY = 1000  # at this length the Optuna study is cut to half, because the time of a draw grows with it
+CAPACITY = 1000  # number of Optuna trials at which half of them are removed: the time of a draw grows with the number
 
 
 @dataclass
 class _Configuration:
-    """A sampled configuration with trials that have not ended, or that crashed and may be retried."""
+    """A sampled configuration with a trial that has not ended, or that crashed and may be retried."""
 
     number: int  # number of its Optuna trial
-    params: dict[str, Any]
-    excess: float
-    open: set[str]  # names of its open trials
+    params: dict[str, Any]  # parameters of its Optuna trial
+    excess: float  # `Verdict.excess`
+    open: set[str]  # names of its trials that have not ended
     outcomes: dict[str, str] = field(default_factory=dict)  # ended trial -> outcome
-    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # trial -> its points, by step
+    points: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # trial -> step and objectives of its points
 
 
 class OptunaHistory:
-    """Reducer that keeps the configurations of a study as trials of an Optuna study."""
+    """Reducer that keeps an Optuna study (the attribute `study`) in which each trial is one configuration.
+
+    `apply` updates the Optuna study by one event. `sampler` is the name of an Optuna sampler: tpe, nsga2, gp or random.
+    `replicates` is the number of our trials, with different seeds, of each configuration.
+    """
 
     def __init__(self, space: Space, sampler: str, replicates: int):
         self.study = new_optuna_study(sampler)
         self._space, self._sampler_name, self._replicates = space, sampler, replicates
-        self._seen: set[str] = set()  # keys of drawn and imported configurations, and of trained shorter schedules
+        self._seen: set[str] = set()  # `Verdict.key` of all drawn, imported and shortened configurations
         self._open: dict[str, _Configuration] = {}
         self._crashed: dict[str, _Configuration] = {}  # ended configurations; a retry of a trial reopens them
         self._n_configurations = self._n_draws = 0
         self._verdicts: dict[str, Verdict] = {}  # parameters_key -> verdict of ConfigurationJudged
-        self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, but feasibility unknown so far
+        self._waiting: list[tuple[dict[str, Any], dict[str, float]]] = []  # trained, feasibility not checked yet
         self._newest: TrialCreated | None = None  # newest trial, without confirmations
         self._confirmations: set[str] = set()  # trials that are not reported to Optuna
         self._drawn: optuna.Trial | None = None  # a trial that was drawn; the next event describes it
@@ -98,7 +102,11 @@ class OptunaHistory:
                 self._report_known(params, figures)
 
     def _apply_draw(self, event: SampleRejected | TrialCreated, state: TrialState) -> None:
-        """Add a draw to the Optuna study. A draw that is outside the edited search space is counted but not added."""
+        """Add the sample that `event` describes to the Optuna study, as an Optuna trial.
+
+        `state` is PRUNED for a rejected sample and RUNNING for an accepted one. If the space was edited after the draw
+        (--allow-changes), a sample outside the new space is not added; only the number of draws increases.
+        """
         self._n_draws += 1
         number: int | None = None
         if self._drawn:
@@ -123,7 +131,12 @@ class OptunaHistory:
         attributes: Mapping[str, Any] | None = None,
         values: list[float] | None = None,
     ) -> int | None:
-        """Add a trial to the Optuna study; return its number, or None if `params` are outside the space."""
+        """Add an Optuna trial with these `params` and return its number; None, without a trial, if the search space
+        cannot draw `params`.
+
+        `excess` is the value of Optuna's constraint (above 0: violated), and `attributes` are the system attributes
+        that the sampler stored. `values` are the objectives if `state` is COMPLETE, else None.
+        """
         try:
             _, distributions = replay(self._space, params)
         except SpaceError:
@@ -141,14 +154,17 @@ class OptunaHistory:
         return len(self.study.get_trials(deepcopy=False)) - 1
 
     def _apply_retry(self, name: str) -> None:
-        """Reopen the configuration of a retried trial."""
+        """Record that a resume retries the crashed trial `name`.
+
+        If its configuration has been reported to Optuna already, the configuration gets a new Optuna trial.
+        """
         if name in self._confirmations:
             return
         config_id = configuration_of(name)
         configuration = self._open.get(config_id) or self._crashed.pop(config_id, None)
         if configuration is None:
             return
-        if not configuration.open:  # its end was reported to Optuna, so the retry is a new Optuna trial
+        if not configuration.open:  # Optuna already has its result, so the retry is a new Optuna trial
             number = self._enter(configuration.params, TrialState.RUNNING, configuration.excess)
             if number is None:
                 return
@@ -158,7 +174,7 @@ class OptunaHistory:
         configuration.outcomes.pop(name, None)
 
     def _apply_end(self, event: TrialEnded) -> None:
-        """Record the end of a trial; after the last one, report its configuration to Optuna."""
+        """Record the end of a trial. If all trials of its configuration have ended, report the result to Optuna."""
         config_id = configuration_of(event.trial)
         configuration = self._open.get(config_id)
         if configuration is None or event.trial not in configuration.open:  # a confirmation
@@ -173,10 +189,11 @@ class OptunaHistory:
             self._crashed[config_id] = configuration
 
     def _report(self, ended: _Configuration) -> None:
-        """Report the end of a configuration to Optuna, then its shorter pruning plans, which it trained as well.
+        """Report `ended`, a configuration whose trials have all ended, to Optuna; then report the configurations with
+        fewer prune steps that these trials trained on their way.
 
-        The values are means over the complete replicates. If no replicate is complete, the state is PRUNED if one was
-        stopped, else FAIL.
+        The reported objectives are means over the completed trials. If no trial was completed, the state of the Optuna
+        trial is PRUNED if a trial was stopped early, else FAIL.
         """
         complete = [points for name, points in ended.points.items() if ended.outcomes[name] == "completed"]
         if complete:
@@ -193,8 +210,13 @@ class OptunaHistory:
                 self._report_known(params, {name: fmean(p[name] for p in at_step) for name in OBJECTIVES})
 
     def _report_known(self, params: dict[str, Any], figures: dict[str, float]) -> None:
-        """Report to Optuna a measured configuration that was not drawn (fewer prune steps, or an earlier study), once
-        its feasibility is known. Configurations outside the edited search space are ignored."""
+        """Report to Optuna a configuration that was measured but not drawn: one with fewer prune steps than a drawn
+        one, or one of an earlier study (--warm-start).
+
+        `params` are its Optuna parameters, and `figures` its measured objectives. Nothing is reported if the search
+        space cannot draw it, or if Optuna already has a configuration that trains the same networks in the same way. If
+        its feasibility has not been checked yet, it is reported when the event ConfigurationJudged adds the result.
+        """
         verdict = self._verdicts.get(parameters_key(params))
         if verdict is None:
             if self._contains(params):
@@ -205,7 +227,7 @@ class OptunaHistory:
             self._enter(params, TrialState.COMPLETE, verdict.excess, values=values)
 
     def _contains(self, params: dict[str, Any]) -> bool:
-        """Return whether the search space contains `params`."""
+        """Return whether the search space can draw the Optuna parameters `params`."""
         try:
             replay(self._space, params)
         except SpaceError:
@@ -213,7 +235,11 @@ class OptunaHistory:
         return True
 
     def _keep_short(self) -> None:
-        """Cut a study of CAPACITY Optuna trials to half: keep running ones, the best CAPACITY / 4, then the latest."""
+        """If the Optuna study has CAPACITY trials, replace it by a study with half of them, so that draws stay fast.
+
+        All running trials are kept, and the best CAPACITY / 4 complete ones. The newest of the other trials are added
+        until CAPACITY / 2 trials are kept.
+        """
         trials = self.study.get_trials(deepcopy=False)
         if len(trials) < CAPACITY:
             return
@@ -233,7 +259,11 @@ class OptunaHistory:
             configuration.number = numbers[configuration.number]
 
     def digest(self) -> str:
-        """Return a hash of everything that decides further draws: equal digests give equal draws."""
+        """Return a hash of all state that decides the next samples.
+
+        A driver that resumes the study compares this hash with the one that the earlier driver recorded, and warns if
+        they differ.
+        """
         trials = [  # attributes of rejected samples are not kept; they have no influence
             [t.number, t.state.name, t.values, t.params, t.constraints]
             + ([] if t.state == TrialState.PRUNED else [sampler_attributes(t)])
@@ -244,15 +274,15 @@ class OptunaHistory:
         return hashlib.sha256(json.dumps([trials, open_ones, rest], sort_keys=True).encode()).hexdigest()[:16]
 
     def _replicas(self, config_id: str) -> list[str]:
-        """Return the trial names of a configuration: t0003, t0003r1, ..."""
+        """Return the names of a configuration's trials without those of --confirm: t0003, t0003r1, ... for id t0003."""
         return [f"{config_id}r{i}" if i else config_id for i in range(self._replicates)]
 
 
 def configuration_of(name: str) -> str:
-    """Return the name of a trial's configuration: t0003 for trial t0003 and for its replicate t0003r1."""
+    """Return the id of a trial's configuration: t0003 for the trials t0003 and t0003r1 (its first replicate)."""
     return name.partition("r")[0]
 
 
 def parameters_key(params: Mapping[str, Any]) -> str:
-    """Return Optuna parameters as a text that can be a dictionary key."""
+    """Return the Optuna parameters `params` as JSON text, which can be a key of a dictionary."""
     return json.dumps(params, sort_keys=True)

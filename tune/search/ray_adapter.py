@@ -1,12 +1,11 @@
-"""Ray Tune, adapted to a `SearchSession`: the only file that subclasses Ray's classes and uses its private names.
+"""Connects a `SearchSession` (tune/search/session.py), which supplies and stops the trials of a study, to Ray Tune.
 
     run_tuner(session, ...)       trains the remaining trials on the cluster that Ray is connected to
 
-Ray passes every result to the `Stopper` before its scheduler and callbacks. There the result becomes an event, from
-which the decision follows. Population based training is the only scheduler of Ray that is used.
-
-Private names of Ray 2.60: `setproctitle`, and PopulationBasedTraining's `_trial_state`, `_perturbation_interval`,
-`_exploit`, `_checkpoint_or_exploit`, `_get_new_config`; tests/test_upgrades.py fails if an upgrade changes them.
+Ray passes every result to its stopper first, then to its scheduler and callbacks. Our stopper records the result as
+events, and the session decides whether the trial stops. Of Ray's schedulers, only FIFO and a subclass of population
+based training are used. These private names of Ray 2.60 are used: `setproctitle`, and PopulationBasedTraining's
+`_trial_state`, `_exploit`, `_perturbation_interval`, `_checkpoint_or_exploit`, `_get_new_config`.
 """
 
 import zlib
@@ -34,8 +33,8 @@ MAX_FAILURES = 3  # restores of a trial after the loss of its actor or node, per
 
 
 class NamedProcess:
-    """Mixin that names a worker's process after its trial (the Trainable's `repr`), as shown by `ps`, `nvidia-smi` and
-    the dashboard."""
+    """Mixin for a Trainable: gives the worker's process the `repr` of the Trainable as its name, so that `ps`,
+    `nvidia-smi` and Ray's dashboard show the trial."""
 
     def step(self) -> dict[str, Any]:
         setproctitle(f"ray::{self!r}")
@@ -43,8 +42,8 @@ class NamedProcess:
 
 
 class SessionSearcher(Searcher):
-    """Supplies the session's trials to Ray; their values override the configuration `fixed`. It stops when the study is
-    lost (`stopper.lost`)."""
+    """Ray searcher that supplies the trials of `session`, until the study can no longer be written (`stopper.lost`).
+    The searched values of a trial override `fixed`, the configuration that all trials share."""
 
     def __init__(self, session: SearchSession, fixed: dict[str, Any], stopper: "SessionStopper"):
         super().__init__()
@@ -66,21 +65,22 @@ class SessionSearcher(Searcher):
         return self._fixed | trial.values | own
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Do nothing: the end of a trial is recorded as an event elsewhere."""
+        """Do nothing: the stopper and the callback below record the end of a trial."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: a study resumes from its journal, and Ray's snapshots are not used."""
+        """Do nothing: a study resumes from its journal, not from Ray's snapshots."""
 
     def restore(self, checkpoint_path: str) -> None:
-        raise NotImplementedError("Ray's snapshots are not used; resume a study from its journal: tune/run.py --resume")
+        raise NotImplementedError("a study has no Ray Tune snapshots to restore: resume it with tune/run.py --resume")
 
 
 class SessionStopper(rt.Stopper):
-    """Reports each result to the session and returns its decision; stops a study that is hopeless or lost."""
+    """Ray stopper that reports each result to the session, which decides whether the trial stops. All trials stop if
+    the newest ones failed for one reason (`SearchSession.hopeless`), or if the study cannot be written (`lost`)."""
 
     def __init__(self, session: SearchSession):
         self._session = session
-        self.lost: StudyLost | OSError | None = None  # why no more can be written: another driver, or no storage
+        self.lost: StudyLost | OSError | None = None  # why the study cannot be written: another driver, or no storage
 
     def __getstate__(self) -> dict[str, Any]:  # Ray pickles it with its snapshots, which are not used
         return {}
@@ -97,7 +97,8 @@ class SessionStopper(rt.Stopper):
 
 
 class SessionCallback(rt.Callback):
-    """Records ends of trials that only Ray detects; calls `step` with the running trials at each step of Ray."""
+    """Ray callback that records the end of a trial without a final result (it crashed, or Ray stopped it). After each
+    step of Ray's event loop, it calls `step` with the names of the running trials."""
 
     def __init__(self, session: SearchSession, stopper: SessionStopper, step: Callable[[list[str]], None]):
         self._session, self._stopper, self._step = session, stopper, step
@@ -116,7 +117,7 @@ class SessionCallback(rt.Callback):
         self._guarded(lambda: self._step(running))
 
     def _guarded(self, action: Callable[[], None]) -> None:
-        """Run an action that writes to the study, unless the study is lost."""
+        """Run `action`, which writes to the study, unless an earlier write failed. A failed write stops all trials."""
         if self._stopper.lost is None:
             try:
                 action()
@@ -137,8 +138,13 @@ def run_tuner(
     run: str,
     step: Callable[[list[str]], None],
 ) -> None:
-    """Train the remaining `n_trials` trials; checkpoints are written to <storage>/<run>/<trial>. StudyLost if another
-    driver took over the study, OSError if the storage stayed unavailable."""
+    """Train the `n_trials` remaining trials of `session` with Ray Tune, with checkpoints in <storage>/<run>/<trial>.
+
+    `fixed` is the configuration that all trials share. A trial reserves `resources`, such as {"cpu": 1, "gpu": 0.5}. At
+    most `max_concurrent` trials run at a time (None: as many as the resources allow). After each step of Ray's event
+    loop, `step` is called with the names of the running trials. StudyLost if another driver took over the study,
+    OSError if the storage stayed unavailable.
+    """
     stopper = SessionStopper(session)
     rt.Tuner(
         rt.with_resources(type(trainable.__name__, (NamedProcess, trainable), {}), resources),
@@ -166,34 +172,35 @@ def run_tuner(
 
 
 def ray_scheduler(name: str, space: Space, dense_epochs: int, seed: int) -> TrialScheduler:
-    """Return Ray's scheduler for `name`: population based training for pbt, else FIFO (stopping is ours)."""
+    """Return Ray's scheduler for the value `name` of --scheduler: for pbt, `Population` (which explains the other
+    arguments); else FIFO, because for asha and mo_asha the session itself stops trials early."""
     return Population(space, dense_epochs, seed) if name == "pbt" else FIFOScheduler()
 
 
 def check_population(space: Space) -> None:
-    """Raise SchedulerError if population based training cannot search `space`."""
+    """Raise SchedulerError if `space` searches keys that cannot change during a training (not in MUTABLE_KEYS)."""
     if wrong := sorted(set(space.parameters) - set(MUTABLE_KEYS)):
         raise SchedulerError(
             f"--scheduler pbt: trials copy weights from one another, so all must train the same network, but space "
-            f"{space.name} searches {', '.join(wrong)}. Fix these in its `base` and search only "
-            f"{', '.join(MUTABLE_KEYS)} (space pbt does), or use --scheduler mo_asha"
+            f"{space.name} searches {', '.join(wrong)}. Set these keys in its `base` and search only "
+            f"{', '.join(MUTABLE_KEYS)}, as space pbt does, or use --scheduler mo_asha"
         )
 
 
 class Population(PopulationBasedTraining):
     """Population based training (Jaderberg et al. 2017) of one network and the hyperparameters that `space` searches.
 
-    Every 1/8 of the dense phase, a trial in the worst quarter copies weights and configuration of a better trial in the
-    best quarter, and perturbs the searched hyperparameters. After the dense phase nothing is copied, because its
-    networks are points of the front. If trials wait for a worker, they train in turns; a trial that is 1/8 of the dense
-    phase ahead of its donor may fall back by this 1/8, but only once. Random numbers are drawn from (seed,
-    trial, epoch).
+    Every 1/8 of the `dense_epochs`, a trial in the worst quarter copies the weights and the configuration of a trial in
+    the best quarter (its donor), and perturbs the searched hyperparameters. After the dense training nothing is copied,
+    because the networks are then candidates for the front. If trials outnumber workers, they train in turns, and a
+    donor may have trained fewer epochs than the trial that copies it. Such a copy sets the trial back by up to 1/8 of
+    the dense epochs; at the same epoch, this happens only once. Random numbers depend on `seed`, trial and epoch only.
     """
 
     def __init__(self, space: Space, dense_epochs: int, seed: int):
         check_population(space)
         self._specs, self._dense_epochs, self._seed = space.parameters, dense_epochs, seed
-        self._fell_back: set[tuple[str, int]] = set()  # trial and the epoch from which it fell back
+        self._fell_back: set[tuple[str, int]] = set()  # (trial id, epoch) before it copied a donor with fewer epochs
         super().__init__(
             time_attr="training_iteration",
             metric="val_macro_avg_acc",
@@ -205,8 +212,8 @@ class Population(PopulationBasedTraining):
         )
 
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
-        # Ray does not allow a search algorithm with PBT, because it would learn from configurations that it has not
-        # drawn. Ours draws the first generation; in a space of training settings alone this error is small
+        # Ray does not allow a search algorithm with PBT: it would learn from results of configurations that it has not
+        # drawn. Our sampler draws the first generation only, and in a space of training settings this error is small
         super().on_trial_add(_NoSearch, trial)  # type: ignore[arg-type]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -223,13 +230,13 @@ class Population(PopulationBasedTraining):
     def _exploit(self, tune_controller: Any, trial: Trial, trial_to_clone: Trial) -> None:
         own, other = self._trial_state[trial], self._trial_state[trial_to_clone]
         behind, now = own.last_train_time - other.last_train_time, (trial.trial_id, own.last_train_time)
-        # without this limit it would fall back repeatedly while its donor waits for a worker
+        # without this limit the trial would lose epochs again and again while its donor waits for a worker
         if behind > self._perturbation_interval or (behind > 0 and now in self._fell_back):
             return
         if not (other.last_score or 0.0) > (own.last_score or 0.0):
             return
-        checkpoint: Any = other.last_checkpoint  # Ray has waited until it is a checkpoint
-        if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # only the latest is kept
+        checkpoint: Any = other.last_checkpoint  # Ray has already waited until it was saved
+        if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # the donor deletes old ones
             if behind > 0:
                 self._fell_back.add(now)
             super()._exploit(tune_controller, trial, trial_to_clone)
@@ -247,10 +254,10 @@ class Population(PopulationBasedTraining):
 
 
 def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
-    """Return a perturbed value of a hyperparameter whose range is `spec` (Jaderberg et al. 2017, section 4.1).
+    """Return a perturbed `value` of a hyperparameter (Jaderberg et al. 2017, section 4.1).
 
-    With probability 1/4 it is a new draw; otherwise a number is multiplied by 0.8 or 1.2 and clipped to its range, and
-    a choice is replaced by a neighbour in the list of choices.
+    `spec` is its range in the search space. With probability 1/4 the new value is drawn from the range. Otherwise a
+    number is multiplied by 0.8 or 1.2 and clipped to the range, and a choice is replaced by a neighbour in its list.
     """
     fresh = rng.random() < 0.25
     if "choice" in spec:
@@ -267,13 +274,13 @@ def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
 
 
 class _NoSearch:
-    """Stands in for Ray's controller, without a search algorithm."""
+    """Stand-in for Ray's TuneController: PBT's `on_trial_add` raises an error if the controller has a `search_alg`."""
 
     search_alg = None
 
 
 def _domain(spec: Any) -> Any:
-    """Return a range of a space as a Ray search space."""
+    """Convert the range `spec` of a search space to a Ray Tune domain, or to a list for a choice."""
     if "choice" in spec:
         return list(spec["choice"])
     kind, (low, high) = next(iter(spec.items()))
@@ -285,7 +292,7 @@ def _trial_name(trial: Any) -> str:
 
 
 def crash_of(trial: Trial) -> str:
-    """Return the last line of the error for which Ray ended a trial."""
+    """Return the last line of the error file that Ray wrote for `trial`, or "unknown error" if there is none."""
     if trial.error_file and Path(trial.error_file).is_file():
         lines = [line for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
         if lines:

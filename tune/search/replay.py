@@ -1,7 +1,12 @@
-"""Convert configurations to Optuna parameters: recorded ones, those with fewer prune steps, those of earlier studies.
+"""Convert between the values of a configuration and the parameters of an Optuna trial.
 
-params_of(space, {"train.lr": 0.01, "prune.ratios": [0.2, 0.3]})   # {"train.lr": 0.01, "prune.steps": 2, ...}
-replay(space, params)                                              # the values and their distributions
+A configuration has one value for each searched key, such as a list of pruning ratios. Optuna has a parameter for each
+entry of a list, and one for its length:
+
+values = {"train.lr": 0.01, "prune.ratios": [0.2, 0.3]}
+params = params_of(space, values)     # {"train.lr": 0.01, "prune.steps": 2, "prune.ratios[0]": 0.2, ...}
+replay(space, params)                 # (values, {parameter: Optuna distribution})
+shortened(space, params, 1)           # {"train.lr": 0.01, "prune.steps": 1, "prune.ratios[0]": 0.2}
 """
 
 import json
@@ -18,8 +23,11 @@ from tune.study.journal import read_state
 
 @dataclass
 class _Recorded:
-    """Stand-in for an Optuna trial that suggests the values of `params` and records their distributions. SpaceError for
-    a value outside its distribution."""
+    """Stand-in for an Optuna trial whose `suggest_*` methods return the values of `params`.
+
+    Each call adds the distribution of the parameter to `distributions`. SpaceError if `params` has no value for the
+    parameter, or a value outside the distribution.
+    """
 
     params: Mapping[str, Any]
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
@@ -43,12 +51,18 @@ class _Recorded:
 
     def _value(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self.params:
-            raise SpaceError(f"parameter {name} is missing in the configuration; expected a value in {distribution}")
+            raise SpaceError(
+                f"the Optuna parameters {dict(self.params)} have no value for {name}; expected a value in "
+                f"{distribution}: add {name} to them, or use a space that does not search it"
+            )
         return self.params[name]
 
     def _checked(self, name: str, value: Any, distribution: BaseDistribution, fits: bool) -> Any:
         if not fits:
-            raise SpaceError(f"{name}={value!r}: expected a value in {distribution}")
+            raise SpaceError(
+                f"the Optuna parameters {dict(self.params)} have the value {value!r} for {name}; expected a value in "
+                f"{distribution}: correct it in them, or use a space with a wider range for {name}"
+            )
         self.distributions[name] = distribution
         return value
 
@@ -58,22 +72,33 @@ def is_number(value: Any) -> bool:
 
 
 def replay(space: Space, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """Return the configuration values of Optuna's `params` in `space`, and their distributions. SpaceError if the space
-    cannot draw them."""
+    """Return ({key: value} of a configuration, {parameter: Optuna distribution}) for the Optuna parameters `params`.
+
+    The distributions follow from the ranges of `space`. SpaceError if `space` cannot draw these parameters.
+    """
     recorded = _Recorded(params)
     values = space.sample(recorded)
     if unknown := sorted(set(params) - set(recorded.distributions)):
         name, searched = unknown[0], ", ".join(recorded.distributions)
-        raise SpaceError(f"{name}={params[name]!r}: space {space.name} does not search {name}; it searches {searched}")
+        raise SpaceError(
+            f"Optuna parameter {name} is {params[name]!r}, but space {space.name} does not search it; expected only "
+            f"the parameters {searched}: use the space that drew this configuration"
+        )
     return values, recorded.distributions
 
 
 def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return Optuna's parameters for configuration `values`; SpaceError if `space` cannot draw them."""
+    """Return the Optuna parameters ({parameter: value}) of the configuration `values` ({key: value}).
+
+    SpaceError if `space` cannot draw the configuration.
+    """
     params: dict[str, Any] = {}
     for key, spec in space.parameters.items():
         if key not in values:
-            raise SpaceError(f"key {key} is missing in the configuration; expected a value in {dict(spec)}")
+            raise SpaceError(
+                f"the configuration {dict(values)} has no value for the key {key}, which space {space.name} searches "
+                f"in the range {dict(spec)}: add the key to the configuration, or use a space that does not search it"
+            )
         value = values[key]
         if "choice" in spec:
             params[key] = json.dumps(value)
@@ -86,13 +111,19 @@ def params_of(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
         else:
             params[key] = value
     if replay(space, params)[0] != {key: values[key] for key in space.parameters}:
-        raise SpaceError(f"space {space.name} cannot draw {dict(values)}; expected values in its ranges")
+        raise SpaceError(
+            f"space {space.name} cannot draw the configuration {dict(values)}; expected values in its ranges: use "
+            "another space"
+        )
     return params
 
 
 def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, Any] | None:
-    """Return `params` with only the first `steps` prune steps. A trial of `params` has trained this configuration, too.
-    None if the space does not allow this number of steps."""
+    """Return the Optuna parameters `params` with only the first `steps` prune steps; None if `space` draws no
+    configurations with so few steps.
+
+    A trial with `params` trains this shorter configuration on its way, before prune step `steps` + 1.
+    """
     spec = space.parameters.get("prune.ratios", {})
     if "each" not in spec or steps < space.auxiliary[spec["each"]]["int"][0]:
         return None
@@ -103,10 +134,12 @@ def shortened(space: Space, params: Mapping[str, Any], steps: int) -> dict[str, 
 
 
 def earlier_points(space: Space, study: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield (parameters, point) of every measured network of an earlier study that `space` could have drawn.
+    """Yield (Optuna parameters, point) for the networks that the study in folder `study` measured.
 
-    The last point of a complete trial has the trial's parameters; every other point has the parameters shortened to its
-    number of prune steps. Replicates are skipped.
+    A point is a dict with the measured values of a network. Replicates, and configurations that `space` cannot draw,
+    are skipped. The last point of a completed trial has the trial's own parameters. Every other point is the result of
+    a configuration with fewer prune steps: it has the parameters of this configuration (`shortened`), and is skipped if
+    `space` draws no configurations with so few steps.
     """
     for trial in read_state(study).trials.values():
         if trial.replicate:

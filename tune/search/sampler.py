@@ -1,16 +1,17 @@
-"""The sampler: draws feasible configurations from an Optuna study, which is a fold over the events of our study.
+"""The sampler: draws configurations with an Optuna sampler and rejects those that do not fit the limits.
 
-    sampler = FeasibleSampler(space, gate, sampler="tpe", seed=0)
-    log.attach(sampler)
-    log.replay(events)
-    sampler.draw(log)                              # adds TrialCreated, or SpaceExhausted after many rejections
+    sampler = FeasibleSampler(space, NetworkGate(base), sampler="tpe", seed=0)     # base: values of all keys
+    log.attach(sampler)                            # log: a StudyLog, which passes each event to `sampler.apply`
+    log.replay(events)                             # the events of earlier drivers
+    sampler.draw(log)                              # adds the event TrialCreated, or SpaceExhausted if none fits
 
-Every sampled configuration is built and measured (dense and after each prune step) before anything is trained. A sample
-is rejected (SampleRejected) if it fits the limits at no stage, or if the same networks were trained in the same way
-before. Its excess over the limits is reported to Optuna as a constraint.
+The networks of a sample, dense and after each prune step, are built and measured before anything is trained. A sample
+is rejected (event SampleRejected) if no stage fits the limits, or if an earlier configuration trains the same networks
+in the same way. The excess of a sample over the limits is reported to Optuna as the value of a constraint.
 
 Each draw has its own Optuna sampler, seeded by (seed, number of the draw), so a resumed study draws the same samples as
-an uninterrupted one. `draw` only reads the Optuna study; the events that it adds change it (history.py).
+an uninterrupted one. `draw` asks the Optuna study for a trial and adds events to the log. When these events are applied
+(tune/search/history.py), the Optuna trial gets its state. This is the same in a draw and in the replay of a resume.
 """
 
 import json
@@ -34,19 +35,26 @@ from tune.study.events import (
 )
 from tune.study.log import StudyLog
 
-MAX_REJECTIONS = 200  # rejections in a row after which the space is considered exhausted or infeasible
+MAX_REJECTIONS = 200  # after this number of rejections in a row, the space counts as exhausted or infeasible
 
 
 class FeasibleSampler(OptunaHistory):
-    """Multi-objective sampler of the configurations in `space` that pass `gate`, with `replicates` trials each."""
+    """Multi-objective sampler of the configurations of `space` that `gate`, such as a NetworkGate, accepts.
+
+    `sampler` is the name of an Optuna sampler: tpe, nsga2, gp or random. Each accepted configuration gets `replicates`
+    trials with different seeds. `seed` is the seed of the study.
+    """
 
     def __init__(self, space: Space, gate: Gate, *, sampler: str = "tpe", seed: int = 0, replicates: int = 1):
         super().__init__(space, sampler, replicates)
         self._gate, self._seed = gate, seed
 
     def draw(self, log: StudyLog) -> None:
-        """Add the trials of the next feasible configuration to `log`, or SpaceExhausted after MAX_REJECTIONS rejected
-        samples in a row."""
+        """Draw samples until one is accepted or MAX_REJECTIONS are rejected, and add the events to `log`.
+
+        The events are SampleRejected for each rejected sample, then TrialCreated for each trial of the accepted sample
+        (one per seed), or SpaceExhausted if none was accepted.
+        """
         for _ in range(MAX_REJECTIONS):
             seed = int(np.random.SeedSequence([self._seed, self._n_draws]).generate_state(1)[0])
             self.study.sampler = SAMPLERS[self._sampler_name](seed)
@@ -81,28 +89,40 @@ class FeasibleSampler(OptunaHistory):
         )
         log.add(*self._with_replicates(first, 0))
 
-    def _with_replicates(self, first: TrialCreated, known: int) -> list[TrialCreated]:
-        """Return the trials of a configuration from replicate `known` on; `first` is one of its trials."""
-        shared = {name: getattr(first, name) for name in ("config_id", "params", "values", "excess", "key")}
+    def _with_replicates(self, created: TrialCreated, known: int) -> list[TrialCreated]:
+        """Return the TrialCreated events of a configuration's trials, except the first `known` trials, which exist.
+
+        `created` is the TrialCreated event of any trial of the configuration; the values that all trials share are
+        copied from it.
+        """
+        shared = {name: getattr(created, name) for name in ("config_id", "params", "values", "excess", "key")}
         return [
-            TrialCreated(trial=name, replicate=i, attributes=first.attributes, **shared)
-            for i, name in list(enumerate(self._replicas(first.config_id)))[known:]
+            TrialCreated(trial=name, replicate=i, attributes=created.attributes, **shared)
+            for i, name in list(enumerate(self._replicas(created.config_id)))[known:]
         ]
 
     def settle(self, log: StudyLog) -> None:
-        """Check the feasibility of trained configurations for which it is unknown, and add the results to `log`. Must
-        be called after the end of a trial and after a replay."""
+        """Check the feasibility of configurations that were trained but not drawn, and add the results to `log`.
+
+        A trial with three prune steps also trains, on its way, the configurations with only its first step and with
+        only its first two steps. Call this method after the end of a trial, and when a resume has replayed the journal.
+        """
         while self._waiting:
             params, _ = self._waiting[0]
             self._judge(log, params)
 
     def complete_replicates(self, log: StudyLog) -> None:
-        """Add replicates of the newest configuration that are missing because its driver was killed."""
+        """Add the missing trials of the newest configuration to `log`: a killed driver may not have created all."""
         if self._newest:
             log.add(*self._with_replicates(self._newest, self._newest.replicate + 1))
 
     def import_points(self, log: StudyLog, known: Iterable[tuple[dict[str, Any], dict[str, Any]]]) -> int:
-        """Add (parameters, point) pairs of earlier studies; return the number of new ones."""
+        """Add networks that earlier studies measured to `log`, so that the sampler knows their results.
+
+        `known` has pairs (Optuna parameters, point) from `earlier_points`; a point is a dict with the objectives of a
+        network. A pair is skipped if its configuration trains the same networks in the same way as a configuration that
+        is drawn or imported already (equal `Verdict.key`). Return the number of added pairs.
+        """
         new = 0
         for params, point in known:
             if self._judge(log, params).key not in self._seen:
@@ -111,7 +131,10 @@ class FeasibleSampler(OptunaHistory):
         return new
 
     def _judge(self, log: StudyLog, params: dict[str, Any]) -> Verdict:
-        """Return the feasibility of a configuration that was not drawn here; record it as an event, for a resume."""
+        """Return the result of the feasibility check for the Optuna parameters `params`, which were not drawn here.
+
+        A new result is also added to `log` as the event ConfigurationJudged, so that a resume does not check again.
+        """
         if parameters_key(params) not in self._verdicts:
             verdict = self._gate(replay(self._space, params)[0])
             log.add(ConfigurationJudged(params=params, key=verdict.key, excess=verdict.excess))

@@ -1,11 +1,13 @@
-"""The search of one driver, without Ray: supplies trials, records their results as events, decides which to stop.
+"""The search, independent of Ray: it supplies trials, records their results as events and decides which trials to stop.
 
+    # log: StudyLog of the study; sampler: FeasibleSampler; rungs: SuccessiveHalving, or None for no early stopping
     session = SearchSession(log, sampler, rungs, scheduler="mo_asha")
-    trial = session.next_trial()                     # None: no trial is left
-    stop = session.report(trial.name, result)        # a result of a Trainable (trainables/ray_trainables.py)
-    session.crashed(trial.name, "the node died")
+    trial = session.next_trial()                     # None: the sampler found no further configuration
+    stop = session.report(trial.name, result)        # result: a dict from a Trainable (trainables/ray_trainables.py)
+    session.crashed(trial.name, "the node died")     # the trial ends, and a resumed study retries it
 
-tune/search/ray_adapter.py connects it to Ray Tune; a test or a benchmark drives it directly.
+One driver process has one session. tune/search/ray_adapter.py connects it to Ray Tune; tests and benchmarks call it
+without Ray.
 """
 
 import re
@@ -27,11 +29,16 @@ from tune.study.events import (
 from tune.study.log import StudyLog
 from tune.study.state import TrialState
 
-HOPELESS = 3  # the study ends if this many trials fail for the same reason before any network is measured
+HOPELESS = 3  # number of failed trials with the same reason that end a study in which no network was measured
 
 
 class SearchSession:
-    """Supplies the open trials, then new ones from `sampler`; `n_trials` is the number of trials of the study."""
+    """Supplies the trials that have not ended, then new ones from `sampler`, and records the results of all in `log`.
+
+    `rungs` decides which trials stop early (None: none does). `scheduler` is the value of --scheduler; the event of a
+    stopped trial names it as the cause. If the newest HOPELESS failed trials (or `n_trials`, if that is less) have the
+    same reason and no network was measured, `hopeless` is set to this reason, and the caller must end the search.
+    """
 
     def __init__(
         self,
@@ -43,14 +50,14 @@ class SearchSession:
     ):
         self.log, self.sampler, self.rungs, self.scheduler = log, sampler, rungs, scheduler
         self._hopeless_after = min(HOPELESS, n_trials)
-        self.hopeless: str | None = None  # the reason to stop the study; None: continue
+        self.hopeless: str | None = None  # reason of the failures that make the study hopeless; None: continue
         self._queue = deque(log.state.open)
         self._known_trials = len(log.state.trials)
         self._any_point = any(trial.points for trial in log.state.trials.values())
-        self._failures: list[str] = []  # reasons in this driver, before a network was measured
+        self._failures: list[str] = []  # reasons in this session, before a network was measured
 
     def next_trial(self) -> TrialState | None:
-        """Return the next trial to train; None if the space has no further configuration."""
+        """Return the next trial to train; None if the sampler finds no further configuration."""
         if not self._queue:
             self.sampler.draw(self.log)
             trials = list(self.log.state.trials.values())
@@ -59,7 +66,7 @@ class SearchSession:
         return self._queue.popleft() if self._queue else None
 
     def report(self, name: str, result: Mapping[str, Any]) -> bool:
-        """Record a result of a trial; return whether the trial has ended or must stop."""
+        """Record `result`, which the Trainable of trial `name` reported. Return True if the trial must stop now."""
         trial = self.log.state.trials[name]
         if trial.ended:  # Ray reports "done" twice for a trial that was restored after its last epoch
             return True
@@ -72,11 +79,11 @@ class SearchSession:
         return trial.ended
 
     def crashed(self, name: str, reason: str) -> None:
-        """Record the end of a trial that Ray does not restart any more."""
+        """Record that trial `name` crashed and that Ray does not restart it; a resumed study retries it."""
         self._end(name, TrialEnded(trial=name, outcome="crashed", reason=reason))
 
     def stopped(self, name: str, by: str) -> None:
-        """Record the end of a trial that was stopped without a final result."""
+        """Record that trial `name` was stopped without a final result; `by` names the cause, such as "ray tune"."""
         self._end(name, TrialEnded(trial=name, outcome="stopped", by=by))
 
     def _end(self, name: str, event: TrialEnded) -> None:
@@ -87,14 +94,14 @@ class SearchSession:
 
     @staticmethod
     def _events(trial: TrialState, result: Mapping[str, Any]) -> list[Event]:
-        """Return the events of a Trainable's result, in order."""
+        """Convert `result`, which the Trainable of `trial` reported, to events, in the order in which they happened."""
         name, events = trial.name, list[Event]()
         if result.get("restored_epochs") is not None:
             events.append(TrialRestored(trial=name, epochs=result["restored_epochs"]))
         config = result.get("config") or {}
         if changed := {k: config[k] for k, v in trial.values.items() if k in config and config[k] != v}:
             events.append(ConfigurationChanged(trial=name, values=changed))  # by population based training
-        # epochs that an earlier driver did not write before it was lost, then the new epoch
+        # first the epochs that an earlier driver trained but did not write before it was killed, then the new epoch
         rows = [row for row in result.get("curve") or () if row["epochs"] > trial.epochs]
         if result.get("trained", True) and not result.get("failure"):
             rows = [*(row for row in rows if row["epochs"] < result["epochs"]), result]
@@ -113,10 +120,11 @@ class SearchSession:
         return events
 
     def _after_end(self, trial: TrialState) -> None:
-        """Settle the sampler (`FeasibleSampler.settle`), and stop the study if all trials fail for the same reason."""
+        """Let the sampler check the configurations with fewer prune steps that the ended `trial` also trained, and set
+        `hopeless` if the newest failures have the same reason and no network was measured."""
         self.sampler.settle(self.log)
         if trial.outcome in ("failed", "crashed") and not self._any_point:
-            self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # numbers are ignored
+            self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # ignore differences in numbers
             newest = self._failures[-self._hopeless_after :]
             if len(newest) == self._hopeless_after and len(set(newest)) == 1:
                 self.hopeless = str(trial.reason)

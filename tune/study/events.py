@@ -1,18 +1,17 @@
-"""The typed events of a study; each is written once and applied to every reducer (tune/study/log.py).
+"""The events of a study as frozen dataclasses, and their conversion to and from lines of the journal.
 
     event = EpochReported(trial="t0003", stage=0, epoch=1, epochs=1, figures={...})
     line = encode(event);  decode(json.loads(line)) == event
 
-The journal (tune/study/journal.py) holds one JSON object per line: `event` is the kind, `time` is in UTC. Events are
-written in format 2. In format 1 one `result` event described an epoch, a point and the end of a trial; `migrated`
-converts such events to format 2.
+Each event is written as one line of the journal (tune/study/journal.py), then applied to all reducers: objects whose
+state is computed from the events alone (tune/study/state.py). A line is a JSON object: the key `event` is the kind of
+the event, the other keys are its fields. Events are written in format 2. `migrated` converts events of format 1, whose
+`result` event described an epoch, a point and the end of a trial together. A trial ends with one of four outcomes:
 
-A trial ends in exactly one way (`Outcome`):
-
-    completed    its last stage was trained and measured
-    stopped      stopped early, by its scheduler
-    failed       a deterministic error, which would repeat: the loss is not finite, out of GPU memory
-    crashed      an error outside the configuration, such as a lost node; a resume retries the trial
+    completed    The last stage was trained to the end and measured.
+    stopped      The trial was stopped early, in general by the scheduler.
+    failed       The trial had an error that a retry would repeat, such as a loss that is not finite.
+    crashed      The trial had an error outside its configuration, such as a lost node. A resume retries the trial.
 """
 
 import dataclasses
@@ -28,15 +27,16 @@ from trainables.outputs.records import now
 
 FORMAT = 2
 Outcome = Literal["completed", "stopped", "failed", "crashed"]
+REMEDY = "restore the journal from a copy, or use the version of asc-tune that wrote it"
 
 
 class EventError(ValueError):
-    """Invalid content of an event, or an event that is not valid after the earlier ones."""
+    """Raised for an event that is invalid or contradicts earlier ones. In a journal, it becomes a JournalError."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Base class of all events."""
+    """Base class of all events. `kind` is the value of the key `event` in the journal, for example "trial_ended"."""
 
     kind: ClassVar[str]
     time: str = field(default_factory=now)  # UTC
@@ -44,16 +44,16 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted(Event):
-    """A driver process started to run the study."""
+    """A driver process started or resumed the study."""
 
     kind = "driver_started"
-    command: str
+    command: str  # command line that created the study
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverFinished(Event):
-    """A driver ended normally. `digests` are hashes of the states of its sampler and its rungs; a resume compares them
-    with the hashes after its replay."""
+    """A driver ended normally. `digests` maps "sampler" and "rungs" to hashes of their final states (None: no rungs).
+    A resume that replays this event compares them with the hashes of its own states, and warns if they differ."""
 
     kind = "driver_finished"
     digests: dict[str, str | None] = field(default_factory=dict)
@@ -61,18 +61,18 @@ class DriverFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationJudged(Event):
-    """The feasibility of a configuration that the sampler did not draw: a drawn one with fewer prune steps, or one of
-    an earlier study (`--warm-start`)."""
+    """A configuration that the sampler did not draw was checked for feasibility: a drawn and trained configuration
+    without its last prune steps, or a configuration that `--warm-start` imports from an earlier study."""
 
     kind = "configuration_judged"
     params: dict[str, Any]
-    key: str
-    excess: float
+    key: str  # identical for configurations that train the same networks in the same way
+    excess: float  # relative excess of the cheapest stage over the limits; above 0: infeasible
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointImported(Event):
-    """A network that an earlier study measured (`--warm-start`); `point` holds its objective values."""
+    """`--warm-start` imported a network of an earlier study. `point` maps the name of each objective to its value."""
 
     kind = "point_imported"
     params: dict[str, Any]
@@ -81,18 +81,18 @@ class PointImported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleRejected(Event):
-    """A sampled configuration that is not trained."""
+    """A sample was rejected before training: it is infeasible, or would train the same networks as an earlier one."""
 
     kind = "sample_rejected"
     params: dict[str, Any]
-    reason: str
-    example: str
-    excess: float  # relative excess of the cheapest stage over the limits
+    reason: str  # one of a few fixed texts, by which rejected samples are counted
+    example: str  # the sampled values and details of this rejection
+    excess: float  # relative excess of the cheapest stage over the limits; above 0: infeasible
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpaceExhausted(Event):
-    """The search ends because `rejections` samples in a row were rejected."""
+    """The search draws no further configurations, because the last `rejections` samples were all rejected."""
 
     kind = "space_exhausted"
     rejections: int
@@ -100,7 +100,7 @@ class SpaceExhausted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialCreated(Event):
-    """A new trial: the first of a sampled configuration, a replicate, or a confirmation."""
+    """A trial was created: the first trial of a sampled configuration, or a replicate with another seed."""
 
     kind = "trial_created"
     trial: str  # t0003; t0003r1 is its first replicate
@@ -108,15 +108,15 @@ class TrialCreated(Event):
     replicate: int  # 0, 1, ...: index of the seed within the configuration
     params: dict[str, Any]  # parameters of the Optuna trial
     values: dict[str, Any]  # configuration values that follow from `params`
-    excess: float = 0.0
+    excess: float = 0.0  # relative excess of the cheapest stage over the limits; above 0: infeasible
     key: str = ""  # identical for configurations that train the same networks in the same way
     attributes: dict[str, Any] = field(default_factory=dict)  # system attributes of the Optuna trial
-    confirms: bool = False  # whether --confirm added it
+    confirms: bool = False  # True for a replicate that --confirm added for a configuration of the front
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRetried(Event):
-    """A new driver retries a crashed trial."""
+    """A resume reopened a crashed trial, to retry it."""
 
     kind = "trial_retried"
     trial: str
@@ -124,7 +124,7 @@ class TrialRetried(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRestored(Event):
-    """A trial continued from a checkpoint that was saved after `epochs` epochs."""
+    """A trial was restored from a checkpoint, which was saved after `epochs` epochs (counted over all stages)."""
 
     kind = "trial_restored"
     trial: str
@@ -133,7 +133,7 @@ class TrialRestored(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationChanged(Event):
-    """Configuration values that population based training changed."""
+    """Population based training changed the configuration of a trial. `values` maps changed keys to new values."""
 
     kind = "configuration_changed"
     trial: str
@@ -142,7 +142,7 @@ class ConfigurationChanged(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReported(Event):
-    """One epoch of a trial (`trainables.outputs.records.Record`)."""
+    """A trial reported the result of one epoch (fields: see `Record` in trainables/outputs/records.py)."""
 
     kind = "epoch_reported"
     trial: str
@@ -154,22 +154,22 @@ class EpochReported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PointMeasured(Event):
-    """A measured network whose stage was trained to the end (`trainables.outputs.records.Point`)."""
+    """A stage of a trial was trained to the end and its network was measured."""
 
     kind = "point_measured"
     trial: str
-    point: dict[str, Any]
+    point: dict[str, Any]  # fields of trainables.outputs.records.Point
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded(Event):
-    """A trial ended."""
+    """A trial ended with the given outcome (the module's docstring lists the outcomes)."""
 
     kind = "trial_ended"
     trial: str
     outcome: Outcome
     reason: str | None = None  # why it failed or crashed
-    by: str | None = None  # what stopped it
+    by: str | None = None  # what stopped it: name of the scheduler, "ray tune" or "the trial itself"
 
 
 FIGURES = (
@@ -186,41 +186,42 @@ KINDS: dict[str, type[Event]] = {
 
 
 def encode(event: Event) -> str:
-    """Return the event as one line of JSON, with a newline."""
+    """Return `event` as one line of JSON, ending with a newline."""
     values = {f.name: getattr(event, f.name) for f in dataclasses.fields(event)}
     return json.dumps({"event": event.kind, **values}) + "\n"
 
 
 def decode(content: Any) -> Event:
-    """Return the event described by a JSON object of format 2; EventError names the invalid key and value."""
+    """Return the event in `content`, a parsed line of format 2. Raise EventError if `content` is invalid."""
     if not isinstance(content, dict) or "event" not in content:
-        raise EventError(f"expected an object with the key 'event', found {json.dumps(content)[:80]}")
+        raise EventError(f"found {json.dumps(content)[:80]}; expected a JSON object with the key 'event'; {REMEDY}")
     kind = content["event"]
     if not isinstance(kind, str) or kind not in KINDS:
-        raise EventError(f"unknown event {kind!r}: expected one of {', '.join(KINDS)}")
+        raise EventError(f"key 'event' is {kind!r}; expected one of {', '.join(KINDS)}; {REMEDY}")
     fields = _fields(KINDS[kind])
     values = {key: value for key, value in content.items() if key != "event"}
     if unknown := set(values) - set(fields):
-        raise EventError(f"event {kind!r}: unknown field {sorted(unknown)[0]!r}; expected {', '.join(fields)}")
+        raise EventError(f"event {kind!r} has a field {min(unknown)!r}; expected only {', '.join(fields)}; {REMEDY}")
     for name, value in values.items():
         if not isinstance(value, fields[name]) or (isinstance(value, bool) and bool not in fields[name]):
             raise EventError(
-                f"event {kind!r}: field {name!r} is {json.dumps(value)[:80]}; expected {_names(fields[name])}"
+                f"event {kind!r}: {name!r} is {json.dumps(value)[:80]}; expected {_names(fields[name])}; {REMEDY}"
             )
     try:
         event = KINDS[kind](**values)
     except TypeError as error:
-        raise EventError(f"event {kind!r}: {error}") from None
+        missing = str(error).rpartition(": ")[2]
+        raise EventError(f"event {kind!r} lacks the required field(s) {missing}; {REMEDY}") from None
     if isinstance(event, TrialEnded) and event.outcome not in typing.get_args(Outcome):
         raise EventError(
-            f"event {kind!r}: outcome is {event.outcome!r}; expected one of {', '.join(typing.get_args(Outcome))}"
+            f"event {kind!r}: 'outcome' is {event.outcome!r}; expected one of {typing.get_args(Outcome)}; {REMEDY}"
         )
     return event
 
 
 @cache
 def _fields(cls: type[Event]) -> dict[str, tuple[type, ...]]:
-    """Return {field name: Python types of the JSON values that it accepts}."""
+    """Return the fields of an event class as {field name: Python types that the field's JSON value may have}."""
     return {name: _json_types(kind) for name, kind in typing.get_type_hints(cls).items() if name != "kind"}
 
 
@@ -229,7 +230,7 @@ def _names(kinds: tuple[type, ...]) -> str:
 
 
 def _json_types(kind: Any) -> tuple[type, ...]:
-    """Return the Python types of the JSON values that a type annotation accepts."""
+    """Return the Python types that the JSON value of a field with the annotation `kind` may have."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         return tuple(t for part in typing.get_args(kind) for t in _json_types(part))
@@ -239,16 +240,16 @@ def _json_types(kind: Any) -> tuple[type, ...]:
 
 
 def migrated(old: Any) -> Iterator[Event]:
-    """Yield the events of format 2 that replace an event of format 1; EventError if `old` is invalid."""
+    """Yield the events that replace `old`, a parsed line of format 1. Raise EventError if `old` is invalid."""
     if not isinstance(old, dict) or not isinstance(old.get("event"), str):
-        raise EventError(f"expected an object with the key 'event', found {json.dumps(old)[:80]}")
+        raise EventError(f"found {json.dumps(old)[:80]}; expected a JSON object with the key 'event'; {REMEDY}")
     if old["event"] not in _MIGRATIONS:
-        raise EventError(f"unknown event {old['event']!r}: expected one of {', '.join(_MIGRATIONS)} in format 1")
+        raise EventError(f"key 'event' is {old['event']!r}; format 1 has only {', '.join(_MIGRATIONS)}; {REMEDY}")
     try:
         for kind, values in _MIGRATIONS[old["event"]](old):
             yield decode({"event": kind, "time": old["time"], **values})
     except KeyError as error:
-        raise EventError(f"event {old['event']!r}: field {error} is missing") from None
+        raise EventError(f"event {old['event']!r} of format 1 lacks the required field {error}; {REMEDY}") from None
 
 
 def _renamed(kind: str, *names: str) -> Any:

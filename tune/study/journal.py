@@ -1,14 +1,13 @@
-"""The journal of a study: every event as one line of JSON, in segments of about 1 MB.
+"""The journal of a study: all its events as lines of JSON, in files of about 1 MB ("segments").
 
     <study>/journal/000002-0001.jsonl     first segment of the second driver (generation 2), then 000002-0002.jsonl ...
 
-The first line of a segment is its header: format, generation, and `after`: the segment that it follows and the number
-of bytes that its driver had read or written there. Bytes of the earlier segment beyond that number are ignored. They
-are either a partial line left by a kill, or were written by an earlier driver that was paused and did not know yet that
-another driver had taken over.
+The first line of a segment is its header with the keys `segment` (the format), `generation` and `after`. `after` is
+[name of the preceding segment, number of its valid bytes]: the bytes that the driver had read or written when it
+created the new segment. Further bytes of the preceding segment, and segments between the two, are ignored: a partial
+line that a killed driver left, or lines of a paused driver that did not know that another driver had taken over.
 
-An event is acknowledged once its line is written, flushed and fsynced. Journals of format 1 (000.jsonl, one segment per
-driver, without header) are also read.
+Journals of format 1 (one segment per driver: 000.jsonl, ..., without a header) can be read, but are not written.
 """
 
 import json
@@ -21,33 +20,31 @@ from pathlib import Path
 from typing import Any
 
 from data.files import fsync_file, fsync_folder, make_folder
-from tune.study.events import FORMAT, Event, decode, encode, migrated
+from tune.study.events import FORMAT, REMEDY, Event, EventError, decode, encode, migrated
 from tune.study.lease import StudyLost
+from tune.study.retry import Retry
 from tune.study.state import StudyState
-from tune.study.waiting import Patience
 
 FOLDER = "journal"
-SEGMENT_BYTES = (
-    1_000_000  # size at which the next segment starts, because an object store can only replace entire objects
-)
+SEGMENT_BYTES = 1_000_000  # size after which a new segment starts: an object store can only replace entire objects
 _NAME = re.compile(r"(?:(\d+)-)?(\d+)\.jsonl")
 
 
 class JournalError(ValueError):
-    """A journal with a damaged line or an invalid event."""
+    """Raised if a line of a journal is invalid or contradicts the earlier ones, or if a part of the journal is lost."""
 
 
 @dataclass(frozen=True, order=True)
 class Segment:
-    """A file of the journal; segments sort in the order in which they were written."""
+    """A file of the journal of a study. When segments are sorted, the oldest one is first."""
 
-    generation: int  # 1, 2, ...: number of the driver that wrote it
+    generation: int  # 1, 2, ...: number of the driver that wrote the file
     number: int  # 1, 2, ... within the generation; 0 in format 1
     path: Path
 
 
 def segment_of(path: Path) -> Segment | None:
-    """Return the segment for a path; None if the file is not a segment."""
+    """Return the segment (journal file) at `path`; None if `path` does not have the name of a segment."""
     match = _NAME.fullmatch(path.name)
     if not match:
         return None
@@ -56,13 +53,17 @@ def segment_of(path: Path) -> Segment | None:
 
 
 def segments(study: Path) -> list[Segment]:
-    """Return all segments of a study, oldest first."""
+    """Return the segments (files) of the journal of the study in the folder `study`, oldest first."""
     return sorted(filter(None, map(segment_of, (study / FOLDER).glob("*.jsonl"))))
 
 
 def counting(study: Path) -> list[tuple[Segment, int]]:
-    """Return the valid segments, oldest first, each with the number of its valid bytes. The headers of later segments
-    decide what is valid. JournalError names a damaged header."""
+    """Return (segment, number of its valid bytes) for each valid file ("segment") of the journal of a study.
+
+    `study` is the study's folder. The oldest segment comes first. Only the valid bytes, at the beginning of a file,
+    belong to the journal: `after` in the header of a later segment can exclude the end of a segment, and all segments
+    between the two. Raise JournalError if a header is invalid, or if a segment that it names is missing or too short.
+    """
     found: list[tuple[Segment, int]] = []
     for segment in segments(study):
         header = read_header(segment)
@@ -83,19 +84,24 @@ def counting(study: Path) -> list[tuple[Segment, int]]:
 
 
 def _check_follows(segment: Segment, after: list[Any] | None, found: list[tuple[Segment, int]]) -> None:
-    """Raise JournalError if the segment that `segment` follows is missing, or shorter than its header records."""
+    """Raise JournalError if the segment that precedes `segment` is missing or too short.
+
+    `after` comes from the header of `segment`: [name of the preceding segment, number of its valid bytes], or None for
+    the first segment. `found` holds (segment, number of its valid bytes) of the earlier segments.
+    """
     if after is not None:
         size = next((n for s, n in found if s.path.name == after[0]), None)
         if size is None or size < after[1]:
             problem = "is missing" if size is None else f"has only {size:,} bytes"
             raise JournalError(
-                f"the header of {segment.path} says that this segment follows {after[1]:,} bytes of {after[0]}, but "
-                f"{after[0]} {problem}: a part of the journal was lost. Restore {after[0]} from a copy"
+                f"{segment.path}: its header expects {after[1]:,} bytes in the preceding file {after[0]}, which "
+                f"{problem}. A part of the journal was lost: restore {after[0]} from a copy"
             )
 
 
 def read_header(segment: Segment) -> dict[str, Any] | None:
-    """Return the header of a segment; None in format 1, or if its line is incomplete."""
+    """Return the header of a segment; None if there is none (format 1), or if it is incomplete (its driver was killed).
+    Raise JournalError if the header is invalid."""
     if not segment.number:
         return None
     with segment.path.open("rb") as stream:
@@ -106,20 +112,18 @@ def read_header(segment: Segment) -> dict[str, Any] | None:
         header = json.loads(line)
         after = header["after"]
         if after is not None and (segment_of(Path(after[0])) is None or after[1] < 0):
-            raise ValueError(f"field 'after' is {after}; expected null or [name of a segment, number of bytes]")
+            raise ValueError(f"key 'after' is {after}; expected null or [name of the preceding file, its bytes]")
         if header["segment"] != FORMAT:
-            raise ValueError(f"field 'segment' is {header['segment']}; this version of asc-tune reads format {FORMAT}")
+            raise ValueError(f"key 'segment' (the format) is {header['segment']!r}; this version reads format {FORMAT}")
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        problem = f"field {error} is missing" if isinstance(error, KeyError) else error
-        raise JournalError(
-            f"{segment.path}, line 1 is not a valid header: {problem}. Restore this file from a copy"
-        ) from error
+        problem = f"key {error} is missing" if isinstance(error, KeyError) else error
+        raise JournalError(f"{segment.path}, line 1 is not a valid header: {problem}; {REMEDY}") from error
     return header
 
 
 def parse(segment: Segment, content: bytes, first_line: int = 1) -> Iterator[tuple[int, Event]]:
-    """Yield the events in `content`, the complete lines of a segment from `first_line` on, each with its line number.
-    JournalError names an invalid line."""
+    """Yield (line number, event) for each event in `content`, which holds complete lines of `segment`, beginning with
+    line number `first_line`. Raise JournalError, which names file and line, if a line is invalid."""
     for number, line in enumerate(content.splitlines(), start=first_line):
         if segment.number and number == 1:
             continue  # the header
@@ -132,7 +136,8 @@ def parse(segment: Segment, content: bytes, first_line: int = 1) -> Iterator[tup
 
 
 def apply_line(apply: Callable[[Event], None], event: Event, segment: Segment, number: int) -> None:
-    """Apply the event of a line; JournalError names the line if the event is not valid after the earlier ones."""
+    """Call `apply` with `event`, which is in line `number` of `segment`. Raise JournalError, which names file and line,
+    if the event contradicts the earlier ones."""
     try:
         apply(event)
     except (ValueError, KeyError, TypeError) as error:
@@ -141,20 +146,17 @@ def apply_line(apply: Callable[[Event], None], event: Event, segment: Segment, n
 
 def _damaged(segment: Segment, number: int, error: Exception) -> str:
     reason = f"the key {error} is missing" if isinstance(error, KeyError) else error
-    return (
-        f"{segment.path}, line {number} is damaged: {reason}. Restore this file from a copy; deleting the line does "
-        "not help, because later lines depend on it"
-    )
+    remedy = "" if isinstance(error, EventError) else f"; {REMEDY}"  # an EventError contains it
+    return f"{segment.path}, line {number} is invalid: {reason}{remedy}. Do not delete the line: others depend on it"
 
 
 class Reading:
-    """Reader of a study's journal from its beginning; after the iteration, `after` is the position of its end."""
+    """Iterable over the events in the journal of the study in the folder `study`, oldest first. After an iteration,
+    `after` is (name of the last segment, number of bytes of its complete lines); None if there is no segment."""
 
     def __init__(self, study: Path):
         self.study = study
-        self.after: tuple[str, int] | None = (
-            None  # name of the last segment, and the number of bytes of its complete lines
-        )
+        self.after: tuple[str, int] | None = None
         self.place: tuple[Segment, int] | None = None  # segment and line number of the last yielded event
 
     def __iter__(self) -> Iterator[Event]:
@@ -167,35 +169,37 @@ class Reading:
             self.after = segment.path.name, len(complete) + len(end)
 
     def apply(self, apply: Callable[[Event], None]) -> None:
-        """Apply all events; JournalError names the line of an event that is not valid after the earlier ones."""
+        """Call `apply` with each event of the journal. Raise JournalError, which names file and line, if a line is
+        invalid or its event contradicts the earlier ones."""
         for event in self:
             assert self.place is not None
             apply_line(apply, event, *self.place)
 
 
 def read_events(study: Path) -> Iterator[Event]:
-    """Return an iterator over all events of a study, in order. JournalError names an invalid line."""
+    """Return an iterator over the events of the study in `study`, a folder. It raises JournalError at invalid lines."""
     return iter(Reading(study))
 
 
 def read_state(study: Path) -> StudyState:
-    """Return the state of a study after all events of its journal; the empty state if there are no events."""
+    """Return the state of the study in the folder `study` after all its events; without events, it is empty."""
     state = StudyState()
     Reading(study).apply(state.apply)
     return state
 
 
 def next_generation(study: Path) -> int:
-    """Return the generation of a driver that starts now: the highest one in the journal plus 1."""
+    """Return the number (generation) of a new driver of the study in the folder `study`: the highest used one + 1."""
     return max((segment.generation for segment in segments(study)), default=0) + 1
 
 
 class Journal:
-    """Writer of a study's journal: appends events to segments of its own generation. The caller must hold the study
-    (tune/study/hold.py).
+    """Appends the events of one driver to the journal of a study, in files (segments) that only this driver writes. The
+    caller must have exclusive access to the study (tune/study/access.py).
 
-    `after` is the position where the reading of the earlier segments ended (`Reading.after`). `check` is called before
-    each write and raises StudyLost if the driver has lost the study.
+    `after` is the position up to which the caller has read the journal (`Reading.after`). `generation` is the number
+    of the driver's lease; None or 0 without a lease. `retry` repeats a write while the storage is unavailable. `check`
+    is called before each write; it must raise StudyLost if another driver has taken over the study.
     """
 
     def __init__(
@@ -203,28 +207,29 @@ class Journal:
         study: Path,
         after: tuple[str, int] | None,
         generation: int | None = None,
-        patience: Patience | None = None,
+        retry: Retry | None = None,
         check: Callable[[], None] = lambda: None,
     ):
         self.folder = study / FOLDER
         self.generation = max(generation or 0, next_generation(study))
-        self._patience = patience or Patience(lambda message: None)
+        self._retry = retry or Retry(lambda message: None)
         self._check = check
         self._number = 0
         self._handle: int | None = None
         self._path, self._size = self.folder, 0
         self._begun: Path | None = None  # the last segment that this object created
-        self._patience(lambda: make_folder(self.folder))
-        self._patience(self._sync_earlier)
-        self._patience(lambda: self._open(after))
+        self._retry(lambda: make_folder(self.folder))
+        self._retry(self._sync_earlier)
+        self._retry(lambda: self._open(after))
 
     def append(self, events: tuple[Event, ...]) -> None:
-        """Write and fsync events; they are on disk when this returns. Waits while the storage is unavailable or full.
+        """Append `events` and fsync them. While the storage is unavailable or full, wait and try again.
 
-        StudyLost if another driver took over the study. OSError after the longest wait; then no event is written.
+        Raise StudyLost if another driver has taken over the study, and OSError if the storage stays unavailable for too
+        long. After an error, none of `events` is in the journal.
         """
         lines = "".join(map(encode, events)).encode()
-        self._patience(lambda: self._append(lines))
+        self._retry(lambda: self._append(lines))
 
     def close(self) -> None:
         if self._handle is not None:
@@ -232,12 +237,13 @@ class Journal:
         self._handle = None
 
     def _sync_earlier(self) -> None:
-        """Fsync the earlier segments: lines of a killed driver may be in memory only, and new events depend on them."""
+        """Fsync the earlier segments: new events depend on them, and a killed driver may have left lines unsynced."""
         for segment in segments(self.folder.parent):
             fsync_file(segment.path)
 
     def _open(self, after: tuple[str, int] | None) -> None:
-        """Create the next segment and write its header."""
+        """Create this driver's next segment and write its header. `after` is (name of the preceding segment, number of
+        its valid bytes); None if this is the first segment of the journal."""
         self._check_owner()
         path = self.folder / f"{self.generation:06d}-{self._number + 1:04d}.jsonl"
         header = (json.dumps({"segment": FORMAT, "generation": self.generation, "after": after}) + "\n").encode()
@@ -255,14 +261,15 @@ class Journal:
         self._handle, self._path, self._size, self._number = handle, path, len(header), self._number + 1
 
     def _append(self, lines: bytes) -> None:
-        """Append lines and fsync them. OSError if the file was replaced or cannot be written; no partial line stays."""
+        """Append `lines`, encoded events, to the newest segment and fsync them. If this fails, or if another process
+        replaced the file, raise OSError and leave no partial line."""
         self._check_owner()
         if self._size >= SEGMENT_BYTES:
             self._open((self._path.name, self._size))
         assert self._handle is not None
         opened = os.fstat(self._handle)
         if not os.path.samestat(opened, self._path.stat()):
-            raise FileNotFoundError(f"{self._path} was replaced by another file; put the file of this driver back")
+            raise FileNotFoundError(f"{self._path} was replaced by another file; move the original file back there")
         try:
             if opened.st_size > self._size:  # a partial line, left when the storage became unavailable
                 os.ftruncate(self._handle, self._size)
@@ -274,19 +281,20 @@ class Journal:
         self._size += len(lines)
 
     def _check_owner(self) -> None:
-        """Raise StudyLost if this driver has lost the study, or a newer generation has a segment."""
+        """Raise StudyLost if another driver has taken over the study: `check` raises it, or the journal has a segment
+        of a newer driver."""
         self._check()
         newest = max((s.generation for s in map(segment_of, self.folder.iterdir()) if s), default=0)
         if newest > self.generation:
             raise StudyLost(
-                f"{self.folder} was taken over by another driver (generation {newest}; this driver is generation "
-                f"{self.generation}); this driver stops and writes nothing more"
+                f"the study in {self.folder.parent} was taken over by driver {newest}; this one, driver "
+                f"{self.generation}, stops and writes nothing more. To follow the study, use tune/status.py"
             )
 
 
 def _write(handle: int, content: bytes) -> None:
-    """Write all of `content` and fsync it; a nearly full disk may write a part of it first."""
+    """Write all of `content` to the file descriptor `handle` and fsync it."""
     written = 0
     while written < len(content):
-        written += os.write(handle, content[written:])
+        written += os.write(handle, content[written:])  # may write only a part, for example on a nearly full disk
     os.fsync(handle)

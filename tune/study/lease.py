@@ -1,22 +1,27 @@
-"""Exclusive access of one driver to a study: a lock file for a folder, a lease for an object store.
+"""Exclusive access of one driver to a study: a lock file for a study on a disk, a lease for one in an object store.
 
-    with lock(folder): ...                       # among drivers on this machine, or on a shared disk with flock
-    lease = StoreLease(Store("s3://bucket/x"))
+    with lock(Path("runs/x")): ...               # excludes drivers on this machine, or on a shared disk with flock
+    lease = StoreLease(Store("s3://bucket/x"))   # for the study x in an object store
     lease.acquire();  lease.verify();  lease.release()
 
-Object stores have no locks, and pyarrow has no conditional writes. So each driver claims the study with an object of
-its own, <study>/lease/000007-<owner>.json. The number (generation) is one above the highest existing one; the owner is
-a random string. The claim with the highest number holds the study. Among claims with the same number the first one
-that the store received wins; if it received them at the same time, the first name in sort order. A driver waits
-SETTLE_S after its claim and checks again, to see a simultaneous claim. If that claim wins, the driver deletes its own.
+Object stores have no locks, and pyarrow has no conditional writes. So each driver claims the study by writing an object
+with a name of its own, <study>/lease/<generation>-<owner>.json. The generation is one above the highest existing one;
+the owner is a random string. The protocol is this:
 
-The owner rewrites 000007-<owner>.alive every RENEW_S; a driver without a renewal for FRESH_S is considered dead. A
-driver that was paused or disconnected checks its claim before each write to the store (`verify`) and stops if it has
-lost the study. It cannot damage its successor's claim, because it only writes objects with its own name. One exception:
-a write that was in progress when the driver was paused may arrive later and replace a table by an older version. The
-journal is safe from this (see `after` in journal.py).
+1. The claim with the highest generation is the valid one. Among claims of the same generation, the first one that the
+   store received is valid; if the store received them at the same time, the first name in sort order.
+2. After writing its claim, a driver waits SETTLE_S seconds and checks whether a simultaneous claim is the valid one. If
+   so, it deletes its own claim and ends.
+3. A driver renews its claim by writing <generation>-<owner>.alive every RENEW_S seconds. If there was no renewal for
+   FRESH_S seconds, the driver is considered dead, and another driver may claim the study.
+4. A driver that was paused or disconnected may have lost the study. So each driver checks its claim (`verify`) before
+   it writes to the store, and stops if another claim is valid.
 
-Ages are measured with the store's clock only (modification times of objects).
+A driver writes only lease objects with its own name, so it cannot damage the claim of its successor. If a driver is
+paused during a write to the store, this write may arrive late. It can replace a table by an older version, but it does
+not harm the journal (see `after` in tune/study/journal.py).
+
+The age of a claim is the difference of two modification times in the store: the clocks of the machines do not matter.
 """
 
 import json
@@ -35,18 +40,21 @@ from trainables.outputs.storage import LEASE, Store
 from tune.study.manifest import StudyError
 
 FORMAT = 1
-FRESH_S = 60.0
-RENEW_S = 10.0
-SETTLE_S = 2.0
+FRESH_S = 60.0  # time without a renewal after which a driver is considered dead
+RENEW_S = 10.0  # time between two renewals of a claim
+SETTLE_S = 2.0  # time in which a simultaneous claim of another driver becomes visible
 
 
 class StudyLost(RuntimeError):
-    """Another driver took over the study: this driver must not write any more."""
+    """Raised in a driver if another driver took over its study, or if the study was deleted.
+
+    The driver that gets this error must not write to the study any more.
+    """
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The content of a lease object."""
+    """The content of a lease object (a file in <study>/lease): it identifies the driver that claims the study."""
 
     owner: str  # random string of the driver
     host: str
@@ -58,16 +66,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class CurrentClaim:
-    """The claim that holds a study, and the seconds since its last renewal by the store's clock."""
+    """The valid claim on a study, and the time since its last renewal."""
 
-    generation: int
+    generation: int  # 1, 2, ...: number of the claim
     claim: Claim
-    age_s: float
+    age_s: float  # seconds since the last renewal
 
     @property
     def alive(self) -> bool:
-        """Whether the driver of the claim seems to run: it renewed the claim within FRESH_S and did not release it. If
-        it runs on this machine, its process must exist, too."""
+        """True if the driver that made the claim seems to run.
+
+        The claim must have been renewed in the last FRESH_S seconds, and must not have been released. If the driver was
+        started on this machine, its process must also exist.
+        """
         if self.claim.released or self.age_s >= FRESH_S:
             return False
         same_machine = self.claim.process.partition("/")[0] == _machine()
@@ -75,13 +86,14 @@ class CurrentClaim:
 
 
 def lock_of(folder: Path) -> Path:
-    """Return the path of the lock file of the study in `folder`."""
+    """Return the path of the lock file for the study in `folder`: a hidden file next to this folder."""
     return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Lock a study, whose folder need not exist yet; StudyError names the process that holds it."""
+    """Lock the study in `folder` for the duration of the `with` block. The folder need not exist yet. If the study is
+    already locked, raise StudyError, which names the process that locked it."""
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,11 +102,16 @@ def lock(folder: Path) -> Iterator[None]:
             yield
     except BlockingIOError as error:
         owner = path.read_text(errors="replace")[:200] or "another process"
-        raise StudyError(f"the study in {folder} is being run by {owner}; wait until it ends, or stop it") from error
+        raise StudyError(
+            f"the study in {folder} is being run by {owner}; wait until this process ends, or stop it"
+        ) from error
 
 
 class StoreLease:
-    """This driver's claim on the study in `store`."""
+    """The claim of this driver on a study in an object store. `store` is the folder of the study.
+
+    `generation` is the number of the claim (1, 2, ...); 0 before `acquire`.
+    """
 
     def __init__(self, store: Store):
         self.store, self.generation = store, 0
@@ -104,13 +121,17 @@ class StoreLease:
         self._lost: StudyLost | None = None
 
     def acquire(self, settle_s: float = SETTLE_S) -> None:
-        """Claim the study; StudyError if another driver holds it. A thread renews the claim until `release`."""
+        """Claim the study, and start a thread that renews the claim until `release` is called.
+
+        `settle_s` is the time in seconds to wait for simultaneous claims of other drivers. Raise StudyError if another
+        driver runs the study, and OSError if the store cannot be reached.
+        """
         newest = find_claim(self.store)
         if newest and newest.alive:
             raise StudyError(
                 f"the study in {self.store.uri} is being run on {newest.claim.host} (process {newest.claim.pid}, last "
-                f"renewed {newest.age_s:.0f} s ago); stop it there, or wait {FRESH_S - newest.age_s:.0f} s if it "
-                "is dead"
+                f"renewed {newest.age_s:.0f} s ago); stop this process, or if it is dead, wait "
+                f"{FRESH_S - newest.age_s:.0f} s and start again"
             )
         self.generation = newest.generation + 1 if newest else 1
         self._write("json")
@@ -121,7 +142,7 @@ class StoreLease:
             with suppress(OSError):
                 self.store.files.delete_file(f"{self.store.path}/{self._name('json')}")
             raise StudyError(
-                f"{error}. Two drivers were started at the same time; if none runs now, start one of them again"
+                f"{error}. The two drivers were started at the same time; if neither runs now, start one of them again"
             ) from error
         self._write("alive")
         for name in self.store.names(LEASE):
@@ -133,32 +154,39 @@ class StoreLease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise StudyLost if an earlier `verify` found the claim lost; does not access the store."""
+        """Raise StudyLost if an earlier call of `verify` did so. This call does not access the store."""
         if self._lost:
             raise self._lost
 
     def verify(self) -> None:
-        """Check the claim in the store. StudyLost if another driver holds it; OSError if the store is unreachable."""
+        """Check in the store that this claim is still the valid one. Raise StudyLost if another claim is valid or the
+        study was deleted, and OSError if the store cannot be reached."""
         self.check()
-        first = _first_claim(self.store.stamps(LEASE))
-        if first is None:
+        valid = _valid_claim(self.store.stamps(LEASE))
+        if valid is None:
             self._lost = StudyLost(
-                f"the study in {self.store.uri} was deleted; this driver stops and writes nothing more"
+                f"the study in {self.store.uri} was deleted while this driver ran; the driver stops and writes nothing "
+                "more. To search again, start a new study"
             )
             raise self._lost
-        if first != self._name("json").rpartition("/")[2]:
+        if valid != self._name("json").rpartition("/")[2]:
             try:
-                claim = _read(self.store, first)
-            except StudyError:  # written by another version
+                claim = _read(self.store, valid)
+            except StudyError:  # a claim of another version of asc-tune, or a damaged one
                 claim = None
             by = f"process {claim.pid} on {claim.host}" if claim else "another driver"
             self._lost = StudyLost(
-                f"the study in {self.store.uri} was taken over by {by}; this driver stops and writes nothing more"
+                f"the study in {self.store.uri} was taken over by {by}; this driver stops and writes nothing more. "
+                f"To follow the study: python tune/status.py {self.store.uri}"
             )
             raise self._lost
 
     def release(self) -> None:
-        """Release the study, unless it was lost."""
+        """Stop renewing the claim, and mark it as released, so that another driver can claim the study at once.
+
+        If another driver has taken over the study, nothing is written; StudyLost is raised if this was not known yet.
+        Raise OSError if the store cannot be reached.
+        """
         self._ended.set()
         if self._thread:
             self._thread.join(2 * RENEW_S)  # otherwise it might write after the release
@@ -185,48 +213,55 @@ class StoreLease:
 
 
 def find_claim(store: Store, now_ns: int | None = None) -> CurrentClaim | None:
-    """Return the claim that holds the study in `store`; None if there is none.
+    """Return the valid claim on the study whose folder is `store`; None if there is no claim.
 
-    The age of the claim needs the store's time, which is read by writing an object. A caller without permission to
-    write passes the time of its own clock (`now_ns`). StudyError for a claim that this version cannot read.
+    `now_ns` is the present time in ns since 1970, from which the age of the claim is computed. If it is None, the clock
+    of the store is read by writing an object; a caller that must not write passes the time of its own clock. Raise
+    StudyError if the claim is damaged or was written by another version of asc-tune.
     """
     stamps = store.stamps(LEASE)
-    first = _first_claim(stamps)
-    if first is None:
+    valid = _valid_claim(stamps)
+    if valid is None:
         return None
-    alive = first.replace(".json", ".alive")
-    claim = _read(store, alive if alive in stamps else first)
+    alive = valid.replace(".json", ".alive")
+    claim = _read(store, alive if alive in stamps else valid)
     if claim is None:
         return None
-    renewed_ns = max(stamps[name][1] for name in (first, alive) if name in stamps)
+    renewed_ns = max(stamps[name][1] for name in (valid, alive) if name in stamps)
     now_ns = _store_time_ns(store) if now_ns is None else now_ns
-    return CurrentClaim(int(first.partition("-")[0]), claim, max(0.0, (now_ns - renewed_ns) / 1e9))
+    return CurrentClaim(int(valid.partition("-")[0]), claim, max(0.0, (now_ns - renewed_ns) / 1e9))
 
 
-def _first_claim(stamps: Mapping[str, tuple[int, int]]) -> str | None:
-    """Return the name of the claim that holds the study: the highest number, then the first that the store received."""
+def _valid_claim(stamps: Mapping[str, tuple[int, int]]) -> str | None:
+    """Return the name of the lease object with the valid claim, such as 000002-<owner>.json; None if there is none.
+
+    The valid claim is the oldest claim of the highest generation (rule 1 of the module's docstring). `stamps` maps the
+    names of all lease objects to (size in bytes, modification time in ns).
+    """
     claims = [name for name in stamps if name.endswith(".json") and name.partition("-")[0].isdecimal()]
     return min(claims, key=lambda name: (-int(name.partition("-")[0]), stamps[name][1], name), default=None)
 
 
 def _read(store: Store, name: str) -> Claim | None:
-    """Return the content of a claim; None if it was removed meanwhile."""
+    """Return the claim in the lease object `name`; None if the object no longer exists. Raise StudyError if its content
+    is invalid."""
     try:
         content = json.loads(store.read(f"{LEASE}/{name}"))
         if content["format"] != FORMAT:
-            raise ValueError(f"field 'format' is {content['format']}; this version of asc-tune reads format {FORMAT}")
+            raise ValueError(f"key 'format' is {content['format']!r}; expected {FORMAT} in this version of asc-tune")
         return Claim(**content)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as error:
+        problem = f"key {error} is missing" if isinstance(error, KeyError) else error
         raise StudyError(
-            f"{store.uri}/{LEASE}/{name} is not a valid claim of a driver ({error}): another version may run the "
-            "study. Stop it, or delete this object if no driver runs"
+            f"{store.uri}/{LEASE}/{name} is not a valid claim of a driver: {problem}. Another version of asc-tune may "
+            "be running the study: wait until it ends, or stop it. If nothing runs the study, delete this object"
         ) from error
 
 
 def _store_time_ns(store: Store) -> int:
-    """Return the present time of the store's clock in ns, from the modification time of a new object."""
+    """Return the present time of the store's clock in ns since 1970: the modification time of a new object."""
     probe = f"{LEASE}/clock-{secrets.token_hex(8)}"
     store.write(probe, b"")
     try:
@@ -236,7 +271,7 @@ def _store_time_ns(store: Store) -> int:
 
 
 def _machine() -> str:
-    """Return an identifier of this boot of this machine or container, within which a pid is unique."""
+    """Return an identifier of this machine or container. It changes with each boot, and has no "/"."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     namespace = Path("/proc/self/ns/pid")
     names = [
@@ -247,7 +282,11 @@ def _machine() -> str:
 
 
 def _process(pid: int) -> str:
-    """Return an identifier of the process with this pid on this machine; it changes when the process ends."""
+    """Return an identifier of the process `pid` on this machine: machine and boot, pid, start time of the process.
+
+    The start time is "ended" if there is no such process. So the identifier shows whether a process still runs, even if
+    another process has got its pid.
+    """
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -1,10 +1,10 @@
 """Read and write the manifest of a study (`study.json`), and decide whether the study is complete.
 
-<study>/study.json            options, data, code, status and counts of the study (analysis/manifest.py)
-<study>/journal/              every event (tune/study/journal.py)
+<study>/study.json            options, data, code, status and numbers of trials (analysis/manifest.py)
+<study>/journal/              all events of the study (tune/study/journal.py)
 <study>/points.csv            one row per measured network
 <study>/experiments/<trial>/  info.json, results.csv (learning curves), step0/, step1/ ...: the deployed networks
-<study>/ray/<run>/<trial>/    checkpoints of the trial, for each driver that ran it
+<study>/ray/<run>/<trial>/    checkpoints of the trial; each driver has a folder <run> of its own
 """
 
 import json
@@ -19,13 +19,15 @@ NAME = "study.json"
 
 
 class StudyError(RuntimeError):
-    """A study that cannot be started, found or continued."""
+    """Raised if a study cannot be found, started or continued; the message is shown to the user."""
 
 
 def read_manifest(folder: Path) -> StudyManifest:
-    """Return the manifest of the study in `folder`; StudyError if it is missing or damaged."""
+    """Return the manifest of the study in `folder`. Raise StudyError if the manifest is missing or damaged."""
     if not (folder / NAME).is_file():
-        raise StudyError(f"no study in {folder}: {NAME} is missing; expected a folder such as runs/<name>")
+        raise StudyError(
+            f"{folder} is not the folder of a study ({NAME} is missing); correct the path, for example to runs/<name>"
+        )
     try:
         return read_file(folder / NAME)
     except ResultsError as error:
@@ -33,11 +35,15 @@ def read_manifest(folder: Path) -> StudyManifest:
 
 
 def write_manifest(folder: Path, manifest: StudyManifest) -> None:
-    """Replace `study.json`; it is on disk (fsynced) when this returns."""
+    """Write `manifest` to `study.json` in `folder` and fsync it. An existing file is replaced atomically."""
     make_folder(folder)
     replace_text(folder / NAME, json.dumps(manifest.to_json(), indent=1))
 
 
 def is_complete(manifest: StudyManifest, state: StudyState) -> bool:
-    """Return whether all trials have ended and no further one is needed or can be drawn from the space."""
-    return state.n_ended == len(state.trials) and (state.exhausted or state.n_ended >= manifest.asked.n_trials)
+    """Return whether a study is complete: all its trials have ended, and no further trial is to be started.
+
+    No trial is started if the requested number is reached, or if the newest driver found no further configuration in
+    the search space. `state` is the state of the study after all events of its journal.
+    """
+    return state.n_ended == len(state.trials) and (state.exhausted or state.n_ended >= manifest.requested.n_trials)

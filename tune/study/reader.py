@@ -1,11 +1,11 @@
 """Read-only access to a study, which may be running.
 
-    place = open_place("runs/x")          # or s3://bucket/path/x, which is copied to a temporary folder
-    place.refresh()                       # copies changed files from an object store; does nothing for a folder
+    place = open_place("runs/x")          # or a URI (s3://bucket/path/x): then files are copied to a temporary folder
     follower = Follower(place.folder)
-    follower.update()                     # follower.state is then the present state of the study
+    follower.update()                     # afterwards, follower.state is the current state of the study
+    place.refresh(); follower.update()    # some time later; `refresh` copies what changed in the object store
 
-Nothing is written into the study, and no driver is disturbed.
+Nothing is written to the study, and a running driver is not affected.
 """
 
 import fcntl
@@ -24,7 +24,11 @@ from tune.study.store import Stamp, is_uri
 
 
 class Place:
-    """A study to read; `folder` holds its files. For an object store it is a temporary copy of journal and tables."""
+    """The files of the study at `text`, a path or the URI of a study in an object store, for reading only.
+
+    `folder` is the study's folder. For a URI, it is a temporary copy of manifest, journal and tables, which the first
+    call of `refresh` fills.
+    """
 
     def __init__(self, text: str):
         self.text = text
@@ -38,7 +42,8 @@ class Place:
             self.folder = Path(text).expanduser().resolve()
 
     def refresh(self) -> None:
-        """Copy changed files from an object store; OSError if it cannot be reached."""
+        """If the study is in an object store, copy new and changed files to `folder`, and delete files that the store
+        no longer has. Raise OSError if the store cannot be read or `folder` cannot be written."""
         if self._store is None:
             return
         found = self._files()
@@ -52,13 +57,17 @@ class Place:
                 self._seen[name] = stamp
 
     def _files(self) -> dict[str, Stamp]:
-        """Return the journal and table files of the store. The journal is first, so that no table is older than it."""
+        """Return {file name: (size in bytes, modification time in ns)} of journal, manifest and tables in the store.
+
+        The journal is listed and copied first. Drivers upload it last, so no table in the copy is older than the copied
+        journal.
+        """
         assert self._store is not None
         journal = {f"{JOURNAL}/{name}": stamp for name, stamp in self._store.stamps(JOURNAL).items()}
         return {n: s for n, s in (journal | self._store.stamps("")).items() if n.endswith((".json", ".jsonl", ".csv"))}
 
     def driven(self) -> bool:
-        """Return whether a driver runs the study now, according to its lock or its lease."""
+        """Return whether a driver is running the study now: whether it holds the study's lock file or lease."""
         if self._store is None:
             return is_held(lock_of(self.folder))
         claim = find_claim(self._store, time.time_ns())
@@ -66,22 +75,27 @@ class Place:
 
 
 def open_place(text: str) -> Place:
-    """Return the study at a path or URI; ResultsError if there is none."""
+    """Return the study at `text`: the path of a study, or its URI in an object store, from which files are copied.
+
+    Raise ResultsError if the study cannot be read, or if there is no study at `text`.
+    """
     try:
         place = Place(text)
         place.refresh()
     except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
         raise ResultsError(f"{text} cannot be read: {error}; check the path or URI and the credentials") from error
     if not (place.folder / "study.json").is_file():
-        raise ResultsError(f"{text}: no study there; expected a folder with study.json, such as runs/<name>")
+        raise ResultsError(
+            f"{text}: no study there; expected a folder with study.json, such as runs/<name>. Correct the path or URI"
+        )
     return place
 
 
 def is_held(lock: Path) -> bool:
-    """Return whether a process holds the lock file.
+    """Return whether a process has locked the file `lock`. Return False if the file does not exist.
 
-    The test takes a shared lock for microseconds. A driver that starts in this time finds the study locked and ends; it
-    can be started again.
+    The check itself locks the file for some microseconds. A driver that is started in this time ends with the error
+    that the study is locked, and must be started again.
     """
     try:
         with lock.open() as handle:
@@ -94,20 +108,24 @@ def is_held(lock: Path) -> bool:
 
 
 class Follower:
-    """Incremental reader of a study's journal; `state` is the state after all events read so far."""
+    """Reads the journal of the study in `folder` incrementally. `state` is the state after all events read so far."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.state = StudyState()
-        self._read: dict[str, tuple[int, int]] = {}  # segment -> bytes and lines that were read
+        self._read: dict[str, tuple[int, int]] = {}  # file name of a segment -> bytes and lines read
 
     def update(self) -> None:
-        """Apply the events appended since the last update. ResultsError names an invalid line."""
+        """Read the events that were appended since the last update, and apply them to `state`.
+
+        Raise ResultsError, which names file and line, if a line is invalid. The next update then reads the journal from
+        its beginning.
+        """
         try:
             found = counting(self.folder)
             sizes = {segment.path.name: size for segment, size in found}
             if any(sizes.get(name, -1) < size for name, (size, _) in self._read.items()):
-                self.state, self._read = StudyState(), {}  # a new driver discarded events of a lost one
+                self.state, self._read = StudyState(), {}  # a new driver discarded events: read all
             for segment, size in found:
                 begin, lines = self._read.get(segment.path.name, (0, 0))
                 if size > begin:
@@ -119,5 +137,5 @@ class Follower:
                     read = complete + end
                     self._read[segment.path.name] = begin + len(read), lines + read.count(b"\n")
         except JournalError as error:
-            self.state, self._read = StudyState(), {}  # only a part of the segment was applied
+            self.state, self._read = StudyState(), {}  # lines before the invalid one were applied
             raise ResultsError(str(error)) from error

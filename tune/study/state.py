@@ -1,7 +1,7 @@
-"""The state of a study as a fold over its events: trials, rejected samples, drivers.
+"""The state of a study (trials, rejected samples, drivers), computed by applying its events one after the other.
 
 state = StudyState()
-for event in read_events(study):
+for event in read_events(Path("runs/x")):     # the events in the journal of study x (tune/study/journal.py)
     state.apply(event)
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tune.study.events import (
+    REMEDY,
     ConfigurationChanged,
     DriverStarted,
     EpochReported,
@@ -37,23 +38,29 @@ _BULKY = ("confusion", "widths")  # fields of a point that are written to info.j
 
 
 def is_first(point: dict[str, Any], known: list[dict[str, Any]]) -> bool:
-    """Return whether `point` is the first measurement of its prune step; `known` are the earlier points of its trial.
-    Later measurements of a step are ignored."""
+    """Return whether `point` is the first measurement of its network: no point in `known` has the same prune step.
+
+    `known` holds the earlier points of the same trial. A restored trial may measure a network again; then only the
+    first measurement counts.
+    """
     step = point["step"]
     return all(other["step"] != step for other in known)
 
 
 class Reducer(Protocol):
-    """State that is a fold over the events of a study. `apply` depends on nothing but earlier events."""
+    """An object whose state is computed by applying the events of a study in order, and depends on nothing else.
+
+    So a replay of the events restores its state. StudyLog (tune/study/log.py) calls `apply` with each event.
+    """
 
     def apply(self, event: Event) -> None: ...
 
 
 @dataclass
 class TrialState:
-    """The state of one trial."""
+    """The state of one trial. The fields up to `confirms` are described at TrialCreated in tune/study/events.py."""
 
-    name: str
+    name: str  # t0003; t0003r1 is its first replicate
     config_id: str
     replicate: int
     params: dict[str, Any]
@@ -69,10 +76,10 @@ class TrialState:
     epochs: int = 0  # reported epochs over all stages
     repeated: int = 0  # epochs that were trained again after a kill or a crash
     restores: int = 0
-    stage: int = 0
-    epoch: int = 0
+    stage: int = 0  # stage of the newest epoch; 0: dense; k: after prune step k
+    epoch: int = 0  # 1, 2, ... within the stage; 0: none reported
     figures: dict[str, float | None] = field(default_factory=dict)  # metrics of the newest epoch
-    points: list[dict[str, Any]] = field(default_factory=list)
+    points: list[dict[str, Any]] = field(default_factory=list)  # measured networks, without the fields in _BULKY
 
     @property
     def ended(self) -> bool:
@@ -84,7 +91,7 @@ class TrialState:
 
 
 class StudyState:
-    """The trials of a study, and counts of rejected samples and drivers."""
+    """Reducer that keeps the state of each trial of a study, and counts its rejected samples and its drivers."""
 
     def __init__(self):
         self.trials: dict[str, TrialState] = {}
@@ -101,7 +108,7 @@ class StudyState:
         return isinstance(other, StudyState) and repr(vars(self)) == repr(vars(other))  # repr: NaN equals NaN
 
     def apply(self, event: Event) -> None:
-        """Update the state by one event; EventError if the event is not valid after the earlier ones."""
+        """Update the state by `event`. Raise EventError if `event` contradicts the events that were applied before."""
         self.time = event.time
         name = getattr(event, "trial", None)
         if isinstance(event, DriverStarted):
@@ -117,17 +124,20 @@ class StudyState:
         elif name is not None:
             if name not in self.trials:
                 raise EventError(
-                    f"event {event.kind!r} names trial {name!r}; expected a trial that an earlier event created"
+                    f"event {event.kind!r} names trial {name!r}; expected a trial that an earlier event created; "
+                    f"{REMEDY}"
                 )
             self._change(self.trials[name], event)
 
     def _create(self, event: TrialCreated) -> None:
         if event.trial in self.trials:
-            raise EventError(f"trial {event.trial!r} is created a second time; expected a new name")
+            raise EventError(
+                f"event {event.kind!r} creates trial {event.trial!r}, which exists; expected a new name; {REMEDY}"
+            )
         if event.config_id != event.trial and event.config_id not in self.trials:
             raise EventError(
-                f"trial {event.trial!r} is a replicate of {event.config_id!r}; expected a trial that an earlier event "
-                "created"
+                f"config_id of trial {event.trial!r} is {event.config_id!r}; expected its own name, or a trial that an "
+                f"earlier event created; {REMEDY}"
             )
         names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms")
         shared = {name: getattr(event, name) for name in names}
@@ -137,7 +147,7 @@ class StudyState:
         if trial.ended and not (isinstance(event, TrialRetried) and trial.outcome == "crashed"):
             raise EventError(
                 f"event {event.kind!r} names trial {trial.name!r}, which has ended ({trial.outcome}); expected a trial "
-                "that has not ended"
+                f"that has not ended; {REMEDY}"
             )
         trial.changed = event.time
         if isinstance(event, TrialRetried):
@@ -161,15 +171,16 @@ class StudyState:
 
     @property
     def open(self) -> list[TrialState]:
-        """Trials that have not ended, in the order of their creation."""
+        """The trials that have not ended, in the order of their creation."""
         return [trial for trial in self.trials.values() if not trial.ended]
 
     @property
     def crashed(self) -> list[TrialState]:
-        """Trials that crashed, which a resume retries."""
+        """The crashed trials, which a resume retries."""
         return [trial for trial in self.trials.values() if trial.outcome == "crashed"]
 
     def counts(self) -> dict[str, int]:
-        """Return {status: number of trials}, with the number of rejected samples under "rejected"."""
+        """Return {status: number of trials} for each status that occurs. One more key, "rejected", has the number of
+        rejected samples."""
         by_status = Counter(trial.status for trial in self.trials.values())
         return {s: by_status[s] for s in STATUSES if by_status[s]} | {"rejected": self.rejected.total()}

@@ -1,14 +1,19 @@
 """A study in an object store: the driver works in a local folder and synchronises it with the store.
 
-    mirror = Mirror(folder, "s3://bucket/studies/name", lease.verify)
-    mirror.pull()                # download the store's manifest, journal and tables
-    mirror.push(last=False)      # upload files changed by this driver; cheap, called often
+    mirror = Mirror(folder, "s3://bucket/studies/name", lease.verify)    # lease: the driver's StoreLease on the study
+    mirror.pull()                # downloads manifest, journal and tables from the store to `folder`
+    mirror.push()                # uploads the files that this driver changed; called often, does nothing most times
 
-The store is authoritative. The working folder has a fixed path for each URI and endpoint; its `.mirror.json` records
-the version in which each file was last identical with the store. If the store's journal has changed since (another
-driver continued the study, or it was created again under the same name), the working folder is emptied first. Only
-files that changed locally since then are uploaded, the journal last, so the store's journal is never newer than its
-tables. Ray and the workers write checkpoints and deployed networks to the store directly.
+This local folder, the working folder, has a fixed path for each URI and endpoint. Its file `.mirror.json` lists all
+transferred files, with size and modification time of both copies at the last transfer. A copy with other values has
+changed since then.
+
+- Download: if the local journal does not begin with the store's journal, the working folder is emptied first. This
+  happens if a driver on another machine continued the study, or if the study was deleted and created again.
+- Upload: only files that changed in the folder after the last transfer are uploaded. The journal is uploaded last, so
+  the journal in the store is never newer than the tables.
+
+Ray and the workers write checkpoints and deployed networks to the store directly.
 """
 
 import hashlib
@@ -29,27 +34,30 @@ from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.manifest import StudyError
 
-PERIOD_S = 2.0  # shortest time between two pushes
-LONGEST_S = 30.0  # longest time between two pushes
-VERIFIED_S = 1.0  # how long a check of the lease stays valid
+PERIOD_S = 2.0  # shortest time between two uploads
+LONGEST_S = 30.0  # longest time between two uploads of a driver that calls `push` often
+VERIFIED_S = 1.0  # how long a check of the lease stays valid during a push
 STATE = ".mirror.json"
 _SKIPPED = ("ray", "wandb", "lease")  # folders that Ray, the workers and the lease manage
-Stamp = tuple[int, int]  # size in bytes, and modification time in ns
+Stamp = tuple[int, int]  # version of a file: size in bytes, modification time in ns
 
 
 def is_uri(storage: str) -> bool:
-    """Return whether a storage is an object store rather than a folder."""
+    """Return True if `storage` is the URI of an object store, and False if it is the path of a folder."""
     return "://" in storage
 
 
 def work_root() -> Path:
-    """Return the parent of all working folders: $XDG_CACHE_HOME/asc-tune, or ~/.cache/asc-tune."""
+    """Return the folder for local copies of studies in object stores: $XDG_CACHE_HOME/asc-tune or ~/.cache/asc-tune."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser().resolve() / "asc-tune"
 
 
 def working_folder(storage: str) -> Path:
-    """Return the local folder for studies of the object store `storage`. It depends on user, URI and endpoint, but not
-    on the working directory."""
+    """Return the local folder for the studies at the URI `storage`; a study's working folder is a folder in it.
+
+    `storage` is the value of --storage, such as s3://bucket/studies. The returned path depends on the user, the URI and
+    the endpoint, but not on the current directory.
+    """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
     storage = storage.rstrip("/")
     digest = hashlib.sha256(f"{endpoint}\n{storage}".encode()).hexdigest()[:12]
@@ -59,18 +67,23 @@ def working_folder(storage: str) -> Path:
 
 
 def check_store(storage: str) -> Store:
-    """Return the store at the URI `storage`; StudyError, which shows no secrets, if it cannot be reached or written."""
+    """Return the object store at the URI `storage`, after a file was written and deleted there as a test.
+
+    Raise StudyError if the URI contains credentials (the message does not show them), or if the store cannot be reached
+    or written.
+    """
     parts = urlsplit(storage)
     if parts.username or parts.password or re.search(r"(?i)key|secret|token|password", parts.query):
         raise StudyError(
-            f"--storage {parts.scheme}://...: credentials must not be in the URI (Ray writes it into its files); set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the variables of your store, in the environment"
+            f"--storage {parts.scheme}://...: the URI contains credentials, which Ray would write to its files. Remove "
+            "them from the URI, and set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the "
+            "variables of your store"
         )
     try:
         store = Store(storage)
         bucket = store.path.split("/")[0]
         if store.files.get_file_info(bucket).type == fs.FileType.NotFound:
-            raise StudyError(f"--storage {storage}: bucket {bucket} does not exist; create it, or correct the name")
+            raise StudyError(f"--storage {storage}: bucket {bucket} does not exist: create it or correct the URI")
         probe = f".probe-{os.getpid()}"
         store.write(probe, b"probe")
         store.files.delete_file(f"{store.path}/{probe}")
@@ -82,30 +95,38 @@ def check_store(storage: str) -> Store:
 
 
 class Mirror:
-    """Synchronises `folder` with the study at `uri`. `verify` is called before each batch of writes to the store and
-    raises StudyLost if another driver holds the study."""
+    """Synchronises the local folder `folder` with the study at `uri` in an object store.
+
+    `verify` is called before writes to the store. It must raise StudyLost if another driver has taken over the study.
+    """
 
     def __init__(self, folder: Path, uri: str, verify: Callable[[], None] = lambda: None):
         self.folder, self.store, self._verify = folder, Store(uri), verify
         self._due = 0.0
-        self._agreed = self._read_state()  # file -> (stamp in the store, local stamp) of identical files
+        self._agreed = self._read_state()  # file -> (stamp in the store, local stamp) at its last transfer
 
     def pull(self) -> None:
-        """Download manifest, journal and tables. Local events that a driver of this machine did not upload in time are
-        kept, unless another driver has continued the study since."""
+        """Download manifest, journal and tables to the local folder.
+
+        If a driver on this machine was killed before an upload, only the local journal has its last events. They are
+        kept, unless another driver has continued the study.
+        """
         remote = self._remote_files()
         journal = {name for name in remote if name.startswith(f"{JOURNAL}/")}
         known = {name for name in self._agreed if name.startswith(f"{JOURNAL}/")}
         if known <= journal and all(self._extends(name, remote[name]) for name in journal):
-            for name in journal:  # the local file is as new or newer
+            for name in journal:  # the local file has the store's content, and perhaps more
                 self._agreed[name] = (remote[name], self._agreed.get(name, (None, (-1, -1)))[1])
         else:
             self._empty()
         self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
     def _extends(self, name: str, stamp: Stamp) -> bool:
-        """Return whether a local journal segment begins with the store's copy. This is so if its driver was killed
-        before it had uploaded the rest, or before it had recorded the upload."""
+        """Return whether the local journal file `name` begins with the content of the file `name` in the store.
+
+        `stamp` is (size, modification time) of the file in the store. The local file is longer if a driver was killed
+        before the upload.
+        """
         local = self.folder / name
         if not local.is_file():
             return False
@@ -113,18 +134,22 @@ class Mirror:
         return (agreed is not None and agreed[0] == stamp) or local.read_bytes().startswith(self.store.read(name))
 
     def _has(self, name: str, stamp: Stamp) -> bool:
-        """Return whether the local file `name` is the store's version `stamp`, perhaps with later local changes."""
+        """Return whether the present version of the file `name` in the store was transferred before, and the local file
+        still exists. `stamp` is (size, modification time) of this version."""
         return self._agreed.get(name, (None, None))[0] == stamp and (self.folder / name).is_file()
 
     def pull_networks(self, checkpoints: Iterable[str]) -> None:
-        """Download the deployed networks in the folders `checkpoints` (relative to the study)."""
+        """Download the deployed networks in the folders `checkpoints`, such as "experiments/t0003/step0"."""
         for folder in checkpoints:
             remote = {f"{folder}/{name}": stamp for name, stamp in self.store.stamps(folder, recursive=True).items()}
             self._pull(name for name, stamp in remote.items() if not self._has(name, stamp))
 
     def push(self, last: bool = False) -> None:
-        """Upload locally changed files. A call soon after a push does nothing, so that uploads take at most about a
-        twentieth of the driver's time; the `last` push always uploads."""
+        """Upload the files that changed in the local folder. Raise StudyLost if another driver took over the study.
+
+        After an upload that took t seconds, calls do nothing for 20 t seconds (at least PERIOD_S, at most LONGEST_S),
+        so that the driver spends little time on uploads. With `last=True`, files are uploaded in any case.
+        """
         if not last and time.monotonic() < self._due:
             return
         started = verified = time.monotonic()
@@ -145,12 +170,16 @@ class Mirror:
         self._due = ended + min(max(PERIOD_S, 20 * (ended - started)), LONGEST_S)
 
     def ended_elsewhere(self) -> frozenset[str]:
-        """Return the names of the trials whose info.json is in the store."""
+        """Return the names of the trials that have an info.json in the store, uploaded by any driver.
+
+        Some of them may still be running: info.json is first written when a network is measured or the trial ends.
+        """
         files = self.store.stamps(EXPERIMENTS, recursive=True)
         return frozenset(name.rpartition("/")[0] for name in files if name.endswith("/info.json"))
 
     def _remote_files(self) -> dict[str, Stamp]:
-        """Return the synchronised files of the store: those directly in the study's folder, and the journal."""
+        """Return {file name: (size, modification time)} of the files in the store that `pull` downloads: the files of
+        the journal, and the files directly in the study's folder, such as study.json."""
         found = self.store.stamps("")
         return found | {f"{JOURNAL}/{name}": stamp for name, stamp in self.store.stamps(JOURNAL).items()}
 
@@ -166,10 +195,11 @@ class Mirror:
         self._agreed[name] = (self.store.stamp(name), here)
 
     def _empty(self) -> None:
-        """Delete the local files, because the study in the store has not developed from them."""
+        """Delete all files in the local folder: they belong to a version of the study that the store has replaced."""
         if self.folder.is_symlink():
             raise StudyError(
-                f"{self.folder} is a symbolic link; expected a folder, because its content is replaced: remove the link"
+                f"{self.folder}, the local copy of {self.store.uri}, is a symbolic link; expected a folder, because "
+                "its content must be replaced. Remove the link and start again"
             )
         self._agreed = {}
         if self.folder.is_dir():
@@ -177,7 +207,7 @@ class Mirror:
         make_folder(self.folder)
 
     def _changed(self) -> list[Path]:
-        """Return the local files that changed since they were last identical with the store's files."""
+        """Return the paths of the local files that changed after their last transfer from or to the store."""
         found = []
         for top in self.folder.iterdir():
             if top.name in _SKIPPED or top.name.startswith("."):
@@ -200,7 +230,7 @@ class Mirror:
                 return {}
             return {name: ((a, b), (c, d)) for name, (a, b, c, d) in content["agreed"].items()}
         except (OSError, ValueError, KeyError, TypeError):
-            return {}  # no file is known to be identical
+            return {}  # missing or damaged: then every file counts as changed
 
     def _write_state(self) -> None:
         content = {"uri": self.store.uri, "agreed": {name: [*a, *b] for name, (a, b) in self._agreed.items()}}

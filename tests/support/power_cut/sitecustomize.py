@@ -1,5 +1,8 @@
-"""Loaded by every Python process whose PYTHONPATH begins with this folder: notes in $FSYNC_LOG what was fsynced, and
-what was renamed. tests/tune/whole/test_power_loss.py cuts the files of a killed study to that."""
+"""Log every fsync and rename of a process to the file $FSYNC_LOG.
+
+Python imports this module at its start if PYTHONPATH contains its folder. tests/tune/whole/test_power_loss.py removes
+everything that was not fsynced from the files of a killed study, to simulate a power loss.
+"""
 
 import os
 

@@ -17,6 +17,8 @@ from trainables.config.schema import TrialConfig
 from trainables.inputs.clips import load_clips
 from trainables.inputs.fingerprint import DataFingerprint, differences, fingerprint
 
+pytestmark = pytest.mark.slow  # prepares data and trains in most tests
+
 RATE_HZ = 8000
 
 
@@ -37,12 +39,12 @@ def taken(root: Path, *words: str, cache: Path | None = None, rate: int = RATE_H
 
 
 def parts(old: DataFingerprint, new: DataFingerprint) -> dict[str, str]:
-    """Part -> sentence of each difference; the two directions name the same parts, and equal data have none."""
+    """Return part -> sentence for each difference, after checking that both directions name the same parts."""
     assert differences(old, old) == differences(new, new) == []
-    told = {sentence.partition(":")[0]: sentence for sentence in differences(old, new)}
-    assert set(told) == {sentence.partition(":")[0] for sentence in differences(new, old)}
-    assert (not told) == (old == new)
-    return told
+    sentences = {sentence.partition(":")[0]: sentence for sentence in differences(old, new)}
+    assert set(sentences) == {sentence.partition(":")[0] for sentence in differences(new, old)}
+    assert (not sentences) == (old == new)
+    return sentences
 
 
 def flip_one_bit(path: Path) -> None:
@@ -111,14 +113,14 @@ def test_changed_sound_of_one_clip_and_of_all(root):
     for path in (root / "audio").iterdir():
         flip_one_bit(path)
     every = taken(root)
-    told = parts(one, every)
-    assert set(told) == {"sound"}
-    assert one.sound[:16] in told["sound"]
-    assert every.sound[:16] in told["sound"]
+    sentences = parts(one, every)
+    assert set(sentences) == {"sound"}
+    assert one.sound[:16] in sentences["sound"]
+    assert every.sound[:16] in sentences["sound"]
 
 
 def test_a_clip_replaced_with_its_size_and_modification_time_kept_is_noticed(root):
-    """As `cp -p` or rsync leave it: the inode's time of change is new all the same."""
+    """`cp -p` and rsync keep size and modification time, but not the inode's time of change."""
     path = root / train_clip(root)
     first, before = taken(root), path.stat()
     time.sleep(0.01)
@@ -131,14 +133,14 @@ def test_a_clip_replaced_with_its_size_and_modification_time_kept_is_noticed(roo
 
 def test_changed_labels_name_the_scenes(root):
     first = taken(root)
-    clip = train_clip(root)  # airport: its name says so, the tables decide
+    clip = train_clip(root)  # an airport clip by its file name, but the tables decide
     for table in ("meta.csv", "split_setup/split100.csv"):
         edit(root / table, rf"^({re.escape(clip)}\t)airport", r"\1tram")
-    told = parts(first, taken(root))
-    assert "labels" in told
-    assert "sound" not in told
+    sentences = parts(first, taken(root))
+    assert "labels" in sentences
+    assert "sound" not in sentences
     for words in ("airport 4 clips before, 3 now", "tram 6 clips before, 7 now"):
-        assert words in told["labels"]
+        assert words in sentences["labels"]
 
 
 def test_exchanged_devices_are_noticed(root):
@@ -154,19 +156,19 @@ def test_exchanged_devices_are_noticed(root):
     )
     one[3], two[3] = two[3], one[3]
     (root / "meta.csv").write_text("".join("\t".join(row) + "\n" for row in rows))
-    told = parts(first, taken(root))
-    assert set(told) == {"devices"}
+    sentences = parts(first, taken(root))
+    assert set(sentences) == {"devices"}
     for value in (first.devices, taken(root).devices):
-        assert value in told["devices"]
+        assert value in sentences["devices"]
 
 
 def test_a_removed_split_line_names_the_counts(root):
     first = taken(root)
     edit(root / "split_setup" / "split100.csv", rf"^{re.escape(train_clip(root))}\t.*\n", "")
-    told = parts(first, taken(root))
-    assert "clips of the split" in told
-    assert not {"sound", "labels", "devices"} & set(told)
-    assert "50 before, 49 now" in told["clips of the split"]
+    sentences = parts(first, taken(root))
+    assert "clips of the split" in sentences
+    assert not {"sound", "labels", "devices"} & set(sentences)
+    assert "50 before, 49 now" in sentences["clips of the split"]
 
 
 def test_another_order_of_the_training_clips_is_noticed(root):
@@ -187,8 +189,8 @@ def test_another_order_of_the_training_clips_is_noticed(root):
 )
 def test_another_division_names_both_values(root, word, part, values):
     first = taken(root)
-    told = parts(first, taken(root, word))
-    assert all(value in told[part] for value in values)
+    sentences = parts(first, taken(root, word))
+    assert all(value in sentences[part] for value in values)
     assert first.describes(configured(root))
     assert not first.describes(configured(root, word))
 
@@ -199,19 +201,19 @@ def test_a_newly_broken_file_that_is_skipped_is_named(root):
     clip = train_clip(root)
     (root / clip).write_bytes(b"")
     now = taken(root, "data.skip_broken=true")
-    told = parts(first, now)
-    assert clip in told["skipped files"]
-    assert "30 before, 29 now" in told["training clips"]
+    sentences = parts(first, now)
+    assert clip in sentences["skipped files"]
+    assert "30 before, 29 now" in sentences["training clips"]
     assert now.skipped == (clip,)
 
 
 def test_every_part_counts(root):
-    """No field of the fingerprint can change without a sentence."""
+    """A change of any field of the fingerprint yields a sentence."""
     first = taken(root)
     changed = {"skipped": ("audio/x.wav",), "scenes": {"bus": 1}, "device_counts": {"a": 1}}
     for field in fields(first):
         if field.name in ("format", "scenes", "device_counts"):
-            continue  # shown beside the hash that decides
+            continue  # displayed only; the hash next to it is compared
         value = getattr(first, field.name)
         other = changed.get(field.name, value + 1 if isinstance(value, int | float) else "another")
         assert differences(first, replace(first, **{field.name: other})), field.name

@@ -1,4 +1,4 @@
-"""W&B stays out of a trial's way: ids that are taken, a server that is silent."""
+"""Tracking with W&B never stops a trial: not by an id that is in use, nor by a server that does not answer."""
 
 import json
 import socket
@@ -60,7 +60,7 @@ def test_trial_goes_on_without_w_and_b(tmp_path: Path, monkeypatch, caplog: pyte
     tracker.log({"a": 1}, 1)
     tracker.summary({"a": 1})
     tracker.finish()
-    assert "t0 is not tracked by W&B" in caplog.text
+    assert "t0 is not logged to W&B" in caplog.text
 
 
 def test_mode_follows_key_server_and_override(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +70,6 @@ def test_mode_follows_key_server_and_override(monkeypatch: pytest.MonkeyPatch) -
         assert tracking.mode() == "offline"  # no key
         monkeypatch.setenv("WANDB_API_KEY", json.dumps("k" * 40))
         assert tracking.mode() == "online"
-    assert tracking.mode() == "offline"  # nobody listens there any more
+    assert tracking.mode() == "offline"  # the server is gone
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert tracking.mode() == "disabled"

@@ -1,4 +1,4 @@
-"""`trainables/run_training.py`: what it leaves, that it reproduces, that it goes on, what it refuses."""
+"""`trainables/run_training.py`: its files, equal results from equal seeds, resuming, refusals."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ def test_a_run_is_written_down_and_evaluated_to_the_same_figures(words, tmp_path
     assert output[list(SCENES)].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert list(output.scene_label) == [SCENES[i] for i in output[list(SCENES)].to_numpy().argmax(axis=1)]
 
-    run.update(test=info["test"] | {"loss": 0.5})  # a figure that is not the network's
+    run.update(test=info["test"] | {"loss": 0.5})  # a wrong figure
     assert main([words[0], "--evaluate", f"--ckpt_id={run.id}"]) == 1
     assert "test differs from info.json" in capsys.readouterr().out
 
@@ -80,7 +80,7 @@ def test_killed_run_goes_on_and_ends_with_the_weights_of_an_uninterrupted_one(wo
         found = newest_runs(tmp_path / "runs")
         if found and (found[0].folder / "results.csv").is_file():
             curves = (found[0].folder / "results.csv").read_text()
-            if curves.count("\n") > 2:  # the state of the first epoch at least is saved
+            if curves.count("\n") > 2:  # at least the state after the first epoch is saved
                 process.send_signal(signal.SIGKILL)
         time.sleep(0.02)
     assert process.returncode == -signal.SIGKILL
@@ -102,8 +102,8 @@ def test_killed_run_goes_on_and_ends_with_the_weights_of_an_uninterrupted_one(wo
 @pytest.mark.slow
 def test_divergence_stops_the_run_and_keeps_what_was_saved(words, tmp_path, capsys) -> None:
     assert main([*words, "--lr=1e30", "--warmup=0.9"]) == 2
-    said = " ".join(capsys.readouterr().out.split())
-    assert "step" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "step" in output
     assert only_run(tmp_path).info["status"] == "failed"
 
 
@@ -123,8 +123,8 @@ def test_divergence_stops_the_run_and_keeps_what_was_saved(words, tmp_path, caps
     ],
 )
 def test_bad_input_is_told_in_one_line_and_nothing_is_written(typed, message, words, tmp_path, capsys) -> None:
-    given = words if typed[0][2:9] != "ckpt_id" else words[:1]
-    assert main([*given, *typed]) == 2
+    base_words = words if typed[0][2:9] != "ckpt_id" else words[:1]
+    assert main([*base_words, *typed]) == 2
     assert message in " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "runs" / "experiments").exists()
 

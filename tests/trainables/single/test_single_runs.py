@@ -1,4 +1,4 @@
-"""Single runs that are killed at odd moments, mistyped, or point at what is none: nothing is lost or done unasked."""
+"""Single runs that are killed at any moment, mistyped, or refer to what is not a run: no data is lost."""
 
 import json
 from dataclasses import asdict, replace
@@ -34,7 +34,7 @@ def words(tiny_tau: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def taught(tiny_tau: Path, tmp_path: Path) -> TrialConfig:
+def default_config(tiny_tau: Path, tmp_path: Path) -> TrialConfig:
     return TrialConfig.from_flat({"data.dataset_dir": str(tiny_tau), "data.cache_dir": str(tmp_path / "cache")})
 
 
@@ -85,29 +85,29 @@ def test_a_teacher_of_another_division_is_told(words, tiny_tau, tmp_path, capsys
     values = {"data.dataset_dir": str(tiny_tau), "data.cache_dir": str(tmp_path / "runs" / "cache")}
     names = load_clips(TrialConfig.from_flat(values), 32_000).train.cache.filenames
     noise = torch.randn(len(names), 10, generator=torch.Generator().manual_seed(0))
-    for validation, told in (("another", True), (None, False)):
+    for validation, expected in (("another", True), (None, False)):
         manifest = {"classes": SCENES, **({"validation": validation} if validation else {})}
         save_logits(tmp_path / "t.safetensors", names, noise, manifest)
         assert main([*words, f"--teacher_ckpts={tmp_path / 't.safetensors'}", "--no_test"]) == 0
-        assert ("fine-tuned on another division" in capsys.readouterr().out) == told
+        assert ("fine-tuned on another division" in capsys.readouterr().out) == expected
 
 
 def test_what_is_mistyped_or_no_single_run_is_refused(words, tmp_path, capsys) -> None:
-    def told(*typed: str) -> str:
+    def refusal(*typed: str) -> str:
         assert main([words[0], *typed]) == 2
         return " ".join(capsys.readouterr().out.split())
 
-    assert "--ckpt_id is empty" in told("--ckpt_id=")
-    assert "--no_test" in told("--evaluate", "--ckpt_id=a", "--no_test")
+    assert "--ckpt_id is empty" in refusal("--ckpt_id=")
+    assert "--no_test" in refusal("--evaluate", "--ckpt_id=a", "--no_test")
     pruned = Run.new(tmp_path / "runs", "prune", TrialConfig(), ["python"], "prune-1")
     pruned.update()
-    assert "progressive_prune.py --resume prune-1" in told("--ckpt_id=prune-1")
+    assert "progressive_prune.py --resume prune-1" in refusal("--ckpt_id=prune-1")
     trial = tmp_path / "runs" / "study" / "experiments" / "t0000"
     trial.mkdir(parents=True)
     (trial / "info.json").write_text(
         json.dumps({"trial_id": "t0000", "status": "complete", "points": [], "config": {}})
     )
-    assert f"{trial} is a trial" in told("--evaluate", f"--ckpt_id={trial}")
+    assert f"{trial} is a trial" in refusal("--evaluate", f"--ckpt_id={trial}")
     with pytest.raises(RunError, match=r"no run 'x' in .* none yet"):
         Run.find(tmp_path / "runs" / "study", "x")
 
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(words, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    ("typed", "taught"),
+    ("typed", "expected"),
     [
         (["--kd_alpha=0.6"], True),
         (["--teacher_ckpts", "t1.ckpt"], True),
@@ -129,20 +129,20 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(words, tmp_path, capsy
         (["--kd_temp=3", "--mixup_alpha=0.3"], False),
     ],
 )
-def test_naming_teachers_in_any_way_means_distillation(typed: list[str], taught: bool) -> None:
-    assert distils(typed) == taught
+def test_naming_teachers_in_any_way_means_distillation(typed: list[str], expected: bool) -> None:
+    assert distils(typed) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_networks_of_a_gpu_run_without_a_gpu(taught, tmp_path) -> None:
+def test_networks_of_a_gpu_run_without_a_gpu(default_config, tmp_path) -> None:
     save_student(tmp_path / "step0", build_student(StudentConfig(base_channels=8)).fuse(), describe_use(TrialConfig()))
     with pytest.raises(ConfigError, match=r"train\.device='cuda', but PyTorch sees no CUDA device"):
         Deployed(tmp_path / "step0", "cuda")
-    c = taught.teacher
+    c = default_config.teacher
     extra = {"classes": SCENES, "frontend": asdict(c.frontend), "validation": "", "val_macro_avg_acc": 0.1}
     teacher = build_teacher(c.model, len(SCENES), c.frontend.n_mels, c.frontend.frames)
     save_teacher(tmp_path / "teacher", teacher, extra)
-    config = replace(taught, teacher=replace(c, train=replace(c.train, device="cuda")))
+    config = replace(default_config, teacher=replace(c, train=replace(c.train, device="cuda")))
     with pytest.raises(ConfigError, match=r"teacher\.train\.device='cuda', but PyTorch sees no CUDA device"):
         logits_file(config, tmp_path / "teacher")
 
@@ -150,17 +150,17 @@ def test_networks_of_a_gpu_run_without_a_gpu(taught, tmp_path) -> None:
 def test_a_flag_that_changes_no_teacher_is_told(words, monkeypatch, capsys) -> None:
     monkeypatch.setattr(finetune_teacher, "fine_tuned_teacher", killed)
     assert finetune_teacher.main([*words, "--lr=1e-4", "teacher.train.epochs=2"]) == INTERRUPTED
-    told = capsys.readouterr().out
-    assert "note: train.lr " in told and "teacher.train.lr" in told
-    assert "note: train.batch_size" in told
-    assert "teacher.teacher" not in told
+    output = capsys.readouterr().out
+    assert "note: train.lr " in output and "teacher.train.lr" in output
+    assert "note: train.batch_size" in output
+    assert "teacher.teacher" not in output
 
 
-def test_a_teacher_is_another_when_its_impulse_responses_are(taught, tmp_path) -> None:
-    clips = load_clips(taught, taught.teacher.frontend.sample_rate)
-    augment = replace(taught.teacher.augment, dir_p=0.5, dir_dir=str(tmp_path / "impulses"))
-    with_impulses = replace(taught, teacher=replace(taught.teacher, augment=augment))
-    keys = [teacher_key(taught, clips)]
+def test_a_teacher_is_another_when_its_impulse_responses_are(default_config, tmp_path) -> None:
+    clips = load_clips(default_config, default_config.teacher.frontend.sample_rate)
+    augment = replace(default_config.teacher.augment, dir_p=0.5, dir_dir=str(tmp_path / "impulses"))
+    with_impulses = replace(default_config, teacher=replace(default_config.teacher, augment=augment))
+    keys = [teacher_key(default_config, clips)]
     for seed in ("0", "0", "1"):
         assert write_impulses([str(tmp_path / "impulses"), "--count=2", f"--seed={seed}"]) == 0
         keys.append(teacher_key(with_impulses, clips))
@@ -173,7 +173,7 @@ def test_values_that_would_fail_later_are_refused_at_once() -> None:
         DistillConfig(teacher_weights=(0.5, 0.5))
     with pytest.raises(ValueError, match=r"frontend\.f_min=20000: .*16000\.0 Hz"):
         FrontEndConfig(f_min=20_000)
-    with pytest.raises(ValueError, match=r"frontend\.n_fft=4096: too long for 1 s at 2000 Hz"):
+    with pytest.raises(ValueError, match=r"frontend\.n_fft=4096 .*2000"):
         FrontEndConfig(sample_rate=2000)
     with pytest.raises(CheckpointError, match=r"patch_size=100 does not fit 64 mel bins x 51 frames"):
         build_teacher(TeacherModelConfig(patch_size=100), 10, 64, 51)

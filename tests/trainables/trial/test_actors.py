@@ -1,4 +1,4 @@
-"""What the two Trainables take from their driver on trust, and what they check; without a Ray cluster."""
+"""What the two Trainables accept from their driver unchecked, and what they check; without a Ray cluster."""
 
 import shutil
 import socket
@@ -18,11 +18,13 @@ from trainables.ray_trainables import KDTrainable
 from trainables.teachers.fine_tuning import fine_tuned_teacher
 from trainables.trial.data import load_trial_data
 
+pytestmark = pytest.mark.slow  # prepares data and trains in most tests
+
 RAY_OWN = {"trial": "t0000"}
 
 
 @pytest.fixture(scope="module")
-def taught(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
+def with_teacher(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     """A small student with a teacher at another sample rate, on a copy of the data set that a test may change."""
     root = shutil.copytree(tiny_tau, tmp_path_factory.mktemp("tau") / "tau")
     config = compose(
@@ -42,16 +44,16 @@ def taught(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
 
 @pytest.mark.parametrize("mode", ["offline", "online"])
 @pytest.mark.parametrize("ensemble", ["logits", "greedy"])
-def test_with_the_drivers_fingerprint_no_clip_is_looked_at(taught, looked_at, mode, ensemble):
-    config = replace(taught, distill=replace(taught.distill, mode=mode, ensemble=ensemble))
+def test_with_the_drivers_fingerprint_no_clip_is_looked_at(with_teacher, looked_at, mode, ensemble):
+    config = replace(with_teacher, distill=replace(with_teacher.distill, mode=mode, ensemble=ensemble))
     data = load_trial_data(config)
-    assert len(looked_at) == 50  # once each, for all sample rates together
+    assert len(looked_at) == 50  # once for each clip, for all sample rates together
     known = fingerprint(config, data)
     looked_at.clear()
     again = load_trial_data(config, known=known)
     assert looked_at == []
     assert again.train.cache.folder == data.train.cache.folder
-    other = replace(config, data=replace(config.data, validation_share=0.4))  # where the space searches it
+    other = replace(config, data=replace(config.data, validation_share=0.4))  # a space may search this key
     load_trial_data(replace(other, distill=replace(other.distill, kd_alpha=1.0)), known=known)
     assert looked_at
 
@@ -60,9 +62,9 @@ def trainable(config: TrialConfig, **own: Any) -> KDTrainable:
     return KDTrainable(config.flat() | RAY_OWN | own)
 
 
-def test_an_actor_refuses_data_that_changed_under_a_running_study(taught, looked_at, monkeypatch):
+def test_an_actor_refuses_data_that_changed_under_a_running_study(with_teacher, looked_at, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    config = replace(taught, distill=replace(taught.distill, kd_alpha=1.0))
+    config = replace(with_teacher, distill=replace(with_teacher.distill, kd_alpha=1.0))
     known = fingerprint(config, load_trial_data(config)).as_dict()
     looked_at.clear()
     actor = trainable(config, fingerprint=known)
@@ -83,15 +85,15 @@ def test_an_actor_refuses_data_that_changed_under_a_running_study(taught, looked
         table.write_text(text)
 
 
-def test_an_actor_that_runs_other_code_than_its_driver_refuses(taught, monkeypatch):
+def test_an_actor_that_runs_other_code_than_its_driver_refuses(with_teacher, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    config = replace(taught, distill=replace(taught.distill, kd_alpha=1.0))
+    config = replace(with_teacher, distill=replace(with_teacher.distill, kd_alpha=1.0))
     with pytest.raises(ConfigError) as refused:
         trainable(config, code="0123456789abcdef")
     for value in ("0123456789abcdef", code_hash(), socket.gethostname(), str(ROOT)):
         assert value in str(refused.value)
     actor = trainable(config, code=code_hash())
     assert actor.reset(config.flat() | RAY_OWN | {"code": "0123456789abcdef"})
-    with pytest.raises(ConfigError):  # a reused actor, too
+    with pytest.raises(ConfigError):  # a reused actor refuses, too
         actor.train()
     actor.stop()

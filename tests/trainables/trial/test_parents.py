@@ -1,4 +1,4 @@
-"""Dense parents that trials share."""
+"""Dense parents: dense trainings that several trials share."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ DENSE = 3  # epochs
 
 @pytest.fixture(scope="module")
 def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
-    """Three dense epochs, one prune step of one epoch, the weights averaged."""
+    """Three dense epochs, one prune step of one epoch, averaged weights."""
     set_up_process(1)
     return compose(
         [
@@ -52,14 +52,14 @@ def data(config: TrialConfig) -> TrialData:
 
 @pytest.fixture(scope="module")
 def alone(config: TrialConfig, data: TrialData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trial, list[Record]]:
-    """The trial without a parent, and its records."""
+    """Return the trial that ran without a parent, and its records."""
     trial = Trial(config, data, tmp_path_factory.mktemp("alone"))
     return trial, timeless(run_trial(trial))
 
 
 @pytest.fixture(scope="module")
 def filled(config: TrialConfig, data: TrialData, alone, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The parents' folder where a trial of other prune steps has trained."""
+    """Return a folder of parents in which a trial with other prune steps has trained its dense stage."""
     parents = tmp_path_factory.mktemp("parents")
     other = replace(config, prune=replace(config.prune, ratios=(0.1, 0.5)))
     with pytest.MonkeyPatch.context() as patch:
@@ -73,7 +73,7 @@ def filled(config: TrialConfig, data: TrialData, alone, tmp_path_factory: pytest
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the epochs that the test trains."""
+    """Return a list that receives the name of each epoch that is trained."""
     return count_epochs(monkeypatch)
 
 
@@ -88,7 +88,7 @@ def timeless(records: Iterable[Record]) -> list[Record]:
 
 
 def assert_same(trial: Trial, expected: Trial) -> None:
-    """Points, weights, and the networks as shipped."""
+    """Check that points, weights and deployed networks of two trials are equal."""
     assert [point_dict(p) for p in trial.points] == [point_dict(p) for p in expected.points]
     state = expected.model.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in trial.model.state_dict().items())
@@ -135,8 +135,8 @@ def test_another_takes_over_and_goes_on_with_its_own_pruning_and_limits(
 @pytest.mark.parametrize(
     ("found", "again"),
     [
-        ("whole", []),  # its own state is not needed
-        ("behind", dense(3)),  # goes on alone from its own state
+        ("whole", []),  # the trial's own state is not needed
+        ("behind", dense(3)),  # continues alone from its own state
         ("newest damaged", dense(3)),
     ],
 )
@@ -169,8 +169,8 @@ def test_a_restored_trainer_goes_on(
     [
         ("whole", []),
         ("newest damaged", dense(3)),
-        ("damaged", dense(1, 2, 3)),  # all of it is trained again, though two epochs have been told
-        ("given up", dense(1, 2, 3)),  # the rest without a parent
+        ("damaged", dense(1, 2, 3)),  # everything is trained again, although two epochs were reported
+        ("given up", dense(1, 2, 3)),  # the rest is trained without a parent
     ],
 )
 def test_a_restored_taker_goes_on(
@@ -188,7 +188,7 @@ def test_a_restored_taker_goes_on(
         flip(folder / "state-0003" / "student" / "weights.safetensors")
     if found == "damaged":
         (folder / "state-0002" / "seal.json").unlink()
-        (folder / ".state-0003.00004711.tmp").mkdir()  # of a trainer that was killed while it wrote
+        (folder / ".state-0003.00004711.tmp").mkdir()  # left by a process that was killed while it wrote
     second = Trial(config, data, tmp_path / "points")
     second.load(tmp_path)
     rest = run_trial(second) if found == "given up" else run_shared(second, parents)
@@ -203,7 +203,7 @@ def test_a_restored_taker_goes_on(
 def test_trials_in_turn_share_each_epoch_and_survive_one_that_diverges(
     config: TrialConfig, data: TrialData, alone, trained: list[str], tmp_path: Path
 ) -> None:
-    """Two in one process and one thread, so that any waiting for each other would show as a standstill."""
+    """Two trials run alternately in one thread, where waiting for each other would be a deadlock."""
     one, two = (Trial(config, data, tmp_path / name) for name in ("one", "two"))
     drivers = [run_shared(t, tmp_path / "parents") for t in (one, two)]
     for i in range(2):
@@ -218,7 +218,7 @@ def test_trials_in_turn_share_each_epoch_and_survive_one_that_diverges(
     assert_same(two, alone[0])
     assert trained == [*dense(1, 2, 3, 3), *LAST]
     (folder,) = (tmp_path / "parents").iterdir()
-    with locked(folder / "lock", wait=False):  # nobody has kept it
+    with locked(folder / "lock", wait=False):  # the lock is free
         assert check_seal(folder / "state-0003")["records"][-1]["finished"] is False
 
 
@@ -226,13 +226,13 @@ def test_trials_in_turn_share_each_epoch_and_survive_one_that_diverges(
 def test_killed_while_training_another_takes_over_and_two_train_each_epoch_once(
     config: TrialConfig, alone, tmp_path: Path, fresh_processes: Callable[..., list[Any]]
 ) -> None:
-    """SIGKILL in the second dense epoch, with two more waiting for it: they train what is left, once."""
+    """One of three processes dies in its second dense epoch; the two that wait for it train the rest once."""
     names = ("killed", "one", "two")
     codes = fresh_processes(workers.train_shared, *((config, tmp_path, name, name == "killed") for name in names))
     assert codes == [-9, 0, 0]
-    told = {name: (tmp_path / f"{name}.trained").read_text().splitlines() for name in names}
-    assert told["killed"] == dense(1, 2)
-    assert sorted(told["one"] + told["two"]) == [*dense(2, 3), *LAST, *LAST]
+    trained = {name: (tmp_path / f"{name}.trained").read_text().splitlines() for name in names}
+    assert trained["killed"] == dense(1, 2)
+    assert sorted(trained["one"] + trained["two"]) == [*dense(2, 3), *LAST, *LAST]
     for name in names[1:]:
         assert json.loads((tmp_path / f"{name}.json").read_text()) == [r.val_loss for r in alone[1]]
         file = "step1/weights.safetensors"
@@ -248,16 +248,16 @@ def test_the_key_is_of_all_that_shapes_dense_training(config: TrialConfig, data:
     assert key(prune=PruneConfig(ratios=(0.1, 0.2), criterion="l1")) == same
     assert key(limits=Limits(macs=1e6, bytes=1000), data=data) == same
     assert key(replace(data, notes=("moved",))) == same
-    taught = [
+    with_teachers = [
         replace(data, train=replace(data.train, teacher=torch.full((len(data.train.rows), 10), x))) for x in (0.0, 1.0)
     ]
-    held = data.validation
+    validation = data.validation
     others = [
-        *(key(replicate=1), key(seed=1), key(code="2"), *map(key, taught)),
-        key(replace(data, validation=replace(held, rows=held.rows[::-1], labels=held.labels[::-1]))),
+        *(key(replicate=1), key(seed=1), key(code="2"), *map(key, with_teachers)),
+        key(replace(data, validation=replace(validation, rows=validation.rows[::-1], labels=validation.labels[::-1]))),
         key(train=replace(config.train, lr=1e-3)),
         key(augment=replace(config.augment, roll_s=0.2)),
-        key(limits=Limits(precision="fp32")),  # of the networks that are validated
+        key(limits=Limits(precision="fp32")),  # validation stores networks at this precision
     ]
     assert len({same, *others}) == 10
 

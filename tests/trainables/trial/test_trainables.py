@@ -53,14 +53,14 @@ def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, 
         first.save_checkpoint(str(folder))
         first.stop()
         second = PruneTrainable(dict(ray_config))
-        gone = rt.Checkpoint.from_directory(str(tmp_path / "gone"))  # its owner has trained on since
+        gone = rt.Checkpoint.from_directory(str(tmp_path / "gone"))  # its trial has deleted it since
         second.restore(SimpleNamespace(checkpoint=gone))
         second.load_checkpoint(str(folder))
         rest = [second.train() for _ in range(max(1, 3 - stop_after))]
         assert [figures(r) for r in rest] == [figures(r) for r in expected[min(stop_after, 2) :]]
         assert rest[-1]["done"]
         assert [r.get("restored_epochs") for r in rest] == [stop_after, *[None] * (len(rest) - 1)]
-        # with the epochs that a lost driver may not have written down
+        # including epochs that a lost driver may not have recorded
         assert [row["epochs"] for row in rest[0]["curve"]] == list(range(1, min(stop_after + 1, 3) + 1))
         assert [row["val_loss"] for row in rest[0]["curve"][:3]] == [r["val_loss"] for r in expected][: stop_after + 1]
         second.stop()
@@ -80,7 +80,7 @@ def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeyp
     loaded = reused._data
     assert [figures(reused.train()) for _ in range(3)] == expected
     assert reused._data is loaded  # the read-only clips are kept
-    assert reused.reset(ray_config | {"train.lr": -1.0})  # Ray tries again what fails at its first step, not here
+    assert reused.reset(ray_config | {"train.lr": -1.0})  # Ray retries errors of the first step only
     with pytest.raises(ConfigError, match=r"train\.lr"):
         reused.train()
     reused.stop()
@@ -90,7 +90,7 @@ def test_reused_actor_leaves_nothing_of_the_last_trial(ray_config: dict, monkeyp
 def test_an_actor_works_in_a_private_folder_of_its_own_for_a_study_in_a_store(
     ray_config: dict, tmp_path: Path, monkeypatch
 ) -> None:
-    """Nothing of another user's or bucket's is read, followed or deleted; networks go to the store."""
+    """Files of other users or buckets are not read, followed or deleted; networks are sent to the store."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     temporary, elsewhere = tmp_path / "temporary", tmp_path / "elsewhere"
     (elsewhere / "step0").mkdir(parents=True)
@@ -106,7 +106,7 @@ def test_an_actor_works_in_a_private_folder_of_its_own_for_a_study_in_a_store(
     assert first.reset(config | {"remote": str(tmp_path / "one" / "x"), "trial": "t0001"})
     assert first._trial.folder == folder.with_name("t0001")
     assert (folder / "step0" / "student.json").is_file()
-    second = PruneTrainable(config | {"remote": str(tmp_path / "two" / "x")})  # the same study and trial elsewhere
+    second = PruneTrainable(config | {"remote": str(tmp_path / "two" / "x")})  # same names, another place
     assert repr(second) == "x/t0000"
     private = [trial_folder.relative_to(temporary).parts[0] for trial_folder in (folder, second._trial.folder)]
     assert private[0] != private[1]
@@ -147,19 +147,19 @@ def test_nan_in_the_first_epoch_is_a_failed_result_too(ray_config: dict, tmp_pat
 
 @pytest.mark.slow
 def test_out_of_gpu_memory_is_a_failed_result_and_the_actor_lives(ray_config: dict, monkeypatch) -> None:
-    """The error that PyTorch raises where a GPU is full, from within a layer."""
+    """A layer raises PyTorch's out-of-memory error."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    told = "CUDA out of memory. Tried to allocate 2.00 GiB.\nProcess 1 has 79 GiB in use."
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB.\nProcess 1 has 79 GiB in use."
 
     def full(*arguments) -> None:
-        raise torch.OutOfMemoryError(told)
+        raise torch.OutOfMemoryError(message)
 
     trainable = PruneTrainable(ray_config | {"trial": "t0003"})
     trainable._trial.model.register_forward_hook(full)
     failed = trainable.train()
     assert failed["done"]
     assert not failed["finished"]
-    assert failed["failure"] == f"out of GPU memory: {told.splitlines()[0]}"
+    assert failed["failure"] == f"out of GPU memory: {message.splitlines()[0]}"
     assert trainable.reset(ray_config | {"trial": "t0004"})
     assert "failure" not in trainable.train()
     trainable.stop()
@@ -184,7 +184,7 @@ def test_a_gpu_that_is_full_fails_the_trial_and_not_the_actor(ray_config: dict, 
 
 
 def test_kd_trainable_refuses_to_prune(ray_config: dict) -> None:
-    with pytest.raises(ConfigError, match="needs PruneTrainable"):
+    with pytest.raises(ConfigError, match=r"KDTrainable .*PruneTrainable"):
         KDTrainable(dict(ray_config))
 
 
@@ -194,16 +194,16 @@ def test_half_written_checkpoints_never_displace_whole_ones(tmp_path: Path) -> N
         (folder / "student").mkdir(parents=True)
         (folder / "student" / "weights").write_text("w" * 10)
         seal(folder)
-        if i > 2:  # as a full disk leaves them
+        if i > 2:  # incomplete, as after a full disk
             (folder / "student" / "weights").write_text("w")
     checkpoints = TrialCheckpoints(str(tmp_path), "t0000")
     checkpoints.clear(1)
     assert [name[-1] for name in checkpoints.newest_first()] == ["4", "3", "2"]
-    assert checkpoints.load_newest(lambda folder: folder.name, lambda told: None) == "checkpoint_000002"
+    assert checkpoints.load_newest(lambda folder: folder.name, lambda message: None) == "checkpoint_000002"
 
 
 def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
-    """The thousandth driver of a study comes after the one before it."""
+    """Checkpoints of a study's 1000th driver come after those of the 999th."""
     for run, epoch in (("run002", 3), ("run999", 4), ("run1000", 5)):
         (tmp_path / run / "t0000" / f"checkpoint_{epoch:06d}").mkdir(parents=True)
     found = TrialCheckpoints(str(tmp_path), "t0000").newest_first()

@@ -1,4 +1,4 @@
-"""A study whose data changed between two drivers: refused and named, or continued and recorded."""
+"""A study whose data change between two drivers is refused with the changes, or continued with a record of them."""
 
 import itertools
 import os
@@ -34,13 +34,13 @@ SPACE = "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  trai
 
 @pytest.fixture
 def own_tau(tiny_tau: Path, tmp_path: Path) -> Path:
-    """A copy of the data set that a test changes."""
+    """Return a copy of the data set that a test may change."""
     return Path(shutil.copytree(tiny_tau, tmp_path / "tau"))
 
 
 @pytest.fixture
 def space(tmp_path: Path) -> str:
-    """A space without a teacher."""
+    """Return a space without a teacher."""
     path = tmp_path / "rates.yaml"
     path.write_text(SPACE)
     return str(path)
@@ -51,7 +51,7 @@ def split_file(root: Path) -> Path:
 
 
 def change_sound(root: Path) -> None:
-    """All clips bear the sound of their neighbour in the list."""
+    """Give each clip the sound of the next clip in the list."""
     names = sorted((root / "audio").glob("*.wav"))
     first = names[0].read_bytes()
     for this, following in itertools.pairwise(names):
@@ -60,7 +60,7 @@ def change_sound(root: Path) -> None:
 
 
 def change_labels(root: Path) -> None:
-    """Two clips of different scenes exchange their labels, in both tables."""
+    """Exchange the labels of two clips of different scenes, in both tables."""
     lines = split_file(root).read_text().splitlines()
     (a, first), (b, second) = (lines[i].split("\t") for i in (2, -1))
     assert first != second
@@ -70,20 +70,20 @@ def change_labels(root: Path) -> None:
 
 
 def remove_lines(root: Path) -> None:
-    """The second segment of every third location is taken out of the split."""
+    """Remove the second segment of every third location from the split."""
     path = split_file(root)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for i, line in enumerate(lines) if i % 12 != 2))
 
 
 def break_a_file(root: Path) -> None:
-    """A clip becomes one that cannot be used; data.skip_broken leaves it out."""
+    """Damage a clip, which data.skip_broken then leaves out."""
     name = split_file(root).read_text().splitlines()[2].split("\t")[0]
     soundfile.write(root / name, np.zeros((44_100, 2)), 44_100, subtype="PCM_24")
 
 
 class Killed:
-    """A study as a killed driver leaves it after it had prepared itself; all is done in this process."""
+    """A study as a driver leaves it that is killed after its preparation; everything runs in this process."""
 
     def __init__(self, commands: Commands, space: str, *words: str):
         self.commands = commands
@@ -138,7 +138,7 @@ def test_changed_data_are_refused_and_named(
 
 
 def printed(folder: Path) -> str:
-    """The table that the command prints at its end."""
+    """Return the table that the command prints at its end."""
     text = StringIO()
     Console(width=1000, file=text).print(front_table(load_study(folder)))
     return text.getvalue()
@@ -146,7 +146,7 @@ def printed(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_another_hold_out_is_refused(own_tau: Path, tmp_path: Path, space: str) -> None:
-    """Typed, it is refused as another option (test_resume.py); in a study.json that somebody edited, here."""
+    """An edited study.json may name another hold-out. (On the command line it is refused as a changed option.)"""
     study = Killed(Commands(tmp_path / "runs", own_tau), space)
     manifest = read_manifest(study.folder)
     write_manifest(study.folder, manifest.changed(config=manifest.resolved.config | {"data.validation_share": 0.4}))
@@ -170,7 +170,7 @@ def test_a_moved_data_set_is_the_same_data(own_tau: Path, tmp_path: Path, space:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_study_whose_sound_changed(own_tau: Path, tmp_path: Path, space: str) -> None:
-    """The whole command: one trial, a kill, other sound; refused, then allowed."""
+    """The complete command: one trial, a kill, changed sound; it is refused, then allowed."""
     storage = tmp_path / "runs"
     words = [f"--dataset_dir={own_tau}", *SMALL, "distill.kd_alpha=1", "train.epochs=1", "train.batch_size=16"]
 
@@ -185,7 +185,7 @@ def test_a_killed_study_whose_sound_changed(own_tau: Path, tmp_path: Path, space
     folder = storage / "x"
     manifest = read_manifest(folder)
     assert manifest.prepared.dataset.fingerprint and manifest.prepared.baseline is not None
-    write_manifest(folder, manifest.changed(status="running", num_samples=2))  # as if it had been killed on its way
+    write_manifest(folder, manifest.changed(status="running", num_samples=2))  # like a killed study
     change_sound(own_tau)
     before = (folder / "study.json").read_bytes(), (folder / "points.csv").read_bytes()
     code, text = command("--resume")

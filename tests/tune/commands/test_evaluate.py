@@ -1,4 +1,4 @@
-"""The test split's door: every seed's network once, means in the report, and what a full or read-only disk leaves."""
+"""Evaluation on the test split: each network once, means in the report, full and read-only disks."""
 
 import csv
 import shutil
@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from analysis.manifest import Asked, Baseline, Prepared, Progress, Resolved, StudyManifest
+from analysis.manifest import Baseline, Prepared, Progress, Requested, Resolved, StudyManifest
 from analysis.results import load_study
 from ascmodels.checkpoint import save_student
 from ascmodels.nessi import get_torch_size
@@ -44,19 +44,19 @@ def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
 
 
 class Networks:
-    """A complete study of untrained networks, which differ by their seed; the later ones are better."""
+    """A complete study of untrained networks, which differ by their seed; later ones have better recorded figures."""
 
     def __init__(self, folder: Path, config: TrialConfig, space: Space = SPACE):
         self.folder, self.config, self.space, self._n = folder, config, space, 0
-        asked = Asked(name=folder.name, num_samples=0, scheduler="fifo")
+        requested = Requested(name=folder.name, num_samples=0, scheduler="fifo")
         resolved = Resolved(
             folder=str(folder), space=space.as_dict(), config=config.flat(), objectives=OBJECTIVES, code={"a.py": "0"}
         )
         baseline = Prepared(baseline=Baseline("logistic regression", 0.5))
-        write_manifest(folder, StudyManifest(asked, resolved, baseline, Progress(status="complete")))
+        write_manifest(folder, StudyManifest(requested, resolved, baseline, Progress(status="complete")))
 
     def add(self, *names: str) -> None:
-        """Trials of one network each; t0000r1 is the first replicate of t0000."""
+        """Add trials with one network each; t0000r1 is the first replicate of t0000."""
         driver = Driver(self.folder, self.space, self.config.flat())
         for name in names:
             torch.manual_seed(self._n)
@@ -77,7 +77,7 @@ class Networks:
 
 @pytest.fixture
 def study(tmp_path: Path, config: TrialConfig) -> Path:
-    """A study of two networks, which has not been evaluated."""
+    """Return a study of two networks that has not been evaluated."""
     networks = Networks(tmp_path / "runs" / "study", config)
     networks.add("t0000", "t0001")
     return networks.folder
@@ -93,7 +93,7 @@ def accuracies(folder: Path) -> dict[str, float]:
 
 
 def test_every_seed_of_the_front_is_measured_once(config, tmp_path, monkeypatch, capsys):
-    """First with one seed a configuration, as an object store; then with the replicates that were trained later."""
+    """First with one seed for each configuration, in an object store; then with replicates that were added later."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "work"))
     networks = Networks(tmp_path / "study", config)
     networks.add("t0000", "t0001")
@@ -110,7 +110,7 @@ def test_every_seed_of_the_front_is_measured_once(config, tmp_path, monkeypatch,
     assert list(found) == ["t0001", "t0000", "t0000r1"] and found["t0001"] == before
     seeds = [found["t0000"], found["t0000r1"]]
     losses = {row["trial_id"]: row["test_loss"] for row in rows(folder / "test.csv")}
-    assert len(set(losses.values())) == 3  # other weights
+    assert len(set(losses.values())) == 3  # the weights differ
     front = rows(folder / "front.csv")
     assert [(row["trial_id"], row["n_seeds"], row["test_n_seeds"]) for row in front] == [("t0000", "2", "2")]
     assert float(front[0]["test_macro_avg_acc"]) == pytest.approx(np.mean(seeds))
@@ -133,22 +133,22 @@ def test_the_split_stays_closed_until_the_search_is_complete(study, status, caps
 @pytest.mark.parametrize("damage", ["deleted", "cut", "emptied"])
 def test_a_lost_table_is_rebuilt(study, damage):
     points = study / "points.csv"
-    whole = points.read_bytes()
+    original = points.read_bytes()
     points.unlink()
     if damage != "deleted":
-        points.write_bytes(whole[:-40] if damage == "cut" else b"")
+        points.write_bytes(original[:-40] if damage == "cut" else b"")
     assert main([str(study)]) == 0
-    assert points.read_bytes() == whole and list(accuracies(study)) == ["t0001"]
+    assert points.read_bytes() == original and list(accuracies(study)) == ["t0001"]
 
 
 def test_the_baselines_test_accuracy_is_kept_and_restored(study, config):
-    """A study that is extended or confirmed prepares itself again; its data are the same."""
+    """An extended or confirmed study is prepared again, with the same data."""
     assert main([str(study)]) == 0
     evaluated = read_manifest(study)
     assert evaluated.prepared.baseline is not None
     accuracy = evaluated.prepared.baseline.test_macro_avg_acc
     assert accuracy is not None and 0 <= accuracy <= 1
-    prepare(config, SPACE, QUIET)  # in this process; below all is in the cache
+    prepare(config, SPACE, QUIET)  # so that the command below finds all in the cache
     options = parser("").parse_args(["--name", "study", "--extend", "1"])
     again = prepared(study, evaluated, SPACE, options, QUIET)
     assert again.prepared.baseline is not None and again.prepared.baseline.test_macro_avg_acc == accuracy
@@ -176,7 +176,7 @@ def test_evaluating_again_writes_a_missing_report(study):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 12 MB that a test may fill, or make read-only."""
+    """Return a file system of 12 MB that a test may fill or make read-only."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(place)]
@@ -212,7 +212,7 @@ def read_only(disk: Path) -> Iterator[None]:
 
 @pytest.mark.parametrize("hindered", [full, read_only])
 def test_a_disk_that_cannot_be_written(study, small_disk, hindered, capsys):
-    """Exit status 2 and one line; afterwards the same command completes what is missing and measures nothing twice."""
+    """The command ends with status 2 and one line; repeated later, it completes the rest without measuring twice."""
     folder = Path(shutil.copytree(study, small_disk / "study"))
     with hindered(small_disk):
         assert main([str(folder)]) == 2

@@ -5,67 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from analysis.front import pareto_points
-from tests.support.driven_study import Driver, measured
-from tests.support.example_study import write_study
+from tests.support.driven_study import Driver
 from tests.support.paths import ROOT
-from tune.live import Server, main
-from tune.status import current_study
-from tune.study.journal import read_state, segments
-from tune.study.reader import open_place
-
-
-def running_study(folder: Path, trials: int = 12) -> Path:
-    """A study under way: `trials` trials have measured their networks, and t0000 trains."""
-    write_study(folder, status="running", trials=None, num_samples=18)
-    (folder / "points.csv").unlink()
-    driver = Driver(folder)
-    driver.create("t0000")
-    driver.epoch("t0000", 3)
-    measure_more(driver, 1, trials)
-    driver.close()
-    return folder
-
-
-def measure_more(driver: Driver, first: int, last: int) -> None:
-    """Trials `first` to `last`, each with a dense and a pruned network; the front grows with them."""
-    for i in range(first, last + 1):
-        name = f"t{i:04d}"
-        driver.create(name)
-        driver.epoch(name, 8)
-        driver.point(name, measured(0, 0.5 + 0.01 * i, 4_000_000 + 100_000 * i))
-        driver.epoch(name, 10, stage=1, epoch=2)
-        driver.point(name, measured(1, 0.4 + 0.01 * i, 2_000_000 + 100_000 * (i % 5)))
-        driver.end(name)
-
-
-def best_points(folder: Path) -> list[list[Any]]:
-    """Trial and step of the front's points, by MACs."""
-    best = pareto_points(current_study(folder, read_state(folder)))
-    return best[["trial_id", "step"]].to_numpy().tolist()
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[int]:
-    """The port of a server that ends with the block."""
-    server = Server(open_place(str(folder)), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+from tests.support.tune.live import best_points, measure_more, running_study, serving
+from tune.live import main
+from tune.study.journal import segments
 
 
 @pytest.fixture
@@ -102,8 +52,8 @@ def test_what_the_server_answers(study, port):
     driver = Driver(study)
     driver.epoch("t0000", 4)
     after = json.loads(get(port, "/version")[1])
-    assert after["version"] == before["version"] and "epoch 4" in after["strip"]  # the report is as it was
-    measure_more(driver, 13, 14)  # points.csv is behind now: its driver writes it now and then
+    assert after["version"] == before["version"] and "epoch 4" in after["strip"]  # the report is unchanged
+    measure_more(driver, 13, 14)  # points.csv lags behind, as its driver does not write it at every event
     assert json.loads(get(port, "/version")[1])["version"] != before["version"]
     report = json.loads(get(port, "/report.json")[1])
     assert "pareto" in report["figures"] and 'data-trial="t0014"' in report["main"]
@@ -123,13 +73,13 @@ def test_damage_is_answered_by_its_line_and_points_csv_is_not_needed(study, port
     (study / "points.csv").write_text("trial_id\n")
     assert get(port, "/")[0] == 200
     path = segments(study)[0].path
-    whole = path.read_text()
-    more = whole.splitlines(keepends=True)[-1].replace("t0012", "t0000")
-    path.write_text(f"{whole}{more}damaged\n")
+    original = path.read_text()
+    more = original.splitlines(keepends=True)[-1].replace("t0012", "t0000")
+    path.write_text(f"{original}{more}damaged\n")
     for _ in range(2):
         code, text = get(port, "/")
-        assert code == 503 and f"{path.name}, line {whole.count(chr(10)) + 2} " in text
-    path.write_text(whole)
+        assert code == 503 and f"{path.name}, line {original.count(chr(10)) + 2} " in text
+    path.write_text(original)
     assert get(port, "/")[0] == 200
 
 
@@ -157,8 +107,8 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(study):
     command = [sys.executable, "tune/live.py", str(study), "--port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    said = process.stdout.readline()
-    assert "study live at http://127.0.0.1:" in said and "Ctrl-C" in said
-    assert get(int(said.split()[3].rpartition(":")[2]), "/status.json")[0] == 200
+    first_line = process.stdout.readline()
+    assert "of study study: http://127.0.0.1:" in first_line and "Ctrl-C" in first_line
+    assert get(int(first_line.split()[5].rpartition(":")[2]), "/status.json")[0] == 200
     process.send_signal(signal.SIGINT)
     assert "Traceback" not in process.communicate(timeout=300)[0] and process.returncode == 0

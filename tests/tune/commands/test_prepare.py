@@ -1,4 +1,4 @@
-"""What a study prepares before its first trial: done once, wherever it runs, and never on changed data."""
+"""The preparation of a study before its first trial: done once, on any machine, and never on changed data."""
 
 import os
 import shutil
@@ -26,13 +26,15 @@ from trainables.inputs.clips import load_clips
 from trainables.inputs.fingerprint import DataFingerprint
 from tune.prepare import compute_logits, fine_tune_teacher, measure_baseline, prepare, ray_runner
 
+pytestmark = pytest.mark.slow  # prepares data and trains in most tests
+
 ALL = ["measure_baseline", "fine_tune_teacher", "compute_logits"]
 SPACE = space_from_dict({"name": "s", "parameters": {"train.lr": {"uniform": [0.001, 0.01]}}})
 
 
 @pytest.fixture
 def config(tiny_tau: Path, tmp_path: Path) -> TrialConfig:
-    """A small student that learns from a tiny teacher, with empty caches."""
+    """Return the configuration of a small student that learns from a tiny teacher, with empty caches."""
     return configured(tiny_tau, tmp_path / "cache")
 
 
@@ -50,7 +52,7 @@ def configured(root: Path, cache: Path, *words: str) -> TrialConfig:
 
 
 class Recorder:
-    """Runs parts here and lists their names."""
+    """Runs the parts of the preparation in this process and lists their names."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -61,8 +63,8 @@ class Recorder:
 
 
 def prepared(config: TrialConfig, run: Any = None, space: Space = SPACE, **more: Any) -> tuple[dict[str, Any], str]:
-    told = StringIO()
-    return prepare(config, space, Console(file=told, width=200), run, **more)[1], told.getvalue()
+    output = StringIO()
+    return prepare(config, space, Console(file=output, width=200), run, **more)[1], output.getvalue()
 
 
 def test_a_second_start_computes_nothing(config, monkeypatch):
@@ -75,29 +77,29 @@ def test_a_second_start_computes_nothing(config, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     first, second = Recorder(), Recorder()
-    made, told = prepared(config, first)
+    result, output = prepared(config, first)
     assert first.ran == ALL
     assert len(hashed) == len(set(hashed)) == 50
-    again, told_again = prepared(config, second)
+    again, output_again = prepared(config, second)
     assert second.ran == []
     assert len(hashed) == 50
-    assert again == made
-    assert told.count("from the cache") == 0
-    assert told_again.count("from the cache") == 3
-    assert DataFingerprint.from_dict(made["dataset"]["fingerprint"]).n_train == made["dataset"]["n_train"] == 30
-    folder = Path(made["config"]["distill.teacher_ckpts"][0])
-    shutil.rmtree(folder)  # what was fine-tuned is gone: once more, and equal, so its logits are still those
+    assert again == result
+    assert output.count("from the cache") == 0
+    assert output_again.count("from the cache") == 3
+    assert DataFingerprint.from_dict(result["dataset"]["fingerprint"]).n_train == result["dataset"]["n_train"] == 30
+    folder = Path(result["config"]["distill.teacher_ckpts"][0])
+    shutil.rmtree(folder)  # the teacher is fine-tuned again; it is equal, so its cached logits stay valid
     third = Recorder()
-    assert prepared(config, third)[0] == made
+    assert prepared(config, third)[0] == result
     assert third.ran == ["fine_tune_teacher"]
 
 
 def test_only_what_is_needed_is_run(config, tmp_path, tiny_tau):
     bare = configured(tiny_tau, tmp_path / "cache", "distill.kd_alpha=1")
     run = Recorder()
-    made, _ = prepared(bare, run)
+    result, _ = prepared(bare, run)
     assert run.ran == ["measure_baseline"]
-    assert made["teachers"] == []
+    assert result["teachers"] == []
     for key, parts in (("distill.kd_alpha", ALL[1:]), ("distill.feature_weight", [])):
         space = space_from_dict({"name": "s", "parameters": {key: {"uniform": [0.1, 0.9]}}})
         online = configured(tiny_tau, tmp_path / "cache", "distill.kd_alpha=1", "distill.mode=online")
@@ -109,9 +111,9 @@ def test_only_what_is_needed_is_run(config, tmp_path, tiny_tau):
 def test_named_teachers_are_not_fine_tuned_again(config, tmp_path, tiny_tau):
     teacher = Path(fine_tune_teacher(config.flat())).rename(tmp_path / "mine.ckpt")
     run = Recorder()
-    made, _ = prepared(configured(tiny_tau, tmp_path / "cache", f"distill.teacher_ckpts=['{teacher}']"), run)
+    result, _ = prepared(configured(tiny_tau, tmp_path / "cache", f"distill.teacher_ckpts=['{teacher}']"), run)
     assert run.ran == ["measure_baseline", "compute_logits"]
-    assert [t["name"] for t in made["teachers"]] == ["mine.ckpt"]
+    assert [t["name"] for t in result["teachers"]] == ["mine.ckpt"]
 
 
 def test_changed_data_are_refused_before_anything_is_computed(tiny_tau, tmp_path):
@@ -126,15 +128,15 @@ def test_changed_data_are_refused_before_anything_is_computed(tiny_tau, tmp_path
         prepared(config, run, known=known)
     assert run.ran == []
     prepared(config, run)
-    assert run.ran == ["measure_baseline"]  # of the other clips
+    assert run.ran == ["measure_baseline"]  # on the other clips
 
 
 def test_a_part_with_a_fingerprint_refuses_other_data(config):
-    made, _ = prepared(config)
-    wrong = made["dataset"]["fingerprint"] | {"sound": "0" * 64}
-    flat = made["config"]
+    result, _ = prepared(config)
+    wrong = result["dataset"]["fingerprint"] | {"sound": "0" * 64}
+    flat = result["config"]
     for part in (measure_baseline, fine_tune_teacher, compute_logits):
-        part(flat | {"fingerprint": made["dataset"]["fingerprint"]})
+        part(flat | {"fingerprint": result["dataset"]["fingerprint"]})
         part(flat)
         with pytest.raises(DatasetError, match="0" * 16):
             part(flat | {"fingerprint": wrong})
@@ -209,7 +211,7 @@ def test_a_parts_own_error_is_raised(cluster, error):
 @pytest.mark.ray
 def test_ctrl_c_ends_the_task(cluster, tmp_path):
     started = tmp_path / "pid"
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background processes
 
     def never_ends(flat: dict[str, Any]) -> None:
         started.with_suffix(".part").write_text(str(os.getpid()))

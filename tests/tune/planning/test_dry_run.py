@@ -1,4 +1,4 @@
-"""What `--dry-run` tells: feasible shares, sizes, times of real steps, and the hours that follow from them."""
+"""`--dry-run`: feasible shares, sizes, times of measured steps, and the estimated hours."""
 
 from dataclasses import replace
 from io import StringIO
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from analysis.manifest import Asked
+from analysis.manifest import Requested
 from ascmodels.nessi import Limits
 from search_spaces import Space, load_space, space_from_dict
 from trainables.config.compose import compose
@@ -19,7 +19,7 @@ from tune.planning.dry_run import draw, dry_run, nothing_fits
 from tune.run import main
 
 SMALL = ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.batch_size=8"]
-ASKED = Asked(name="planned", num_samples=5)
+ASKED = Requested(name="planned", num_samples=5)
 WIDTHS = space_from_dict({"name": "widths", "parameters": {"student.base_channels": {"choice": [8, 24]}}})
 
 
@@ -37,7 +37,7 @@ def test_wilson_interval() -> None:
 
 @pytest.mark.slow
 def test_the_share_of_a_space_of_which_half_fits() -> None:
-    """Two widths, each drawn with probability 1/2; the limit lies between them."""
+    """The space has two equally likely widths, and the limit lies between their sizes."""
     base = compose(["student=cp_mobile", *SMALL])
     macs = {c.student.base_channels: n[0][0] for c, n in draw(WIDTHS, base.flat(), 0, 8).feasible}
     assert macs[8] < macs[24]
@@ -60,9 +60,9 @@ def test_the_share_of_a_space_of_which_half_fits() -> None:
 )
 def test_a_space_without_a_feasible_point_says_which_limit(limits: Limits, words: str) -> None:
     base = replace(compose(["student=cp_mobile", *SMALL]), limits=limits)
-    told = nothing_fits(draw(WIDTHS, base.flat(), 0, 5), limits)
-    assert words in told
-    assert told.count("the limit is") == 1
+    error = nothing_fits(draw(WIDTHS, base.flat(), 0, 5), limits)
+    assert words in error
+    assert error.count("the limit is") == 1
 
 
 def test_configurations_that_cannot_be_built_are_counted() -> None:
@@ -77,9 +77,9 @@ def test_configurations_that_cannot_be_built_are_counted() -> None:
 def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_path: Path) -> None:
     space = load_space("kd_prune")
     config = small(space, tiny_tau, tmp_path, "train.epochs=8", "train.min_steps=0", "prune.epochs=2")
-    told = StringIO()
-    found = dry_run(space, config, ASKED, Console(file=told, width=200), n_draws=10)
-    text = told.getvalue()
+    output = StringIO()
+    found = dry_run(space, config, ASKED, Console(file=output, width=200), n_draws=10)
+    text = output.getvalue()
     for words in ("of 10 random samples", "measured on", "mo_asha, at best"):
         assert words in text
     assert "estimate for a trial on 30 clips, validated on 20, 8 dense epochs" in text
@@ -106,7 +106,7 @@ def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_pat
 def test_rungs_are_shown_as_far_as_there_are_any(
     scheduler: str, epochs: int, shown: str | None, tiny_tau: Path, tmp_path: Path
 ) -> None:
-    """A short dense phase has none; then no list of epochs is printed, and no column for early stopping without any."""
+    """A short dense phase has no rungs, so no list of epochs and no column for early stopping is printed."""
     space = load_space("prune")
     config = small(space, tiny_tau, tmp_path, f"train.epochs={epochs}", "train.min_steps=0", "prune.epochs=1")
     printed = StringIO()
@@ -131,7 +131,7 @@ def test_the_command_plans_a_study_and_leaves_nothing(tiny_tau: Path, tmp_path: 
 
 
 def test_a_measured_step_trains_as_a_trial_does(tmp_path: Path) -> None:
-    """The network changes with a step and does not with a validation; the batch is the configuration's."""
+    """A step changes the network, a validation does not; the batch size is that of the configuration."""
     config = compose(["student=cp_mobile", "student.base_channels=8", *SMALL])
     with random_training(config) as training:
         before = [p.detach().clone() for p in training._model.parameters()]
@@ -146,7 +146,7 @@ def test_a_measured_step_trains_as_a_trial_does(tmp_path: Path) -> None:
 def test_hours_of_a_trial() -> None:
     config = compose(["train.epochs=10", "train.batch_size=4", "prune.ratios=[0.5]", "prune.epochs=2"])
     steps = [(100, StepTime(1.0, 0.01, 9, 4)), (300, StepTime(3.0, 0.03, 9, 4))]
-    # 20 clips: 5 steps; at 200 MACs 2 s a step and 0.02 s a clip; below the smallest measured one as that
+    # 20 clips: 5 steps; at 200 MACs 2 s a step and 0.02 s a clip; smaller networks take as long as the smallest
     assert trial_hours(config, [200, 50], (20, 100), steps) == pytest.approx(
         [10 * (5 * 2 + 100 * 0.02) / 3600, 2 * (5 * 1 + 100 * 0.01) / 3600]
     )
@@ -155,14 +155,14 @@ def test_hours_of_a_trial() -> None:
 def test_makespan_is_that_of_a_queue() -> None:
     assert makespan([3, 1, 1, 1], 1) == 6
     assert makespan([3, 1, 1, 1], 2) == 3
-    assert makespan([1, 1, 1, 3], 2) == 4  # the long one is taken last
+    assert makespan([1, 1, 1, 3], 2) == 4  # the long task starts last
     assert makespan([2, 2], 8) == 2
 
 
 def test_early_stopping_by_lot_has_the_mean_that_halving_has() -> None:
     rungs = Rungs("mo_asha", 16)
     assert rungs.epochs == [4, 8]
-    stages = [16.0, 2.0, 2.0]  # an epoch an hour
+    stages = [16.0, 2.0, 2.0]  # one hour for each epoch
     assert rungs.hours(stages) == [4, 8, 18]  # the end of the last stage saves nothing
     expected = 4 / 2 + 8 / 4 + 18 / 8 + 20 / 8
     rng = np.random.default_rng(0)

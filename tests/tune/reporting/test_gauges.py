@@ -1,5 +1,7 @@
-"""The gauges and the front of a running study, and the lines that its driver prints. That gauges arrive at the metrics
-port: test_cluster.py, on two nodes."""
+"""The gauges and the front of a running study, and the lines that its driver prints.
+
+test_cluster.py checks, on two nodes, that gauges arrive at the metrics port.
+"""
 
 import io
 import math
@@ -36,7 +38,7 @@ def measured(trial: str, step: int, accuracy: float, macs: int, feasible: bool =
 
 @pytest.fixture
 def study() -> tuple[StudyLog, RunningFront]:
-    """Two complete trials, one with a dominated point and one that is too large; t0002 trains its third epoch."""
+    """Return a study with two complete trials, which have a dominated and a too large point, and a running one."""
     log, front = StudyLog(), RunningFront()
     log.attach(front)
     log.add(DriverStarted(command="python tune/run.py"))
@@ -54,9 +56,9 @@ def study() -> tuple[StudyLog, RunningFront]:
 def test_front_takes_measured_networks_within_the_limits(study: tuple[StudyLog, RunningFront]) -> None:
     log, front = study
     assert front.values == [[0.5, 4e6]]
-    log.add(measured("t0002", 0, 0.45, 2_000_000))  # of a trial that runs
+    log.add(measured("t0002", 0, 0.45, 2_000_000))  # a running trial
     assert sorted(front.values) == [[0.45, 2e6], [0.5, 4e6]]
-    log.add(measured("t0002", 0, 0.99, 1_000_000))  # measured again: the first counts
+    log.add(measured("t0002", 0, 0.99, 1_000_000))  # measured again: the first result counts
     log.add(measured("t0002", 1, math.nan, 1_000_000))
     assert sorted(front.values) == [[0.45, 2e6], [0.5, 4e6]]
 
@@ -99,7 +101,7 @@ def test_gauges_leave_out_what_is_not_finite_and_what_is_not_known(study: tuple[
 
 
 def test_gauges_are_set_when_it_is_time(study: tuple[StudyLog, RunningFront], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the tags that they declare; once more at the end of the study."""
+    """Gauges are set with their declared tags, and again at the end of the study."""
     log, front = study
     set_to: list[tuple[str, float, dict[str, str]]] = []
     monkeypatch.setattr(Gauge, "set", lambda self, value, tags: set_to.append((self.info["name"], value, tags)))
@@ -118,7 +120,7 @@ def test_gauges_are_set_when_it_is_time(study: tuple[StudyLog, RunningFront], mo
 
 
 def test_lines_of_a_running_study(tmp_path: Path) -> None:
-    """What earlier drivers did is not printed again; text of errors is not markup."""
+    """Events of earlier drivers are not printed again; the text of errors is not read as markup."""
     log, front = StudyLog(), RunningFront()
     log.attach(front)
     for name in ("t0000", "t0001", "t0002"):

@@ -1,4 +1,4 @@
-"""A study as Optuna's: every draw with its outcome, also in an edited space; read back by Optuna itself."""
+"""The export as an Optuna study: every sample with its outcome, also after the space was edited."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ OUTCOMES = {
 
 
 def narrowed(**parameters: Any) -> Space:
-    """Space kd with other ranges; None removes one."""
+    """Return space kd with other ranges; None removes a parameter."""
     space = load_space("kd").as_dict()
     space["parameters"] = {k: v for k, v in (space["parameters"] | parameters).items() if v is not None}
     return space_from_dict(space)
@@ -64,7 +64,7 @@ def events() -> list[Event]:
 
 
 def exported(folder: Path, space: Space) -> list[FrozenTrial]:
-    """Optuna's trials of a study with these events, after its space became `space`; read back from the file."""
+    """Return the Optuna trials, read from the exported file, of a study with these events and the edited `space`."""
     write_study(folder / "x", space=space.as_dict(), name="x")
     Journal(folder / "x", None).append(tuple(events()))
     rebuild_tables(folder / "x", {})
@@ -100,7 +100,7 @@ def test_every_draw_with_its_outcome(tmp_path: Path) -> None:
     ],
 )
 def test_parameters_that_an_edited_space_does_not_hold(tmp_path: Path, change: dict[str, Any], held: list[int]) -> None:
-    """They are kept as user attributes; outcomes and figures are as before."""
+    """Such parameters are kept as user attributes; outcomes and figures do not change."""
     rejected, *trials = exported(tmp_path, narrowed(**change))
     for i, t in enumerate(trials):
         params = PARAMS | {"distill.kd_alpha": 0.2 * i}

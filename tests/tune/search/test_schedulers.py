@@ -1,4 +1,4 @@
-"""Successive halving: rungs, ranks, and what a resume rebuilds. Its decisions in a study: test_session.py."""
+"""Successive halving: rungs, ranks, and the state after a resume. test_early_stopping.py has its use in a study."""
 
 import math
 from pathlib import Path
@@ -25,14 +25,14 @@ ACCURACY = {"val_macro_avg_acc": "max"}
 def reach(
     rungs: SuccessiveHalving, name: str, epochs: int, accuracy: float | None, macs: float = 1e6, stage: int = 0
 ) -> bool:
-    """Report an epoch; whether the trial goes on."""
+    """Report an epoch; return whether the trial continues."""
     figures = {"val_macro_avg_acc": accuracy, "macs": macs}
     rungs.apply(EpochReported(trial=name, stage=stage, epoch=epochs, epochs=epochs, figures=figures))
     return not rungs.should_stop(name)
 
 
 def measure(rungs: SuccessiveHalving, name: str, step: int, accuracy: float, macs: float = 1e6) -> bool:
-    """Report a measured network; whether the trial goes on."""
+    """Report a measured network; return whether the trial continues."""
     rungs.apply(PointMeasured(trial=name, point=point(step, accuracy, macs)))
     return not rungs.should_stop(name)
 
@@ -51,9 +51,9 @@ def test_plain_asha_keeps_the_better_half() -> None:
     rungs = SuccessiveHalving(ACCURACY, [2])
     accuracies = np.random.default_rng(0).permutation(20) / 20
     for i, accuracy in enumerate(accuracies):
-        kept = reach(rungs, f"t{i:04d}", 2, float(accuracy))
+        continues = reach(rungs, f"t{i:04d}", 2, float(accuracy))
         better = (accuracies[:i] > accuracy).sum()
-        assert kept == (better < max(1, np.ceil((i + 1) / 2)))
+        assert continues == (better < max(1, np.ceil((i + 1) / 2)))
 
 
 def test_mo_asha_keeps_a_small_network_that_asha_stops() -> None:
@@ -93,9 +93,9 @@ def test_what_is_not_finite_enters_no_rung(accuracy: float | None) -> None:
 def test_a_rung_after_each_prune_step() -> None:
     rungs = SuccessiveHalving(OBJECTIVES, [2], after_steps=True)
     for i in range(4):
-        assert measure(rungs, f"t000{i}", 0, 0.9 - i / 100)  # the dense networks have none
+        assert measure(rungs, f"t000{i}", 0, 0.9 - i / 100)  # dense networks have no rung
         measure(rungs, f"t000{i}", 1, 0.6 + i / 100, macs=5e6 - i)
-    assert reach(rungs, "t0004", 5, 0.1, macs=9e6, stage=1)  # retraining goes on
+    assert reach(rungs, "t0004", 5, 0.1, macs=9e6, stage=1)  # retraining continues
     assert not measure(rungs, "t0004", 1, 0.1, macs=9e6)
     measure(rungs, "t0005", 1, 0.9)
     end(rungs, "t0005", "completed")  # its last stage
@@ -117,7 +117,7 @@ def test_a_retried_trial_is_ranked_like_any_other() -> None:
 
 
 def test_a_replicate_is_stopped_where_its_first_trial_was_and_a_confirmation_never() -> None:
-    """Also when it starts after that: until there it is measured, for the mean."""
+    """A replicate that starts later still runs to the rung, because its points count in the means."""
     rungs = SuccessiveHalving(OBJECTIVES, [2], after_steps=True)
     rungs.apply(TrialCreated(trial="t0001r9", config_id="t0001", replicate=9, params={}, values={}, confirms=True))
     assert reach(rungs, "t0000", 2, 0.9)
@@ -161,10 +161,10 @@ def test_a_log_rebuilds_the_rungs_in_their_order(tmp_path: Path) -> None:
 
 
 def test_decisions_do_not_depend_on_when_they_are_asked_for() -> None:
-    """A trial is compared with those that had reached the rung before it, not with those that came since."""
-    asked, late = SuccessiveHalving(ACCURACY, [2]), SuccessiveHalving(ACCURACY, [2])
+    """A trial is compared with those that reached the rung before it, not with later ones."""
+    early, late = SuccessiveHalving(ACCURACY, [2]), SuccessiveHalving(ACCURACY, [2])
     accuracies = np.random.default_rng(1).permutation(30) / 30
-    decisions = [reach(asked, f"t{i:04d}", 2, float(a)) for i, a in enumerate(accuracies)]
+    decisions = [reach(early, f"t{i:04d}", 2, float(a)) for i, a in enumerate(accuracies)]
     for i, a in enumerate(accuracies):
         late.apply(
             EpochReported(trial=f"t{i:04d}", stage=0, epoch=2, epochs=2, figures={"val_macro_avg_acc": float(a)})

@@ -1,57 +1,18 @@
-"""The search of one driver without Ray: what results become, what a kill leaves, when trials and studies stop."""
+"""The search session without Ray: events of results, restores after a kill, ends of trials and studies."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from search_spaces import load_space
-from tests.support.simulated import RandomStudy, Reducers, point, result
-from tune.search.halving import SuccessiveHalving
-from tune.search.session import SearchSession
+from tests.support.simulated import point, result
+from tests.support.tune.session_driver import Driver, kinds, row
 from tune.study.events import (
     ConfigurationChanged,
     EpochReported,
-    Event,
     PointMeasured,
     TrialEnded,
     TrialRestored,
 )
-from tune.study.state import TrialState
-
-
-class Driver:
-    """A driver of a study of space kd; the events of its predecessors are replayed, and its own added to them."""
-
-    def __init__(self, folder: Path, events: list[Event] | None = None, **options: Any):
-        self.events = [] if events is None else events
-        options = {"space": load_space("kd"), "scheduler": "fifo", "sampler": "random", **options}
-        self.reducers = Reducers(folder, write=self.events.extend, **options)
-        self.log = self.reducers.log
-        self.log.replay(list(self.events))
-        self.session: SearchSession = self.reducers.session()
-
-    def next(self) -> TrialState:
-        trial = self.session.next_trial()
-        assert trial is not None
-        return trial
-
-    def report(self, *results: dict[str, Any]) -> list[bool]:
-        return [self.session.report(r["config"]["trial"], r) for r in results]
-
-    def new_events(self, action: Any) -> list[Event]:
-        before = len(self.events)
-        action()
-        return self.events[before:]
-
-
-def kinds(events: list[Event]) -> list[str]:
-    return [event.kind for event in events]
-
-
-def row(epochs: int, stage: int = 0) -> dict[str, Any]:
-    """A record of the learning curve that a checkpoint holds."""
-    return {"stage": stage, "epoch": epochs, "epochs": epochs, "val_macro_avg_acc": epochs / 10, "macs": 1e6}
 
 
 def test_a_trial_from_its_first_epoch_to_its_end(tmp_path: Path) -> None:
@@ -74,7 +35,7 @@ def test_a_trial_from_its_first_epoch_to_its_end(tmp_path: Path) -> None:
     assert (new[1].stage, new[1].epoch, new[1].epochs, new[1].figures["train_loss"]) == (0, 2, 2, 0.25)
     assert [e.point["step"] for e in new if isinstance(e, PointMeasured)] == [0, 1]
     assert isinstance(new[-1], TrialEnded) and (new[-1].outcome, new[-1].by) == ("completed", None)
-    assert driver.report(result(name, 1, 2, 4, done=True, finished=True)) == [True]  # Ray says it twice
+    assert driver.report(result(name, 1, 2, 4, done=True, finished=True)) == [True]  # Ray reports the end twice
     driver.session.crashed(name, "later")
     driver.session.stopped(name, by="ray tune")
     assert driver.events[-1] is new[-1]
@@ -88,11 +49,8 @@ def test_trials_that_have_not_ended_come_before_new_ones(tmp_path: Path) -> None
     assert [again.next().name for _ in range(5)] == ["t0000", "t0002", "t0003", "t0004", "t0005"]
 
 
-# restores
-
-
 def test_what_a_checkpoint_knows_and_no_event_does(tmp_path: Path) -> None:
-    """Killed between a checkpoint and its report: the epochs and the point of it are recorded after the restore."""
+    """After a kill between a checkpoint and its report, the restore records the checkpoint's epochs and point."""
     driver = Driver(tmp_path)
     name = driver.next().name
     driver.report(result(name, 0, 1, 1))
@@ -129,7 +87,7 @@ def test_an_epoch_that_is_trained_again_is_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [2, 3])
 def test_a_trial_that_is_restored_after_its_last_epoch(tmp_path: Path, known: int) -> None:
-    """`trained: False` is no repeated epoch; one that no event knows is recorded, with its point."""
+    """A result with `trained: False` is no repeated epoch; an epoch without an event is recorded, with its point."""
     driver = Driver(tmp_path)
     name, dense = driver.next().name, [point(0, 0.5, 2e6)]
     driver.report(*(result(name, 0, n, n, points=dense if n == 3 else []) for n in range(1, known + 1)))
@@ -142,11 +100,8 @@ def test_a_trial_that_is_restored_after_its_last_epoch(tmp_path: Path, known: in
     assert kinds(again.events).count("epoch_reported") == 3
 
 
-# failures and crashes
-
-
 def test_a_failure_is_no_epoch_and_keeps_what_was_measured(tmp_path: Path) -> None:
-    """The result of a failure repeats the figures of the last epoch; its points may be new to the events."""
+    """The result of a failure repeats the figures of the last epoch, but may have points that are not recorded yet."""
     driver = Driver(tmp_path)
     name = driver.next().name
     driver.report(result(name, 0, 1, 1))
@@ -191,7 +146,7 @@ def test_ends_that_ray_alone_knows(tmp_path: Path) -> None:
 def test_a_study_whose_first_trials_fail_for_one_reason_is_hopeless(
     tmp_path: Path, reasons: list[str], hopeless: bool, how: str
 ) -> None:
-    """Numbers in the reason do not make it another."""
+    """Reasons that differ in numbers only count as one."""
     driver = Driver(tmp_path)
     for reason in reasons:
         name = driver.next().name
@@ -217,9 +172,6 @@ def test_a_study_with_a_measured_network_is_not_hopeless(tmp_path: Path) -> None
         assert session.hopeless is None
 
 
-# population based training
-
-
 def test_configuration_keys_that_a_scheduler_changed(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     trial = driver.next()
@@ -233,78 +185,3 @@ def test_configuration_keys_that_a_scheduler_changed(tmp_path: Path) -> None:
     assert event.values == {"train.lr": 0.015}
     assert kinds(new) == ["epoch_reported", "configuration_changed", "epoch_reported", "epoch_reported"]
     assert driver.log.state.trials[trial.name].values == values | {"train.lr": 0.015}
-
-
-# early stopping
-
-
-def rung_of_two(folder: Path, accuracies: list[float], **options: Any) -> tuple[Driver, list[bool]]:
-    """Trials that reach the rung of epoch 4 one after another; whether each was stopped there."""
-    driver = Driver(folder, scheduler="asha", dense_epochs=8, **options)
-    stopped = []
-    for accuracy in accuracies:
-        name = driver.next().name
-        stopped += driver.report(result(name, 0, 4, 4, val_macro_avg_acc=accuracy))
-    return driver, stopped
-
-
-def test_a_trial_that_is_stopped_says_by_whom(tmp_path: Path) -> None:
-    driver, stopped = rung_of_two(tmp_path, [0.5, 0.4])
-    assert stopped == [False, True]
-    ended = driver.events[-1]
-    assert isinstance(ended, TrialEnded)
-    assert (ended.trial, ended.outcome, ended.by) == ("t0001", "stopped", "asha")
-    assert driver.report(result("t0001", 0, 5, 5, val_macro_avg_acc=0.9)) == [True]  # it had begun another epoch
-    assert driver.events[-1] is ended
-
-
-def test_replicates_share_the_fate_of_their_configurations_first_trial(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8, replicates=2)
-    assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
-    assert isinstance(driver.reducers.rungs, SuccessiveHalving)
-    fates = driver.report(
-        result("t0000", 0, 4, 4, val_macro_avg_acc=0.5),
-        result("t0000r1", 0, 4, 4, val_macro_avg_acc=0.1),
-        result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.9),
-        result("t0001", 0, 4, 4, val_macro_avg_acc=0.3),
-        result("t0001r1", 0, 5, 5, val_macro_avg_acc=0.9),
-    )
-    assert fates == [False, False, False, True, True]
-    assert driver.reducers.rungs.rungs == {("dense", 4): {"t0000": (0.5,), "t0001": (0.3,)}}
-    again = Driver(tmp_path, driver.events[:-1], scheduler="asha", dense_epochs=8, replicates=2)
-    assert again.report(result("t0001r1", 0, 6, 6, val_macro_avg_acc=0.9)) == [True]
-
-
-def test_a_replicate_goes_on_where_its_first_trial_failed_or_crashed(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8, replicates=2)
-    assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
-    driver.report(result("t0000", 0, 4, 4, val_macro_avg_acc=0.5))
-    driver.session.crashed("t0001", "the node died")
-    assert driver.report(result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.1)) == [False]
-
-
-def test_a_decision_that_a_kill_swallowed_is_taken_again(tmp_path: Path) -> None:
-    """Killed after the event of an epoch and before that of the decision, at any place of a study."""
-    swallowed = 0
-    for seed in range(4):
-        study = RandomStudy(tmp_path, seed, scheduler="mo_asha", replicates=1)
-        events = list(study.run(120))
-        for cut, event in enumerate(events):
-            if not (isinstance(event, TrialEnded) and event.by == "mo_asha"):
-                continue
-            before = Reducers(tmp_path, sampler="random", **study.options)
-            before.log.replay(events[:cut])
-            assert before.rungs and before.rungs.should_stop(event.trial)
-            swallowed += 1
-            trial = before.log.state.trials[event.trial]
-            epochs = trial.epochs + 1
-            session = before.session()
-            assert session.report(trial.name, result(trial.name, trial.stage, trial.epoch + 1, epochs))
-    assert swallowed > 2
-
-
-def test_a_failed_result_enters_no_rung(tmp_path: Path) -> None:
-    driver = Driver(tmp_path, scheduler="asha", dense_epochs=8)
-    name = driver.next().name
-    driver.report(result(name, 0, 4, 4, done=True, failure="the loss is nan"))
-    assert driver.reducers.rungs and driver.reducers.rungs.rungs == {("dense", 4): {}}

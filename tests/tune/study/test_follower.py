@@ -1,4 +1,4 @@
-"""Reading a journal on while it is written: half lines, new drivers, damage."""
+"""Reading a journal while it is written: half lines, new drivers, damage."""
 
 import random
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from analysis.manifest import ResultsError
+from tests.support.marks import rest_slow
 from tests.support.simulated import RandomStudy
 from tune.study import journal as journal_module
 from tune.study.events import DriverStarted, EpochReported, Event, TrialCreated, encode
@@ -41,9 +42,9 @@ def test_nothing_is_there_yet(tmp_path: Path) -> None:
     assert list(follower.state.trials) == ["t0000"]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", rest_slow(range(12), 3))
 def test_a_follower_knows_what_a_reader_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """At any moment: in the middle of a line, and when a driver has taken over and left out what another wrote."""
+    """At any moment, also in the middle of a line and when a new driver excludes events of a former one."""
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 3000)
     rng = random.Random(seed)
     events: list[Event] = list(RandomStudy(tmp_path, seed).run(120))
@@ -52,16 +53,16 @@ def test_a_follower_knows_what_a_reader_knows(tmp_path: Path, monkeypatch: pytes
     for event in events:
         if isinstance(event, DriverStarted):
             late = encode(DriverStarted(command="late"))
-            left = rng.choice([late[:30], late, late + late[:9]])
+            rest = rng.choice([late[:30], late, late + late[:9]])
             with newest(tmp_path).open("a") as stream:
-                stream.write(left)
-            halves += left != late
+                stream.write(rest)
+            halves += rest != late
             if rng.random() < 0.5:
-                follower.update()  # it reads what does not count in the end
+                follower.update()  # it reads events that will not count
             reading = Reading(tmp_path)
             known = list(reading)
             after = reading.after
-            if left.startswith(late):  # the new driver had read before it was written
+            if rest.startswith(late):  # the line was written after the new driver had read
                 assert isinstance(known[-1], DriverStarted) and known[-1].command == "late"
                 assert after is not None
                 after = after[0], after[1] - len(late)
@@ -120,7 +121,7 @@ def test_a_study_that_was_made_anew_under_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["42", "{}", encode(epoch(1, "t0007")).strip()])
 def test_a_damaged_line_is_named_each_time_and_by_its_number(tmp_path: Path, line: str) -> None:
-    """Also where the lines before it were read in earlier updates; repaired, it is read."""
+    """The number is right even if earlier updates read the lines before it; after a repair the line is read."""
     opened(tmp_path).append((created("t0000"), epoch(1)))
     follower = Follower(tmp_path)
     follower.update()
@@ -130,9 +131,9 @@ def test_a_damaged_line_is_named_each_time_and_by_its_number(tmp_path: Path, lin
         with pytest.raises(ResultsError) as error:
             follower.update()
         assert "journal/000001-0001.jsonl, line 5 " in str(error.value)
-    with pytest.raises(JournalError) as said:
+    with pytest.raises(JournalError) as error_of_resume:
         read_state(tmp_path)
-    assert str(said.value) == str(error.value)
+    assert str(error_of_resume.value) == str(error.value)
     newest(tmp_path).write_text(good + encode(epoch(2)))
     follower.update()
     assert follower.state.trials["t0000"].epochs == 2

@@ -1,4 +1,4 @@
-"""Studies that an earlier version made (journal and study.json of format 1): read, reported, evaluated, continued.
+"""Studies of an earlier version (journal and study.json of format 1) are read, reported, evaluated, continued.
 
 tests/fixtures/studies_format1.tar.xz contains the studies `complete` and `open` (killed in its third trial) and their
 space. The data set is `tests.support.tau.make_tau` with the default seed. `open` has the seed of `complete`, so its
@@ -33,7 +33,7 @@ JOURNAL = Path("journal", "000.jsonl")
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Path:
-    """The folder with both studies, as the earlier version left them."""
+    """Return the folder with both studies, as the earlier version left them."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path / "runs", filter="data")
     return tmp_path / "runs"
@@ -54,7 +54,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_event_of_format_1_becomes_a_typed_one(storage: Path) -> None:
-    """The counts come from the old lines themselves."""
+    """The expected counts are taken from the old lines."""
     for name in ("complete", "open"):
         old = [json.loads(line) for line in (storage / name / JOURNAL).read_text().splitlines()]
         events = [event.kind for event in read_events(storage / name)]
@@ -103,7 +103,7 @@ def test_a_complete_study_is_reported_and_its_test_split_opened(
     front = rows(folder / "front.csv")
     words = ["--resume", "--name", "complete", "--storage", str(storage)]
     assert run(words) == 0
-    assert run([*words, f"--dataset_dir={tiny_tau}"]) == 0  # it was made on another machine
+    assert run([*words, f"--dataset_dir={tiny_tau}"]) == 0  # its data set was in another place
     assert rows(folder / "front.csv") == front and (folder / "report.html").is_file()
     assert (folder / "points.csv").read_bytes() == before["points.csv"]
     assert "complete already" in capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_an_open_study_of_other_code_is_refused_and_the_files_named(
 @pytest.mark.slow
 @pytest.mark.ray
 def test_an_open_study_continues_to_the_points_of_the_complete_one(storage: Path, tiny_tau: Path) -> None:
-    """t0002 continues from its checkpoint of format 1; the other trials are drawn as they were drawn then."""
+    """t0002 continues from its checkpoint of format 1; the samples of the other trials equal the old ones."""
     folder, journal = storage / "open", (storage / "open" / JOURNAL).read_bytes()
     command = [sys.executable, "tune/run.py", "--resume", "--allow-changes", "--name", "open"]
     command += ["--storage", str(storage), f"--dataset_dir={tiny_tau}"]
@@ -151,7 +151,7 @@ def test_an_open_study_continues_to_the_points_of_the_complete_one(storage: Path
     assert {trial for trial, _ in found} == {trial for trial, _ in expected}
     shared = found.keys() & expected.keys()
     same = all(found[key]["val_loss"] == expected[key]["val_loss"] for key in shared)
-    if same:  # a processor that rounds otherwise gives other accuracies, with which other trials may be stopped
+    if same:  # on a processor that rounds otherwise, other trials may be stopped
         assert {k: row["status"] for k, row in found.items()} == {k: row["status"] for k, row in expected.items()}
     for key in shared:
         row = found[key]

@@ -1,4 +1,4 @@
-"""One log, one meaning: state that a driver has while it runs equals the state that its log gives, at every event."""
+"""The state of a running driver equals the state that replaying its log gives, after every event."""
 
 import json
 from pathlib import Path
@@ -13,22 +13,22 @@ N_LOGS, N_EVENTS = 500, 40
 
 
 def record(folder: Path, seed: int, n_events: int) -> tuple[RandomStudy, list[str]]:
-    """A random study and the digest after each of its events, as the driver had it at that moment."""
+    """Return a random study, and the digest of the driver's state after each of its events."""
     digests: list[str] = []
 
     class Live(RandomStudy):
         def _start(self) -> None:
-            made = Reducers.__init__
+            init = Reducers.__init__
 
             def attached(reducers: Reducers, *arguments, **options) -> None:
-                made(reducers, *arguments, **options)
+                init(reducers, *arguments, **options)
                 seen = 0
 
                 class After:
                     def apply(self, event: Event) -> None:
                         nonlocal seen
                         seen += 1
-                        if seen > len(digests):  # not of the replay
+                        if seen > len(digests):  # not during a replay
                             digests.append(reducers.digest())
 
                 reducers.log.attach(After())
@@ -37,7 +37,7 @@ def record(folder: Path, seed: int, n_events: int) -> tuple[RandomStudy, list[st
             try:
                 super()._start()
             finally:
-                Reducers.__init__ = made  # type: ignore[method-assign]
+                Reducers.__init__ = init  # type: ignore[method-assign]
 
     study = Live(folder, seed)
     study.run(n_events)
@@ -46,13 +46,16 @@ def record(folder: Path, seed: int, n_events: int) -> tuple[RandomStudy, list[st
 
 @pytest.mark.slow
 def test_live_state_equals_replayed_state_after_every_event(tmp_path: Path) -> None:
-    """For 500 random logs and every prefix of each, for every reducer. A prefix's replay is the first part of the
-    replay of the whole log, since `apply` sees one event after another; that is checked for one prefix of each log."""
+    """Checked for 500 random logs, every prefix of each, and every reducer.
+
+    The replay of a prefix is the first part of the replay of the complete log, because `apply` receives single events.
+    One prefix of each log is replayed separately to check this.
+    """
     kinds: dict[str, int] = {}
     for seed in range(N_LOGS):
         study, live = record(tmp_path, seed, N_EVENTS)
         assert len(live) == len(study.events)
-        read = [decode(json.loads(encode(event))) for event in study.events]  # as the journal gives them back
+        read = [decode(json.loads(encode(event))) for event in study.events]  # as read from a journal
         replayed = Reducers(tmp_path, sampler="random", **study.options)
         for n, event in enumerate(read):
             replayed.log.replay([event])
@@ -69,7 +72,7 @@ def test_live_state_equals_replayed_state_after_every_event(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_samplers_with_a_history_too(tmp_path: Path, sampler: str) -> None:
-    """Draws that depend on what was trained: a resumed driver draws what the one before would have drawn."""
+    """Samplers that learn from results draw the same samples in a resumed as in an uninterrupted driver."""
     for seed in range(3):
         study = RandomStudy(tmp_path, seed, scheduler="mo_asha")
         study.run(60)
@@ -78,7 +81,7 @@ def test_samplers_with_a_history_too(tmp_path: Path, sampler: str) -> None:
             reducers.log.replay(study.events)
             for _ in range(3):
                 reducers.sampler.draw(reducers.log)
-        assert ours.sampler.digest() == theirs.sampler.digest()  # events hold the time, so states may differ in it
+        assert ours.sampler.digest() == theirs.sampler.digest()  # times of events may differ between the two
 
 
 def created(name: str, config_id: str | None = None) -> TrialCreated:

@@ -1,4 +1,4 @@
-"""Cluster recipes: the shipped files are what Ray, KubeRay and SLURM expect, and a study survives a node's death."""
+"""Cluster recipes: the shipped files suit Ray, KubeRay and SLURM, and a study survives the death of a node."""
 
 import json
 import os
@@ -43,11 +43,11 @@ def load(name: str) -> dict:
 
 
 def commands() -> dict[str, list[str]]:
-    """The arguments of tune/run.py wherever a file shows the command in a comment, or has it for its entrypoint."""
+    """Return the arguments of each tune/run.py command in a comment or an entrypoint of the shipped files."""
     found = {}
     for path in FILES:
-        shown = [line for line in path.read_text().splitlines() if path.suffix != ".sh" or line.startswith("#")]
-        text = re.sub(r"\\?\n *(#)? +", " ", "\n".join(shown))  # commands go on over line ends
+        comment_lines = [line for line in path.read_text().splitlines() if path.suffix != ".sh" or line.startswith("#")]
+        text = re.sub(r"\\?\n *(#)? +", " ", "\n".join(comment_lines))  # join continued lines
         for i, words in enumerate(re.findall(r"(?:tune/run\.py|slurm\.sh)((?: +(?:--\w|[\w./]+=)[^\"\n]*))", text)):
             found[f"{path.name}:{i}"] = shlex.split(words.split(" runtimeEnvYAML")[0])
     return found
@@ -55,9 +55,9 @@ def commands() -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_every_command_shown_uses_flags_that_exist() -> None:
-    shown = commands()
-    assert {name.split(":")[0] for name in shown} == {"aws.yaml", "job_env.yaml", "rayjob.yaml", "slurm.sh"}
-    for name, words in shown.items():
+    command_lines = commands()
+    assert {name.split(":")[0] for name in command_lines} == {"aws.yaml", "job_env.yaml", "rayjob.yaml", "slurm.sh"}
+    for name, words in command_lines.items():
         options, rest = parser("").parse_known_args([w for w in words if w != "..."])
         compose(flags_to_overrides(rest))
         if options.name:
@@ -107,7 +107,7 @@ def test_no_file_holds_a_credential(path: Path) -> None:
     assert not re.search(r"(?i)(secret_access_key|password|auth_token|RAY_AUTH_TOKEN)[\"']?\s*[:=]\s*[\"']?\w{8}", text)
 
 
-# SLURM. No scheduler is here: srun, scontrol, ray and python are stand-ins on PATH, the script is the real one.
+# SLURM without a scheduler: srun, scontrol, ray and python are replacements on PATH, the script is the real one.
 FAKES = {
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
     "scontrol": 'echo "$@" >> "$FAKES/scontrol.log"',
@@ -122,7 +122,7 @@ trap 'exit 130' TERM; touch "$FAKES/running"; while :; do sleep 0.02; done""",
 
 @pytest.fixture
 def slurm(tmp_path: Path):
-    """Start slurm.sh as SLURM would; its process. Nothing of the user's is touched: HOME is a folder of the test."""
+    """Start slurm.sh as SLURM would, with a temporary HOME; return its process."""
     (tmp_path / "bin").mkdir()
     for name, body in FAKES.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -144,8 +144,8 @@ def slurm(tmp_path: Path):
 
 
 def test_slurm_runs_the_driver_on_a_cluster_of_all_nodes(slurm, tmp_path: Path) -> None:
-    said, _ = (process := slurm("complete")).communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, said
+    output, _ = (process := slurm("complete")).communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
     driver = (tmp_path / "driver.log").read_text()
     address = re.fullmatch(r"tune/run\.py --address (\S+:24711) --resume auto --space kd --name my study\n", driver)
     assert address, driver
@@ -162,8 +162,8 @@ def test_slurm_stops_the_driver_and_requeues_before_the_time_limit(slurm, tmp_pa
     while not (tmp_path / "running").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(sent)
-    said, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, said
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, output
     log = tmp_path / "scontrol.log"
     assert (log.read_text() if log.exists() else "") == ("requeue 4711\n" if requeued else "")
 
@@ -182,7 +182,7 @@ def test_slurm_asks_for_the_signal_and_ray_knows_the_flags() -> None:
     assert {"--address", "--min-nodes", "--num-cpus"} <= known
 
 
-# A study on two nodes. The token is the test's own, so that it does not matter what this machine's user has.
+# A study on two nodes. The tests have their own token, so that the user's token does not matter.
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def two_nodes() -> Iterator[subprocess.Popen[str]]:
 
 
 def gauges(addresses: list[str]) -> dict[tuple[str, str], float]:
-    """(name, trial or status) -> value of our gauges that any of the nodes exports."""
+    """Return (name, trial or status) -> value of our gauges, from the metrics of all nodes."""
     found = {}
     for address in addresses:
         with urllib.request.urlopen(address, timeout=60) as answer:
@@ -233,12 +233,12 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     )
     wait_until(lambda: any(t.epochs >= 2 for t in read_state(study).trials.values()), driver)
     wait_until(lambda: ("macs", "t0000") in gauges(cluster["metrics"]), driver)
-    told = gauges(cluster["metrics"])
+    before = gauges(cluster["metrics"])
     two_nodes.stdin.write("kill\n")
     two_nodes.stdin.flush()
     assert two_nodes.stdout.readline() == "killed\n"
-    said, _ = driver.communicate(timeout=PATIENCE_S)
-    assert driver.returncode == 0, said
+    output, _ = driver.communicate(timeout=PATIENCE_S)
+    assert driver.returncode == 0, output
 
     events, state = list(read_events(study)), read_state(study)
     assert [t.status for t in state.trials.values()] == ["complete"]
@@ -247,7 +247,7 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     trained = [e.epochs for e in results]
     assert sorted(set(trained)) == list(range(1, trained[-1] + 1))
     assert len(trained) - len(set(trained)) == state.trials["t0000"].repeated <= 1, "more than one epoch was repeated"
-    assert told["trials", "running"] == 1
+    assert before["trials", "running"] == 1
     for figure in ("val_macro_avg_acc", "macs"):
-        assert told[figure, "t0000"] in [e.figures[figure] for e in results]
-    assert told["epochs", "t0000"] in trained
+        assert before[figure, "t0000"] in [e.figures[figure] for e in results]
+    assert before["epochs", "t0000"] in trained

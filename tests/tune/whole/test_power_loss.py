@@ -1,4 +1,4 @@
-"""A power loss, simulated: every file of a killed study is cut to what was fsynced of it, and the study goes on."""
+"""A simulated power loss: each file of a killed study is cut to its fsynced part, and the study is resumed."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def synced_sizes(log: Path) -> dict[Path, int]:
-    """File -> bytes that are on disk. A renamed file is there only once its directory was fsynced after the rename."""
+    """Return file -> bytes on disk. A renamed file counts only if its directory was fsynced after the rename."""
     sizes: dict[Path, int] = {}
     moved: dict[Path, dict[Path, int]] = {}  # directory -> its renames that are not on disk yet
     for line in log.read_text().splitlines():
@@ -37,14 +37,14 @@ def synced_sizes(log: Path) -> dict[Path, int]:
 
 
 def cut(study: Path, sizes: dict[Path, int]) -> int:
-    """Cut every file to what is on disk of it; how many bytes were lost."""
+    """Cut every file to its bytes on disk; return how many bytes were lost."""
     lost = 0
     for path in (p for p in study.rglob("*") if p.is_file() and not p.is_symlink()):
         size = path.stat().st_size
-        kept = min(size, sizes.get(path.resolve(), 0))
-        if kept < size:
-            os.truncate(path, kept)
-            lost += size - kept
+        size_on_disk = min(size, sizes.get(path.resolve(), 0))
+        if size_on_disk < size:
+            os.truncate(path, size_on_disk)
+            lost += size - size_on_disk
     return lost
 
 
@@ -75,8 +75,8 @@ def test_nothing_that_was_acknowledged_is_lost(tiny_tau: Path, tmp_path: Path) -
         )
 
     through = start("through")
-    said, _ = through.communicate(timeout=PATIENCE_S)
-    assert through.returncode == 0, said
+    output, _ = through.communicate(timeout=PATIENCE_S)
+    assert through.returncode == 0, output
     expected = rows(tmp_path / "runs" / "through")
 
     study = tmp_path / "runs" / "cut"
@@ -92,7 +92,7 @@ def test_nothing_that_was_acknowledged_is_lost(tiny_tau: Path, tmp_path: Path) -
         for point in trial.points:
             load_student(study / "experiments" / trial.name / point["checkpoint"])
     resumed = start("cut")
-    said, _ = resumed.communicate(timeout=PATIENCE_S)
-    assert resumed.returncode == 0, said
+    output, _ = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, output
     assert list(read_events(study))[: len(after)] == after
     assert rows(study) == expected

@@ -1,4 +1,4 @@
-"""Whole studies through Ray, typed as a person does: finish, kill, interrupt, resume, open the test split."""
+"""Complete studies through Ray, from the command line: finish, kill, interrupt, resume, evaluate."""
 
 import csv
 import json
@@ -18,42 +18,12 @@ from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
 from tests.support.machines import PATIENCE_S
 from tests.support.paths import ROOT
+from tests.support.tune.typed_studies import TRIALS, Studies
 from tune.evaluate import main as evaluate
 from tune.study.journal import read_state
 from tune.study.manifest import read_manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
-TRIALS = 5
-
-
-class Studies:
-    """Starts `tune/run.py` on the tiny data set."""
-
-    def __init__(self, dataset: Path, folder: Path):
-        self.folder = folder
-        self.config = [
-            f"--dataset_dir={dataset}",
-            f"--cache_dir={folder / 'cache'}",
-            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
-            *("train.epochs=4", "train.batch_size=8", "prune.epochs=2", "teacher.train.epochs=1"),
-            *("teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"),
-        ]
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "tune/run.py", "--storage", str(self.folder), *words]
-        environment = os.environ | {"WANDB_MODE": "offline", "COLUMNS": "160"}
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-
-    def new(self, name: str, *words: str) -> subprocess.Popen[str]:
-        return self.start("--space", "kd_prune", "--name", name, "--num-samples", str(TRIALS), *words, *self.config)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +33,11 @@ def studies(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Studies
 
 @pytest.fixture(scope="module")
 def finished(studies: Studies) -> tuple[Path, str]:
-    """A study that ran through, one trial at a time: its folder and what it said."""
+    """Return the folder and the output of a complete study that ran one trial at a time."""
     process = studies.new("through", "--max-concurrent", "1", "--scheduler", "fifo")
-    said, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, said
-    return studies.folder / "through", said
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    return studies.folder / "through", output
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -90,12 +60,12 @@ def wait_for_points(folder: Path, n: int, process: subprocess.Popen[str]) -> Non
 
 
 def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> None:
-    folder, said = finished
+    folder, output = finished
     manifest = json.loads((folder / "study.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["trials"] == {"complete": TRIALS, "rejected": 0}
     for words in ("dashboard: http://127.0.0.1:", "baseline: logistic regression", "teacher:", "Pareto front"):
-        assert words in said
+        assert words in output
     points = rows(folder)
     by_trial: dict[str, list[dict[str, str]]] = {}
     for row in points:
@@ -128,10 +98,12 @@ def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tupl
 
 
 def test_actors_are_reused_and_leave_one_checkpoint_each(finished: tuple[Path, str]) -> None:
-    """A trial's old checkpoints go as it trains, all but the newest when the next trial begins."""
+    """Old checkpoints are deleted during training, all but the newest when the next trial begins."""
     folder, _ = finished
-    left = {path.name: len(list(path.glob("checkpoint_*"))) for path in (folder / "ray" / "run001").glob("t0*")}
-    assert left == {f"t{i:04d}": 1 for i in range(TRIALS)}
+    n_checkpoints = {
+        path.name: len(list(path.glob("checkpoint_*"))) for path in (folder / "ray" / "run001").glob("t0*")
+    }
+    assert n_checkpoints == {f"t{i:04d}": 1 for i in range(TRIALS)}
     logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*/logs/debug.log")]
     assert len({re.search(r"MainThread:(\d+)", text)[1] for text in logs}) == 1  # type: ignore[index]
 
@@ -140,22 +112,24 @@ def test_resuming_a_complete_study_says_so_and_changes_nothing(finished: tuple[P
     folder, _ = finished
     before = (folder / "points.csv").read_text()
     process = studies.start("--resume", "--name", "through")
-    said, _ = process.communicate(timeout=PATIENCE_S)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
-    assert "complete already" in said
+    assert "complete already" in output
     assert (folder / "points.csv").read_text() == before
     refused = studies.start("--resume", "--name", "through", "--num-samples", "99")
-    said, _ = refused.communicate(timeout=PATIENCE_S)
+    output, _ = refused.communicate(timeout=PATIENCE_S)
     assert refused.returncode == 2
-    assert all(text in said for text in ("--num-samples 99", f"has {TRIALS}", "--extend"))
+    assert all(text in output for text in ("--num-samples 99", f"has {TRIALS}", "--extend"))
 
 
 def test_complete_study_is_extended_and_its_front_confirmed(
     finished: tuple[Path, str], studies: Studies, tmp_path: Path
 ) -> None:
-    """Two more configurations, then one more seed for those of the front: means over two seeds make the front. What was
-    measured on the test split before stays."""
-    folder = Path(shutil.copytree(finished[0], tmp_path / "moved"))  # it has moved, too
+    """Add two configurations, then a second seed for those of the front, whose means form the new front.
+
+    Earlier results on the test split are kept.
+    """
+    folder = Path(shutil.copytree(finished[0], tmp_path / "moved"))  # the study has moved, too
     assert evaluate([str(folder)]) == 0
     tested = (folder / "test.csv").read_bytes()
     baseline = read_manifest(folder).prepared.baseline
@@ -163,16 +137,16 @@ def test_complete_study_is_extended_and_its_front_confirmed(
     before = rows(folder)
     words = ["--storage", str(tmp_path), "--name", "moved"]
     extended = studies.start(*words, "--extend", "2")
-    said, _ = extended.communicate(timeout=PATIENCE_S)
-    assert extended.returncode == 0, said
+    output, _ = extended.communicate(timeout=PATIENCE_S)
+    assert extended.returncode == 0, output
     manifest = json.loads((folder / "study.json").read_text())
     assert (manifest["num_samples"], sum(manifest["trials"].values())) == (TRIALS + 2, TRIALS + 2)
     assert rows(folder)[: len(before)] == before
     assert read_manifest(folder).prepared.baseline == baseline
     front = {row["trial_id"] for row in csv.DictReader((folder / "front.csv").open())}
     confirmed = studies.start(*words, "--confirm", "1")
-    said, _ = confirmed.communicate(timeout=PATIENCE_S)
-    assert confirmed.returncode == 0, said
+    output, _ = confirmed.communicate(timeout=PATIENCE_S)
+    assert confirmed.returncode == 0, output
     found = {row["trial_id"] for row in rows(folder) if row["replicate"] == "1"}
     assert found == {f"{name}r1" for name in front}
     for name in front:
@@ -189,17 +163,17 @@ def test_complete_study_is_extended_and_its_front_confirmed(
 
 
 def check_interrupted(folder: Path, process: subprocess.Popen[str]) -> None:
-    """A signal ended the study in good order, and it said how to go on."""
-    said, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 130, said
-    assert f"--resume --name {folder.name}" in said
+    """Check that a signal ended the study: exit status 130, status `interrupted`, and the command to resume it."""
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, output
+    assert f"--resume --name {folder.name}" in output
     assert json.loads((folder / "study.json").read_text())["status"] == "interrupted"
 
 
 def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     finished: tuple[Path, str], studies: Studies
 ) -> None:
-    """SIGTERM, then SIGKILL in the middle of the resume; every trial is accounted for, with equal figures (FIFO)."""
+    """SIGTERM, then SIGKILL during the resume; all trials end with the figures of the uninterrupted study (FIFO)."""
     folder = studies.folder / "killed"
     process = studies.new("killed", "--max-concurrent", "1", "--scheduler", "fifo")
     wait_for_points(folder, 3, process)
@@ -210,8 +184,8 @@ def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     resumed = studies.start("--resume", "--name", "killed")
-    said, _ = resumed.communicate(timeout=PATIENCE_S)
-    assert resumed.returncode == 0, said
+    output, _ = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, output
     assert json.loads((folder / "study.json").read_text())["trials"] == {"complete": TRIALS, "rejected": 0}
     expected = {(r["trial_id"], r["step"]): r for r in rows(finished[0])}
     found = {(r["trial_id"], r["step"]): r for r in rows(folder)}
@@ -226,11 +200,11 @@ def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: 
     folder = studies.folder / "interrupted"
     process = studies.new("interrupted", "--num-samples", str(n_trials))
     wait_for_points(folder, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal's: to the whole process group, Ray's processes too
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the process group, including Ray's processes
     check_interrupted(folder, process)
     resumed = studies.start("--resume", "--space", "kd_prune")
-    said, _ = resumed.communicate(timeout=PATIENCE_S)
-    assert resumed.returncode == 0, said
+    output, _ = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, output
     manifest = json.loads((folder / "study.json").read_text())
     assert manifest["status"] == "complete"
     counts = manifest["trials"]
@@ -273,10 +247,10 @@ def test_swapped_checkpoint_is_refused(
 
 def test_space_without_a_feasible_point_ends_with_a_clear_error(studies: Studies) -> None:
     process = studies.start("--space", "kd", "--name", "starved", "--limits", "macs=1000", *studies.config)
-    said, _ = process.communicate(timeout=PATIENCE_S)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
-    assert "no configuration of space kd fits the limits" in said
-    assert "over the limits at every stage" in said
+    assert "no configuration of space kd fits the limits" in output
+    assert "over the limits at every stage" in output
 
 
 def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(studies: Studies, tmp_path: Path) -> None:
@@ -286,9 +260,9 @@ def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(st
         "base: [student=cp_mobile, student.base_channels=8]\nparameters:\n  train.lr: {choice: [0.01, 1.0e+30]}"
     )
     process = studies.start("--space", str(space), "--name", "two", "--num-samples", "5", *studies.config)
-    said, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, said
-    assert "after 2 of 5 trials" in said
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, output
+    assert "after 2 of 5 trials" in output
     manifest = json.loads((studies.folder / "two" / "study.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["trials"]["complete"] == manifest["trials"]["failed"] == 1
@@ -298,6 +272,6 @@ def test_finite_space_completes_when_it_is_used_up_and_failed_trials_are_told(st
 
 def test_cluster_that_does_not_answer(studies: Studies) -> None:
     process = studies.new("nowhere", "--address", "127.0.0.1:1")
-    said, _ = process.communicate(timeout=PATIENCE_S)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 2
-    assert "no Ray cluster answers there" in said
+    assert "no Ray cluster answers there" in output

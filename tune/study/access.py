@@ -1,0 +1,93 @@
+"""Acquire and release exclusive access to a study, so that only one process changes it at a time.
+
+with open_study(Path("runs/x"), None) as access:               # a study in a local folder
+    ...
+with open_study(folder, "s3://bucket/studies/x") as access:    # a study in an object store; folder: its local copy
+    ...
+    access.push()                                              # uploads the changed files of the local copy
+
+A lock file excludes other processes on this machine. For a study in an object store, a lease excludes drivers on other
+machines (tune/study/lease.py), and a mirror copies files between the store and `folder` (tune/study/store.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainables.outputs.storage import Store
+from tune.study.lease import StoreLease, StudyLost, lock
+from tune.study.manifest import StudyError
+from tune.study.store import Mirror
+
+
+@dataclass(frozen=True)
+class StudyAccess:
+    """A study to which this process has exclusive access, given by `open_study`."""
+
+    folder: Path  # for a study in an object store: its local working folder
+    mirror: Mirror | None = None  # None (like `lease`) if the study is not in an object store
+    lease: StoreLease | None = None
+
+    @property
+    def generation(self) -> int:
+        """The number of this driver's lease (1, 2, ...), one higher than that of the lease before; 0 if the study is
+        not in an object store."""
+        return self.lease.generation if self.lease else 0
+
+    def check(self) -> None:
+        """Raise StudyLost if another driver is known to have taken over the study in the object store.
+
+        This call does not access the store. A thread of the lease does so every 10 s and records the result.
+        """
+        if self.lease:
+            self.lease.check()
+
+    def ended_elsewhere(self) -> frozenset[str]:
+        """Return the names of the trials that have an info.json in the object store; an empty set without a store.
+
+        These are the trials with a measured network, and trials that have ended; the journal tells which ones have. The
+        files of an ended trial are complete in the store, and need not be restored in the local folder.
+        """
+        return self.mirror.ended_elsewhere() if self.mirror else frozenset()
+
+    def push(self, last: bool = False) -> None:
+        """Upload changed files if the study is in an object store.
+
+        A call that follows another one within some seconds does nothing, unless `last` is True.
+        """
+        if self.mirror:
+            self.mirror.push(last)
+
+
+@contextmanager
+def open_study(folder: Path, uri: str | None) -> Iterator[StudyAccess]:
+    """Acquire exclusive access to a study, and release it at the end of the `with` block.
+
+    If `uri` is None, the study is in `folder`. Otherwise it is at this URI in an object store, and `folder` is the
+    local copy in which this process works; its files are updated from the store first. Neither the study nor the folder
+    need exist yet. Raise StudyError if another process has access, or if the object store cannot be reached or read.
+    """
+    with lock(folder):
+        if uri is None:
+            yield StudyAccess(folder)
+            return
+        try:
+            lease = StoreLease(Store(uri))
+            lease.acquire()
+        except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
+            raise StudyError(
+                f"{uri} cannot be reached: {error}; check the URI, the network and the credentials"
+            ) from error
+        try:
+            mirror = Mirror(folder, uri, lease.verify)
+            try:
+                mirror.pull()
+            except OSError as error:
+                raise StudyError(
+                    f"{uri} cannot be copied to {folder}: {error}; check the credentials and the free disk space"
+                ) from error
+            yield StudyAccess(folder, mirror, lease)
+        finally:
+            with suppress(OSError, StudyLost):
+                lease.release()
