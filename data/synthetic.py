@@ -103,9 +103,9 @@ def plan(part: str, n_clips: int) -> list[Segment]:
 def _recordings(part: str, turn: int) -> Iterator[tuple[int, str]]:
     """Return an iterator over the files of a segment: tuples (index of the 1 s chunk, name of the recording device).
 
-    `turn` is larger by 1 for the next segment of the scene. If `part` is "train", the devices in entry `turn` of
-    TRAIN_TURNS (modulo its length) each record all chunks. If it is "test" or "eval", each chunk is recorded by one
-    device: the next one in TEST_TURNS, which continues from segment to segment.
+    `turn` is the number of the segment within its scene. If `part` is "train", every device in entry `turn` (modulo the
+    length) of TRAIN_TURNS records all chunks. If it is "test" or "eval", one device records each chunk: the devices of
+    TEST_TURNS take turns, and the next segment goes on with the device after the last one.
     """
     if part == "train":
         return ((chunk, d) for d in TRAIN_TURNS[turn % len(TRAIN_TURNS)] for chunk in range(CHUNKS))

@@ -213,14 +213,14 @@ def compose_config(
     for key, value in own.items():
         if config.flat()[key] != value:
             raise ConfigError(
-                f"{key}={config.flat()[key]}; expected {value}, because pruning cannot change the base: remove the key "
-                "from the command and the plan"
+                f"{key}={config.flat()[key]}; expected {value}, the value of the network to be pruned, which cannot be "
+                f"changed: remove {key} from the command line and from the plan file"
             )
     for key in ("seed", "data.subset", "data.validation_share"):
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
-                f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, as in the training of the base, whose "
-                "training clips could become validation clips otherwise: remove the key from the command and the plan"
+                f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, with which the network was trained "
+                f"(else its training clips could be used for validation): remove {key} from the command and the plan file"
             )
     return config, parent
 

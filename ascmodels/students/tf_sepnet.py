@@ -25,8 +25,8 @@ STEM_EXPANSION = 4  # output channels per input channel of the stem's second con
 def part_sizes(width: int, n_modules: int) -> tuple[int, ...]:
     """Return the number of channels of each part of a stage with `width` channels and M = `n_modules` modules.
 
-    A part is a set of channels that take the same path (frequency or time) in each module. The 2^M numbers are as equal
-    as possible, and each path of each module has `width` / 2 channels.
+    Each module sends one half of the channels through its frequency path and the other half through its time path.
+    Channels with the same sequence of M paths are a part, so there are 2^M parts. Their sizes are as equal as possible.
     """
     kinds = 2 ** (n_modules - 1)  # a part and its complement (always on the other path) have the same size
     half = [width // 2 // kinds + (i < width // 2 % kinds) for i in range(kinds)]

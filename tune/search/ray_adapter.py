@@ -42,7 +42,7 @@ class NamedProcess:
 
 
 class SessionSearcher(Searcher):
-    """Ray searcher that supplies the trials of `session`, until the study can no longer be written (`stopper.lost`).
+    """Ray searcher that gets trials from `session`, which samples them; none after `stopper.lost` (a write failed).
     The searched values of a trial override `fixed`, the configuration that all trials share."""
 
     def __init__(self, session: SearchSession, fixed: dict[str, Any], stopper: "SessionStopper"):

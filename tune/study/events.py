@@ -244,7 +244,7 @@ def migrated(old: Any) -> Iterator[Event]:
     if not isinstance(old, dict) or not isinstance(old.get("event"), str):
         raise EventError(f"found {json.dumps(old)[:80]}; expected a JSON object with the key 'event'; {REMEDY}")
     if old["event"] not in _MIGRATIONS:
-        raise EventError(f"key 'event' is {old['event']!r}; format 1 has only {', '.join(_MIGRATIONS)}; {REMEDY}")
+        raise EventError(f"key 'event' is {old['event']!r}; expected {', '.join(_MIGRATIONS)} (format 1); {REMEDY}")
     try:
         for kind, values in _MIGRATIONS[old["event"]](old):
             yield decode({"event": kind, "time": old["time"], **values})
