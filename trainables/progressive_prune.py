@@ -220,7 +220,7 @@ def compose_config(
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
                 f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, with which the network was trained "
-                f"(else its training clips could be used for validation): remove {key} from the command and the plan file"
+                f"(else its training clips could be validated on): remove {key} from the command and the plan file"
             )
     return config, parent
 
