@@ -7,7 +7,8 @@ and print the validation accuracy of the teachers and their ensembles.
 
 A teacher is a folder that finetune_teacher.py wrote (t1.ckpt), or a logits
 file: logits and filenames of clips in the format that this command writes
-(beats.safetensors).
+(beats.safetensors). Only data.*, seed, frontend.sample_rate and
+distill.teacher_* have an effect on the result.
 """
 
 import runpy

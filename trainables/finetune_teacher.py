@@ -10,7 +10,9 @@ the epoch with the highest validation accuracy.
 `teacher=` names a file of trainables/config/groups/teacher/: ast, vit, cnn
 (pretrained, for a GPU), ast_small, vit_small, cnn_small (from scratch, for a
 CPU). The same teacher on the same clips is trained only once. A killed run
-starts again from the first epoch.
+starts again from the first epoch. Only data.*, seed and teacher.* have an
+effect: --epochs, --lr, ... are those of the student, so write
+teacher.train.epochs=10.
 """
 
 import runpy

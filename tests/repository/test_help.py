@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from trainables.config.compose import compose
 from trainables.config.flags import flags
 from trainables.config.help import WIDTH, configuration_help, field_comments
 from trainables.config.schema import TrialConfig, key_types
@@ -65,8 +66,11 @@ def test_commands_are_shown_as_this_one_was_typed(monkeypatch: pytest.MonkeyPatc
 
 
 def test_every_configuration_key_is_explained() -> None:
-    text = configuration_help(flags())
-    keys = [line.split("=")[0].split()[-1] for line in text.splitlines() if line.startswith("  ") and "=" in line]
+    defaults = compose([]).flat()
+    text = configuration_help(flags(), defaults)
+    heads = [line.split(", ")[-1].strip() for line in text.splitlines() if line.startswith("  ") and "=" in line]
+    keys = [head.partition("=")[0] for head in heads]
+    assert "train.epochs=8" in heads and "student.branches=[3x3,3x1,1x3,1x1,identity]" in heads  # as without a flag
     shared = [f"teacher.{part}." for part in ("frontend", "augment", "train")]
     wanted = [key for key in key_types() if not key.startswith(tuple(shared))]
     assert sorted(set(wanted) - set(keys)) == []

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from trainables.config.compose import compose
 from trainables.config.help import configuration_help
 from trainables.config.schema import ConfigError, key_types, unknown_name
 
@@ -108,7 +109,7 @@ def command_parser(description: str) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
-        return f"{super().format_help()}\n{configuration_help(flags())}\n"
+        return f"{super().format_help()}\n{configuration_help(flags(), compose([]).flat())}\n"
 
 
 def _literal(value: str, hint: Any) -> str:

@@ -10,6 +10,7 @@ import textwrap
 import tokenize
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from trainables.config.schema import TrialConfig, key_fields
@@ -21,52 +22,66 @@ Configuration
   (--kd_alpha=0.6 or --kd_alpha 0.6), by its full name (--distill.kd_alpha=0.6),
   or by a Hydra override (distill.kd_alpha=0.6): all three mean the same. Lists
   are written as --prune.ratios=0.3,0.3 or 'prune.ratios=[0.3,0.3]'.
-  Groups set several keys at once: student=cp_mobile, teacher=ast,
-  prune=three_steps, profile=quick or profile=full; their files are in
-  trainables/config/groups/. --repconv True means student=rep_mobile, False
-  student=cp_mobile. In a search, the search space sets the keys that it
-  searches. Defaults are shown in the syntax of a Hydra override; `null` means
-  "no value"."""
+  Groups set several keys at once; their files are in trainables/config/groups/:
+{groups}
+  --repconv True means student=rep_mobile, False student=cp_mobile.
+  Defaults are those of profile=quick and student=rep_mobile, in the syntax of a
+  Hydra override; `null` means "no value". The base of a search space has
+  priority over them, and so has the trained network in `prune` and `deploy`.
+  In a search, the space sets the keys that it searches."""
 TITLES = {
     "": "random seeds",
     "data": "data set",
     "frontend": "front-end (log-mel spectrogram)",
     "augment": "augmentation of training clips",
-    "student": "student network",
+    "student": "student network (the stages are those of the network; tf_sepnet uses only base_channels, activation)",
     "teacher": "teacher to fine-tune if distill.teacher_ckpts is empty",
     "distill": "knowledge distillation",
     "train": "training of the dense network",
-    "prune": "structured pruning and retraining",
+    "prune": "structured pruning and retraining (ratios; or n_steps and one of total_ratio, target_macs, target_bytes)",
     "limits": "limits of a deployed network",
+}
+GROUPS = {
+    "profile": "quick: minutes on a CPU; full: recipe of the DCASE baseline, for a GPU",
+    "student": "architecture of the student",
+    "teacher": "architecture and weights of the teacher; *_small: from scratch, for a CPU",
+    "prune": "pruning plan; without this group, nothing is pruned",
 }
 # parts of the teacher's configuration that have the keys of the student's; the help text does not repeat these keys
 _LIKE_STUDENT = [["teacher", part] for part in ("frontend", "augment", "train")]
 
 
-def configuration_help(flags: Mapping[str, str]) -> str:
+def configuration_help(flags: Mapping[str, str], defaults: Mapping[str, Any]) -> str:
     """Return the help text of all configuration keys, grouped by topic.
 
-    `flags` maps the name of each flag, without `--`, to the configuration key that it sets.
+    `flags` maps the name of each flag, without `--`, to the configuration key that it sets, and `defaults` each key to
+    the value that it has if it is not set.
     """
     names: dict[str, list[str]] = {}
     for name, key in flags.items():
         names.setdefault(key, []).append(f"--{name}")
-    default, sections = TrialConfig().flat(), [INTRO]
+    sections = [INTRO.format(groups="\n".join(map(_group, GROUPS)))]
     comments = {key: field_comments(owner)[key.rpartition(".")[2]] for key, owner, _ in key_fields(TrialConfig)}
     for part, title in TITLES.items():
-        lines = [f"{part or 'general'}: {title}"]
+        lines = [_wrapped(f"{part or 'general'}: {title}", "")]
         for key, comment in comments.items():
             *parts, _ = key.split(".")
             if parts[:1] != ([part] if part else []) or parts in _LIKE_STUDENT:
                 continue
-            head = ", ".join([*names.get(key, []), f"{key}={_value(default[key])}"])
+            head = ", ".join([*names.get(key, []), f"{key}={_value(defaults[key])}"])
             lines += _wrapped(head, "  "), _wrapped(comment, "      ")
         if part == "teacher":
             for _, name in _LIKE_STUDENT:
-                same = f"the same keys as {name}.*, for the teacher"
+                same = f"the same keys as {name}.*, with other defaults"
                 lines += _wrapped(f"teacher.{name}.*", "  "), _wrapped(same, "      ")
         sections.append("\n".join(lines))
     return "\n\n".join(sections)
+
+
+def _group(name: str) -> str:
+    """Return the lines of the configuration group `name`: its possible values and what it sets."""
+    values = sorted(file.stem for file in (Path(__file__).parent / "groups" / name).glob("*.yaml"))
+    return _wrapped(f"{name}={', '.join(values)}", "    ") + "\n" + _wrapped(GROUPS[name], "        ")
 
 
 def _wrapped(text: str, indent: str) -> str:
