@@ -7,18 +7,24 @@ PYTHON ?= python3
 PY := .venv/bin/python
 INSTALLED := .venv/.installed
 
-# the data set: TAU24_PATH where it is set, else the embedded one
-DATA := $(or $(TAU24_PATH),tau-synthetic)
 SPACE ?= kd_prune
-# one study for each data set: its path's checksum is in the name
-NAME ?= $(SPACE)-$(if $(TAU24_PATH),$(shell realpath -m '$(TAU24_PATH)' | cksum | cut -d ' ' -f 1),synthetic)
+NAME ?=
 ARGS ?=
+# The shell reads these values, not make, so a path may contain quotes and dollar signs.
+override export TAU24_PATH := $(value TAU24_PATH)
+override export SPACE := $(value SPACE)
+override export NAME := $(value NAME)
 
 .PHONY: run test test-fast lint synthetic clean
 
-run: $(INSTALLED) $(if $(TAU24_PATH),,synthetic)
-	TAU24_PATH='$(DATA)' $(PY) tune/run.py --space $(SPACE) --name $(NAME) --resume $(ARGS)
-	$(PY) tune/evaluate.py runs/$(NAME)
+# the data set is TAU24_PATH where it is set, else the embedded one; one study for each data set: the checksum of its
+# path is in the name
+run: $(INSTALLED) $(if $(value TAU24_PATH),,synthetic)
+	@set -e; set=synthetic; \
+	if [ -n "$$TAU24_PATH" ]; then set=$$(realpath -m -- "$$TAU24_PATH" | cksum | cut -d ' ' -f 1); fi; \
+	name="$${NAME:-$$SPACE-$$set}"; export TAU24_PATH="$${TAU24_PATH:-tau-synthetic}"; set -x; \
+	$(PY) tune/run.py --space="$$SPACE" --name="$$name" --resume $(ARGS); \
+	$(PY) tune/evaluate.py "runs/$$name"
 
 synthetic: $(INSTALLED)
 	$(PY) -m data.synthetic tau-synthetic --eval 100

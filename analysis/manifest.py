@@ -11,18 +11,22 @@ its field. `tune/` writes the file, `analysis/` only reads it.
 
 import dataclasses
 import json
+import re
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+from data.untrusted import credentials_in, interpolation_in, is_name
 
 FORMAT = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 DIRECTIONS = ("max", "min")
 REMEDY = "correct the file or restore it from a backup"
+_REPLICATE = re.compile(r"[A-Za-z0-9]+r[0-9]+")  # name of a trial that --confirm added
 STATUSES = ("new", "running", "interrupted", "complete", "extended")
 _T = TypeVar("_T")
 
@@ -212,16 +216,35 @@ def manifest_of(content: Any, file: Path | str) -> StudyManifest:
             raise ResultsError(f"{file}: key {key!r} is missing or empty; expected a value; {REMEDY}")
     parts = {name: _built(part, content, str(file)) for name, part in typing.get_type_hints(StudyManifest).items()}
     manifest = StudyManifest(**parts)
-    if manifest.resolved.limits.precision not in PRECISIONS:
-        found = manifest.resolved.limits.precision
-        raise ResultsError(f"{file}: limits.precision is {found!r}; expected one of {', '.join(PRECISIONS)}; {REMEDY}")
-    for column, direction in manifest.resolved.objectives.items():
-        if direction not in DIRECTIONS:
-            raise ResultsError(f"{file}: objectives.{column} is {direction!r}; expected max or min; {REMEDY}")
-    if manifest.progress.status not in STATUSES:
-        found = manifest.progress.status
-        raise ResultsError(f"{file}: status is {found!r}; expected one of {', '.join(STATUSES)}; {REMEDY}")
+    for key, valid, found, expected in _checks(manifest):
+        if not valid:
+            raise ResultsError(f"{file}: {key} {found[:80]}; expected {expected}; {REMEDY}")
     return manifest
+
+
+def _checks(manifest: StudyManifest) -> Iterator[tuple[str, bool, str, str]]:
+    """Yield (key, whether its value is valid, what was found, what is expected) for values of `manifest`.
+
+    The file may come from somebody else: names become paths, and an interpolation such as ${oc.env:NAME} would be
+    replaced by the value of an environment variable.
+    """
+    requested, resolved, status = manifest.requested, manifest.resolved, manifest.progress.status
+    precision = resolved.limits.precision
+    yield "limits.precision", precision in PRECISIONS, f"is {precision!r}", f"one of {', '.join(PRECISIONS)}"
+    for column, direction in resolved.objectives.items():
+        yield f"objectives.{column}", direction in DIRECTIONS, f"is {direction!r}", "max or min"
+    yield "status", status in STATUSES, f"is {status!r}", f"one of {', '.join(STATUSES)}"
+    yield "name", is_name(requested.name), f"is {requested.name!r}", "the name of a folder"
+    for name in requested.confirmations:
+        yield "confirmations", bool(_REPLICATE.fullmatch(name)), f"contains {name!r}", "names such as t0003r1"
+    places = [("remote", resolved.remote or ""), *(("warm_start", text) for text in requested.warm_start)]
+    for key, text in places:
+        problem = credentials_in(text)
+        yield key, problem is None, f"contains {problem}", "no credentials"
+    config = [(f"config.{key}", value) for key, value in resolved.config.items()]
+    for key, value in [("overrides", requested.overrides), ("space", resolved.space), *places, *config]:
+        interpolation = interpolation_in(value)
+        yield key, interpolation is None, f"contains {interpolation!r}", "no interpolation (${...})"
 
 
 def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:

@@ -15,12 +15,21 @@ import argparse
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from data.signals import end_at_once
+
+    end_at_once()  # SIGINT and SIGTERM during the imports below
+
+import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
 from analysis.replicates import interval
+from data.signals import INTERRUPTED, interruptible
+from data.untrusted import Terminal
 
 
 class PairedError(ValueError):
@@ -78,7 +87,7 @@ def paired_difference(raw: pd.DataFrame, metric: str, first: str, second: str) -
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return exit status 0, or 2 for invalid input."""
+    """Run the command; return exit status 0, 2 for invalid input, or 130 after an interrupt."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("raw", type=Path, help="csv file with the columns arm, seed and the column of --metric")
     p.add_argument(
@@ -88,15 +97,19 @@ def main(argv: list[str] | None = None) -> int:
         "--pairs", default="", help="pairs of arms to compare, written first:second,first:second (default: none)"
     )
     options = p.parse_args(argv)
-    console = Console()
+    console = Terminal()
     try:
-        raw = pd.read_csv(options.raw)
-        absent = {"arm", "seed", options.metric} - set(raw)
-        if absent:
-            raise PairedError(
-                f"{options.raw} has no column {sorted(absent)[0]!r}; its columns are {', '.join(raw)}: "
-                "give a file with the columns arm and seed, and the name of a column with --metric"
-            )
+        with interruptible():
+            return print_tables(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; the command changes no file: repeat it")
+        return INTERRUPTED
+
+
+def print_tables(options: argparse.Namespace, console: Console) -> int:
+    """Print the means of the arms and the differences of the pairs; return the exit status of the command."""
+    try:
+        raw = read_raw(options.raw, options.metric)
         pairs = [pair.split(":") for pair in options.pairs.split(",") if pair]
         if any(len(pair) != 2 for pair in pairs):
             raise PairedError(
@@ -104,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         differences = [paired_difference(raw, options.metric, *pair) for pair in pairs]
     except (OSError, PairedError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     table = Table("arm", "n", "mean %", "sd", "95 % interval", title=options.metric)
     for row in arm_means(raw, options.metric).to_dict("records"):
@@ -116,6 +129,39 @@ def main(argv: list[str] | None = None) -> int:
             table.add_row(str(row["pair"]), str(row["n"]), *_cells(row), f"{row['p']:.3f}")
         console.print(table)
     return 0
+
+
+def read_raw(file: Path, metric: str) -> pd.DataFrame:
+    """Return the rows of the csv `file`: one per run, with the columns arm (text), seed and `metric` (numbers).
+
+    Raise PairedError if the file has no rows, is not csv, or lacks a column, and for a value that is not a number.
+    """
+    try:
+        raw = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if not isinstance(raw.index, pd.RangeIndex):  # pandas takes the first columns as an index
+            raise ValueError("rows have more fields than the header")
+    except ValueError as error:  # also pandas' EmptyDataError and ParserError, and UnicodeDecodeError
+        cause = " ".join(str(error).split())
+        raise PairedError(f"{file} is not a csv file ({cause}); expected one row per run: restore the file") from error
+    absent = {"arm", "seed", metric} - set(raw)
+    if absent:
+        raise PairedError(
+            f"{file} has no column {sorted(absent)[0]!r}; its columns are {', '.join(raw)}: "
+            "give a file with the columns arm and seed, and the name of a column with --metric"
+        )
+    if raw.empty:
+        raise PairedError(f"{file} has no rows; expected one row per run: give a file with results")
+    for column in ("seed", metric):
+        texts = raw[column].tolist()
+        numbers = np.asarray(pd.to_numeric(raw[column].replace("", None), errors="coerce"), dtype=float)
+        for text, number in zip(texts, numbers, strict=True):
+            if not np.isfinite(number) and (text or column == "seed"):  # an empty cell of the metric: not measured
+                raise PairedError(
+                    f"{file}: column {column} has {text!r}; expected finite numbers: correct the file, or name another "
+                    "column with --metric"
+                )
+        raw[column] = numbers
+    return raw
 
 
 def _cells(row: dict) -> list[str]:

@@ -14,9 +14,12 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a file: sys.path has analysis/, but not its parent folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from data.signals import end_at_once
+
+    end_at_once()  # SIGINT and SIGTERM during the imports below
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +30,8 @@ from analysis.page import figure_png, sentences
 from analysis.page import html as report_page
 from analysis.results import Study, load_study
 from data.files import fsync_file, replacing
+from data.signals import INTERRUPTED, interruptible
+from data.untrusted import Terminal
 
 
 def write_report(study_dir: Path) -> dict[str, Path]:
@@ -113,9 +118,9 @@ def print_front(study: Study) -> None:
 
     If stdout is not a terminal, the table is at least 160 columns wide.
     """
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=max(console.width, 160))
+        console = Terminal(width=max(console.width, 160))
     console.print(front_table(study))
 
 
@@ -126,8 +131,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("study_dir", type=Path, help="study folder, which contains study.json, e.g. runs/my-study")
     study_dir = parser.parse_args(arguments).study_dir
     try:
-        paths = write_report(study_dir)
-        print_front(load_study(study_dir))
+        with interruptible():
+            paths = write_report(study_dir)
+            print_front(load_study(study_dir))
+    except KeyboardInterrupt:
+        print(
+            "interrupted; the files of an earlier report are unchanged, or all new: repeat the command", file=sys.stderr
+        )
+        return INTERRUPTED
     except (ResultsError, OSError) as error:
         print(f"error: the report was not completed: {error}", file=sys.stderr)
         return 2

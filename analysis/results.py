@@ -20,6 +20,7 @@ import pandas as pd
 
 from analysis import replicates
 from analysis.manifest import Limits, ResultsError, StudyManifest, read_manifest
+from data.untrusted import is_name, is_relative_path
 
 STATUSES = (
     "complete",
@@ -233,6 +234,9 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
     text. Text in any other column of numbers raises ResultsError.
     """
     if column in TEXT_COLUMNS:
+        valid = is_relative_path if column == "checkpoint" else is_name
+        if wrong := [text for text in texts if not valid(text)]:
+            raise ResultsError(f"{file}: {column} is {wrong[0]!r}; expected a name, or a path in the study: {_RESTORE}")
         return pd.Series(texts, dtype=str)
     if column == "feasible":
         if unknown := set(texts) - {"True", "False"}:
@@ -241,8 +245,8 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
     if all(text.removeprefix("-").isdecimal() for text in texts):
         try:
             numbers = pd.Series(texts, dtype=object).astype("int64")
-        except OverflowError:
-            largest = max(texts, key=len)
+        except (OverflowError, ValueError):  # ValueError: thousands of digits
+            largest = max(texts, key=len)[:60]
             expected = f"expected integers up to 2**63 - 1: {_RESTORE}"
             raise ResultsError(f"{file}: column {column} has {largest}; {expected}") from None
     elif column in ("step", "replicate"):

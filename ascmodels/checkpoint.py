@@ -1,23 +1,34 @@
 """Save and load students: a checkpoint is a folder with `student.json` (architecture) and `weights.safetensors`.
 
-The folder alone is enough to build the network again. No code from a checkpoint is ever executed. A new checkpoint is
-written to a temporary folder, which then replaces the old one by a rename, so a reader never sees a partial checkpoint.
+The folder alone is enough to build the network again. No code from a checkpoint is ever executed, and a network is only
+built if its declared sizes are those of the stored weights. A new checkpoint is written to a temporary folder, which
+then replaces the old one by a rename, so a reader never sees a partial checkpoint.
 """
 
 import json
-from collections.abc import Mapping
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from ascmodels.students import Student, StudentConfig, Widths, build_student
-from data.files import SealError, replace_folder
+from data.files import read_json, replace_folder
+from data.seals import SealError
 
 FORMAT = 1
+WEIGHTS = "weights.safetensors"
+# the only functions and classes that a file of `torch.save` may name: those of tensors, parameters and ordered dicts
+_NAMED = re.compile(
+    r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]*Storage"
+)
 
 
 class CheckpointError(SealError):
@@ -36,17 +47,17 @@ def describe(student: Student) -> dict[str, Any]:
     }
 
 
-def build(description: Mapping[str, Any]) -> Student:
+def build(description: Mapping[str, Any], where: Path | str) -> Student:
     """Return a student with new random weights and the architecture in `description`, a dict from `describe`.
 
-    CheckpointError if `description` has another format version than FORMAT, a missing or unknown field, or an invalid
-    value.
+    `where` is the file from which `description` was read. CheckpointError, which names it, if `description` has another
+    format version than FORMAT, a missing or unknown field, or an invalid value.
     """
     try:
         if description["format"] != FORMAT:
             raise CheckpointError(
-                f"the checkpoint's student.json has format {description['format']}: expected {FORMAT}, "
-                "the only format that this version of asc-tune reads; use a checkpoint that this version wrote"
+                f"{where} has format {description['format']}: expected {FORMAT}, the only format that this version of "
+                "asc-tune reads; use a checkpoint that this version wrote"
             )
         return build_student(
             StudentConfig(**description["config"]),
@@ -56,10 +67,10 @@ def build(description: Mapping[str, Any]) -> Student:
         )
     except CheckpointError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint's student.json lacks or misspells a field, or has an invalid value ({error}): expected "
-            "the fields that asc-tune writes; use another checkpoint"
+            f"{where} lacks or misspells a field, or has an invalid value ({_line(error)}): expected the fields that "
+            "asc-tune writes; use another checkpoint"
         ) from error
 
 
@@ -72,7 +83,7 @@ def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> No
 
     def write(temporary: Path) -> None:
         weights = {k: v.contiguous() for k, v in student.state_dict().items()}
-        safetensors.torch.save_file(weights, temporary / "weights.safetensors")
+        safetensors.torch.save_file(weights, temporary / WEIGHTS)
         text = json.dumps(describe(student) | {"extra": dict(extra)}, indent=1)
         (temporary / "student.json").write_text(text)
 
@@ -87,13 +98,19 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / "student.json").read_text())
+        source, weights = folder / "student.json", folder / WEIGHTS
+        description = read_json(source)
+        blocks, tensors = description["config"].get("n_blocks", ()), stored_shapes(weights)
+        if sum(blocks) > len(tensors):
+            raise ValueError(f"config.n_blocks={blocks} is more blocks than there are tensors in {weights}")
+        with torch.device("meta"):  # takes no memory, whatever sizes the description declares
+            check_weights(build(description, source), weights)
         with torch.random.fork_rng(devices=[]):  # keep the caller's random state; load_state_dict sets all weights
-            student = build(description)
+            student = build(description, source)
         if expected is not None:
             check_same_architecture(student.config, expected, folder)
-        student.load_state_dict(safetensors.torch.load_file(folder / "weights.safetensors"))
-        return student.eval(), description["extra"]
+        student.load_state_dict(safetensors.torch.load_file(weights))
+        return student.eval(), dict(description["extra"])
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -101,11 +118,35 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
             f"no student checkpoint in {folder}: {error.filename or error} is missing; expected student.json and "
             "weights.safetensors: give the folder of a student's checkpoint, e.g. the folder step0 of a trial"
         ) from error
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the checkpoint in {folder} is damaged: {error}; expected complete files as asc-tune writes them: use "
-            "another checkpoint"
+            f"the checkpoint in {folder} is damaged: {_line(error)}; expected complete files as asc-tune writes them: "
+            "use another checkpoint"
         ) from error
+
+
+def stored_shapes(weights: Path) -> dict[str, list[int]]:
+    """Return the name and shape of each tensor in the safetensors file `weights`, without loading the tensors.
+
+    The library raises SafetensorError if the declared tensors do not fill the file exactly.
+    """
+    with safe_open(weights, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def check_weights(network: nn.Module, weights: Path) -> None:
+    """Raise CheckpointError if the tensors in the file `weights` have other names or shapes than those of `network`.
+
+    If `network` is on PyTorch's meta device, the check takes no memory: a few bytes of JSON can declare gigabytes.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = stored_shapes(weights)
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
+            raise CheckpointError(
+                f"{weights}: the tensor {name} has the shape {found.get(name, 'none (missing)')}, but the described "
+                f"network expects {expected.get(name, 'no such tensor')}: use a checkpoint whose files belong together"
+            )
 
 
 def check_same_architecture(found: StudentConfig, expected: StudentConfig, where: Path | str) -> None:
@@ -125,17 +166,56 @@ def check_same_architecture(found: StudentConfig, expected: StudentConfig, where
 def load_tensors(path: Path) -> dict[str, Any]:
     """Return the dict that `torch.save` wrote to the file `path`, with all tensors on the CPU.
 
-    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed.
-    CheckpointError if the file is missing or damaged, or if it contains other objects.
+    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed, and
+    what the file declares is compared with its size before it is loaded. CheckpointError if the file is missing or
+    damaged, or if it contains other objects.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _check_archive(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds a {type(found).__name__} instead of a dict")
+        if any(x.nbytes > x.untyped_storage().nbytes() for x in _tensors(found)):
+            raise ValueError("it has a tensor that repeats its elements")
+        return found
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path} is missing: expected a file that torch.save wrote; use another checkpoint or weights file"
         ) from error
     except Exception as error:  # torch raises many error types for a damaged file; all mean that it is unusable
         raise CheckpointError(
-            f"{path} is damaged or holds more than tensors and plain values ({error}): use another checkpoint or "
-            "weights file"
+            f"{path} is damaged or holds more than tensors and plain values ({_line(error)}): use another checkpoint "
+            "or weights file"
         ) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raise an error if the file `path` of `torch.save` would take more memory than its size, or names other objects.
+
+    PyTorch's loader for tensors (`weights_only`) would decompress entries, allocate storages of any declared size, and
+    call some constructors, such as `bytearray(10**10)`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        found = archive.infolist()
+        entries = {entry.filename.partition("/")[2]: entry for entry in found}
+        if len(entries) < len(found) or any(entry.compress_type != zipfile.ZIP_STORED for entry in found):
+            raise ValueError("it has compressed entries, or two of one name")
+        if sum(entry.file_size for entry in found) > path.stat().st_size:
+            raise ValueError("its entries are larger than the file")
+        for operation, argument, _ in pickletools.genops(archive.read(entries["data.pkl"])):
+            if operation.name == "GLOBAL" and not _NAMED.fullmatch(str(argument)):
+                raise ValueError(f"it names {argument}")
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Return all tensors in the nested dicts, lists and tuples of `value`."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _line(error: Exception) -> str:
+    """Return the text of `error` in one line: those of PyTorch have several."""
+    return " ".join(str(error).split())[:300]

@@ -98,8 +98,17 @@ def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, 
 
 
 def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:
-    """Return (MACs, parameters) of the deployed form of student `model` for one input [1, 1, n_mels, frames]."""
-    return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
+    """Return (MACs, parameters) of the deployed form of student `model` for one input [1, 1, n_mels, frames].
+
+    UncountableError if `get_torch_size` raises it, or if the input is too small for the network's strides.
+    """
+    try:
+        return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
+    except RuntimeError as error:  # such as "Calculated output size: (40x0x8). Output size is too small"
+        raise UncountableError(
+            f"{model.config.name} cannot process features of {n_mels} mel bins x {frames} frames "
+            f"({str(error).splitlines()[0]}); expected more: raise frontend.n_mels, or lower frontend.hop_length"
+        ) from error
 
 
 def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Fraction]:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torchaudio.functional import fftconvolve
 
+LONGEST_ROLL_S = 60
+LARGEST_ALPHA = 1_000_000  # parameter of a Beta distribution: from here on, all weights are 0.5
 DIR_DEVICE = "a"  # TAU recording device whose clips are convolved with the impulse response of another device
 
 
@@ -45,6 +47,15 @@ class AugmentConfig:
         for name in ("roll_s", "freq_mask", "time_mask", "mixup_alpha"):
             if getattr(self, name) < 0:
                 raise ValueError(f"augment.{name}={getattr(self, name)}: expected 0 or more; set 0 to turn this off")
+        if self.roll_s > LONGEST_ROLL_S:
+            raise ValueError(
+                f"augment.roll_s={self.roll_s}: expected at most {LONGEST_ROLL_S} s (a clip has 1 s); lower the value"
+            )
+        for name in ("mixstyle_alpha", "mixup_alpha"):
+            if getattr(self, name) > LARGEST_ALPHA:
+                raise ValueError(
+                    f"augment.{name}={getattr(self, name)}: expected at most {LARGEST_ALPHA:,}; lower the value"
+                )
         if not self.mixstyle_alpha > 0:
             raise ValueError(
                 f"augment.mixstyle_alpha={self.mixstyle_alpha}: expected a number above 0; to turn Freq-MixStyle off, "
@@ -53,7 +64,7 @@ class AugmentConfig:
         if self.dir_p and not self.dir_dir:
             raise ValueError(
                 f"augment.dir_p={self.dir_p} needs impulse responses: name a folder of WAV files with augment.dir_dir "
-                "(--dir_dir; `python -m data.impulse FOLDER` writes a synthetic set), or set augment.dir_p to 0"
+                "(`python -m data.impulse FOLDER` writes a synthetic set), or set augment.dir_p to 0"
             )
         if self.dir_dir:  # absolute, because trials run in other working directories
             object.__setattr__(self, "dir_dir", str(Path(self.dir_dir).expanduser().resolve()))

@@ -15,6 +15,7 @@ cache.
 
 import hashlib
 import json
+import logging
 import os
 import stat
 from collections.abc import Sequence
@@ -22,41 +23,53 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio
 from tqdm import tqdm
 
-from data.files import locked, make_folder, remove_temporary, replace_folder, replace_text
-from data.tau import DatasetError
+from data.files import locked, make_folder, read_json, remove_temporary, replace_folder, replace_text
+from data.tau import CLIP_SAMPLES, SOURCE_RATE, DatasetError, read_clip
 
-SOURCE_RATE = 44_100  # Hz
-CLIP_SAMPLES = 44_100  # 1 s
 FORMAT = 1
 LOCK = "waveforms.lock"  # name of the lock file in `cache_dir`
 _CHUNK = 32  # number of clips that a thread decodes and resamples together
 _WINDOW = 256  # number of chunks submitted to the threads at once
 _NAMED = 5  # number of missing files that an error message names
+_LOG = logging.getLogger(__name__)
 _STATS = 1024  # number of files for which a thread calls `stat` in one task
 
 
 class WaveformCache:
     """Memory-mapped waveforms `[N, S]` of a cache folder, one row for each name in `filenames`.
 
-    `skipped` maps the name of each broken clip that was left out to an error message that describes the fault.
+    `skipped` maps the name of each broken clip that was left out to an error message that describes the fault. The
+    constructor raises DatasetError, before it takes memory, if the files are damaged or do not fit each other.
     """
 
     def __init__(self, folder: Path, content: str):
-        manifest = json.loads((folder / "manifest.json").read_text())
         self.folder = folder
         self.content = content  # hash of the names and bytes of all clips, skipped ones included
-        self.sample_rate: int = manifest["sample_rate"]
-        self.filenames: list[str] = manifest["filenames"]
-        self.skipped: dict[str, str] = manifest["skipped"]
-        self.key: str = manifest["key"]
-        self._scales = np.load(folder / "scales.npy")
-        self._samples = np.load(folder / "waveforms.npy", mmap_mode="r")
-        self._row = {name: row for row, name in enumerate(self.filenames)}
+        try:
+            manifest = read_json(folder / "manifest.json")
+            self.sample_rate: int = manifest["sample_rate"]
+            self.filenames: list[str] = manifest["filenames"]
+            self.skipped: dict[str, str] = manifest["skipped"]
+            self.key: str = manifest["key"]
+            self._row = {name: row for row, name in enumerate(self.filenames)}
+            n_clips = len(self.filenames) + len(self.skipped)
+            length = round(CLIP_SAMPLES * self.sample_rate / SOURCE_RATE)
+            # memory-mapped: numpy raises ValueError if the header declares more than the file has, or Python objects
+            scales = np.lib.format.open_memmap(folder / "scales.npy", mode="r")
+            self._samples = np.lib.format.open_memmap(folder / "waveforms.npy", mode="r")
+            found = [(x.dtype, x.shape) for x in (scales, self._samples)]
+            if found != [(np.float32, (n_clips,)), (np.int16, (n_clips, length))]:
+                raise ValueError(f"scales and samples are {found} for {n_clips} clips of {length} samples")
+            self._scales = np.array(scales)
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, EOFError) as error:
+            raise DatasetError(
+                f"the waveform cache {folder} is damaged ({error}); expected the files that asc-tune wrote: delete the "
+                "folder, then it is made again from the WAV files"
+            ) from error
 
     def rows(self, filenames: Sequence[str]) -> np.ndarray:
         """Return the row number of each clip in `filenames`; raise KeyError if a clip is not in the cache."""
@@ -94,8 +107,7 @@ def open_cache(
     files = sorted(filenames)
     if content is not None:
         folder = _folder(cache_dir, content, sample_rate, skip_broken)
-        if folder.is_dir():
-            cache = WaveformCache(folder, content)
+        if cache := _existing(folder, content):
             if sorted([*cache.filenames, *cache.skipped]) != files:
                 raise DatasetError(
                     f"the {len(files)} clips in the split's csv file differ from the clips of this study, which are in "
@@ -111,16 +123,29 @@ def open_cache(
             "new study"
         )
     folder = _folder(cache_dir, found, sample_rate, skip_broken)
-    if not folder.is_dir():
-        with locked(cache_dir / LOCK):
-            remove_temporary(cache_dir, "waveforms-")  # left by killed builds: only the lock holder builds
-            if not folder.is_dir():  # otherwise another process built it while we waited
-                key = cache_key(found, sample_rate, skip_broken)
-                replace_folder(
-                    folder,
-                    lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
-                )
+    if cache := _existing(folder, found):
+        return cache
+    with locked(cache_dir / LOCK):
+        remove_temporary(cache_dir, "waveforms-")  # left by killed builds: only the lock holder builds
+        if cache := _existing(folder, found):  # another process built it while we waited
+            return cache
+        key = cache_key(found, sample_rate, skip_broken)
+        replace_folder(
+            folder,
+            lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
+        )
     return WaveformCache(folder, found)
+
+
+def _existing(folder: Path, content: str) -> WaveformCache | None:
+    """Return the cache in `folder`; None if it must be built, because it does not exist or is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        return WaveformCache(folder, content)
+    except DatasetError as error:
+        _LOG.warning("%s; it is made again now", error)
+        return None
 
 
 def cache_key(content: str, sample_rate: int, skip_broken: bool) -> str:
@@ -196,24 +221,6 @@ def _build(
     np.save(folder / "scales.npy", scales)
     manifest = {"format": FORMAT, "key": key, "sample_rate": rate, "filenames": kept, "skipped": skipped}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def read_clip(path: Path) -> np.ndarray:
-    """Return the samples of the 1 s clip at `path` as float32 `[44100]`; raise DatasetError if the file is broken."""
-    remedy = "restore the file, or set data.skip_broken=true to leave out broken clips"
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"{path} cannot be read as WAV ({error}): {remedy}") from error
-    if samples.shape[1] != 1 or rate != SOURCE_RATE:
-        raise DatasetError(
-            f"{path} has {samples.shape[1]} channel(s) at {rate} Hz; expected mono at {SOURCE_RATE} Hz: {remedy}"
-        )
-    if len(samples) != CLIP_SAMPLES:
-        raise DatasetError(f"{path} has {len(samples)} samples; expected {CLIP_SAMPLES} (1 s): {remedy}")
-    if not np.isfinite(samples).all():
-        raise DatasetError(f"{path} has samples that are not finite (NaN or infinite): {remedy}")
-    return samples[:, 0]
 
 
 def _stamp(root: Path, files: Sequence[str], workers: int) -> str:

@@ -1,4 +1,4 @@
-"""Locks, durable atomic writes and seals (checksum files). No other file of the project renames files or folders.
+"""Locks, durable atomic writes, and a reader of JSON files. No other file of the project renames files or folders.
 
     with locked(folder / ".lock"): ...      # only one process at a time executes the block
     replace_text(path, text)                # atomic write: readers see the old or the new content, never a part
@@ -6,8 +6,7 @@
     with replacing(path) as temporary:      # the same for a library that writes the file itself
         torch.save(weights, temporary)
     replace_folder(folder, write)           # the same for a folder, which your function write(temporary_folder) fills
-    seal(folder, epochs=3)                  # write seal.json: checksums of all files, and facts such as epochs=3
-    check_seal(folder)["epochs"]            # compare the checksums, return the facts; the folder may have been moved
+    read_json(path)["epochs"]               # a damaged file raises ValueError with the path, not an error of the parser
 
 All writes take the same steps: write a temporary file in the same directory, fsync it, rename it, fsync the
 directory. Without the first fsync, a power loss can leave an empty file under the final name. Without the second fsync,
@@ -21,7 +20,6 @@ former folder first, if necessary. This file uses only the standard library, so 
 
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -29,23 +27,16 @@ import re
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-SEAL = "seal.json"
-FORMAT = 1  # format version of the seal
 SILENT_S = 5.0  # seconds of waiting for a lock before a warning is logged
 _LOG = logging.getLogger(__name__)
-_REMEDY = "restore the folder from a copy, or use another checkpoint"  # end of the messages of check_seal
 # temporary names: `name` is the final name; kind "tmp" is new content, "old" is a folder that was being replaced
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{8}\.(?P<kind>tmp|old)", re.DOTALL)
 _NO_FOLDER_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # errors if directories cannot be fsynced
-
-
-class SealError(ValueError):
-    """A folder has no valid `seal.json` (checksums of its files), or a file listed in it is missing or damaged."""
 
 
 @contextmanager
@@ -214,47 +205,21 @@ def fsync_tree(folder: Path) -> None:
     fsync_folder(folder)
 
 
-def seal(folder: Path, **facts: Any) -> None:
-    """Write `seal.json` into `folder`: size and SHA-256 of each file below `folder`, and the JSON values `facts`.
-
-    `check_seal` returns `facts`, e.g. the number of trained epochs. All files are fsynced before `seal.json` is
-    written, so a folder with a valid `seal.json` is complete.
-    """
-    folder = Path(folder)
-    fsync_tree(folder)
-    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, _sha256(p)] for p in _sealed_files(folder)}
-    content = {"format": FORMAT, "files": files, "facts": facts}
-    replace_text(folder / SEAL, json.dumps({"content": content, "sha256": _content_hash(content)}, indent=1))
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file at `path`; ValueError if the file is damaged, OSError if it is missing."""
+    return parse_json(Path(path).read_bytes(), path)
 
 
-def check_seal(folder: Path) -> dict[str, Any]:
-    """Compare the files of `folder` with its `seal.json`, and return the facts that were passed to `seal`.
-
-    Raise SealError if `seal.json` or a file that it lists is missing or damaged. Files that were added after `seal` are
-    ignored.
-    """
-    folder = Path(folder)
+def parse_json(content: bytes, where: Path | str) -> dict[str, Any]:
+    """Return the JSON object `content`, which was read from the file `where`; ValueError if it is damaged."""
     try:
-        sealed = json.loads((folder / SEAL).read_bytes())
-        content = sealed["content"]
-        if sealed["sha256"] != _content_hash(content) or content["format"] != FORMAT:
-            raise ValueError(f"{SEAL} does not match the hash that it contains, or its format is not {FORMAT}")
-        files: dict[str, list[Any]] = content["files"]
-    except FileNotFoundError as error:
-        raise SealError(f"{folder} has no {SEAL}, so it is incomplete: {_REMEDY}") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise SealError(f"{folder / SEAL} is damaged ({error}): {_REMEDY}") from error
-    for name, (size, digest) in files.items():
-        path = folder / name
-        try:
-            found = path.stat().st_size
-            if found != size:
-                raise SealError(f"{path} has {found} bytes; expected {size}, as in {SEAL}: {_REMEDY}")
-            if _sha256(path) != digest:
-                raise SealError(f"{path} is damaged (its SHA-256 is not the one in {SEAL}): {_REMEDY}")
-        except OSError as error:
-            raise SealError(f"{path} is missing or cannot be read ({error}): {_REMEDY}") from error
-    return content["facts"]
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:  # a few kB of brackets exceed the recursion limit
+        raise ValueError(f"{where} is damaged ({error}); expected JSON: restore the file from a copy") from error
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise ValueError(f"{where} holds a {kind}; expected a JSON object: restore the file from a copy")
+    return found
 
 
 def _temporary(path: Path, kind: str) -> Path:
@@ -279,16 +244,3 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sealed_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / SEAL)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _content_hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -18,6 +18,7 @@ import torch
 import torchaudio
 
 from data.augment import AugmentConfig
+from data.features import MAX_KERNEL, MAX_RATE, resampling_kernel
 from data.tau import DatasetError
 
 RATE = 44_100  # sample rate of the synthetic responses in Hz
@@ -55,14 +56,21 @@ def load_impulses(folder: Path, sample_rate: int) -> torch.Tensor:
 
 def _resampled(path: Path, sample_rate: int) -> np.ndarray:
     try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:  # the header is checked before memory is allocated
+            rate, n_channels = file.samplerate, file.channels
+            if n_channels != 1:
+                raise DatasetError(f"impulse response {path} has {n_channels} channels; expected mono: convert it")
+            if rate > MAX_RATE or resampling_kernel(rate, sample_rate) > MAX_KERNEL:
+                raise DatasetError(
+                    f"impulse response {path} has {rate} Hz; expected at most {MAX_RATE} Hz, and a simple ratio to "
+                    f"{sample_rate} Hz: resample it, for example to {RATE} Hz"
+                )
+            samples = file.read(round(LONGEST_S * rate), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise DatasetError(f"impulse response {path} cannot be read as WAV ({error}): remove or replace it") from error
-    if samples.shape[1] != 1:
-        raise DatasetError(f"impulse response {path} has {samples.shape[1]} channels; expected mono: convert it")
     if not np.isfinite(samples).all() or not samples.any():
         raise DatasetError(f"impulse response {path} is empty, silent or not finite: remove or replace it")
-    wave = torchaudio.functional.resample(torch.from_numpy(samples[: round(LONGEST_S * rate), 0]), rate, sample_rate)
+    wave = torchaudio.functional.resample(torch.from_numpy(samples[:, 0]), rate, sample_rate)
     energy = float(wave.square().sum())
     if not energy > 0:
         raise DatasetError(

@@ -28,7 +28,7 @@ import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
-from data.files import locked, make_folder, mend_folder, replace_folder
+from data.files import locked, make_folder, mend_folder, read_json, replace_folder
 from data.synthetic_sound import CHUNKS, DEVICES, RATE_HZ, SCENES, amplitude, generator, record, render
 
 FORMAT_VERSION = 1  # version of the generated set; increase it with every change of the sound or the layout
@@ -251,7 +251,10 @@ def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], 
         mend_folder(dest)
         if dest.exists() and any(dest.iterdir()):
             manifest = dest / MANIFEST
-            found = json.loads(manifest.read_text()) if manifest.exists() else "files of another kind"
+            try:
+                found = read_json(manifest) if manifest.exists() else "files of another kind"
+            except ValueError as error:
+                found = f"a damaged manifest ({error})"
             if found != requested:
                 raise FileExistsError(
                     f"{dest} holds {found}; expected a synthetic data set with {requested}, or an empty folder: "

@@ -14,15 +14,22 @@ import urllib.request
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import soundfile
 
 from data.files import make_folder, replace_bytes
+from data.untrusted import is_relative_path
 
 SCENES = (
     *("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall"),
     *("street_pedestrian", "street_traffic", "tram"),
 )
 SUBSETS = (5, 10, 25, 50, 100)
+LOUDEST = 2.0  # largest sample in a clip of floats: full scale is 1, and processing may exceed it a little
+MAX_WORKERS = 1024
+SOURCE_RATE = 44_100  # Hz
+CLIP_SAMPLES = 44_100  # 1 s
 DEVICE_GROUPS = {"real": ("a", "b", "c"), "seen": ("s1", "s2", "s3"), "unseen": ("s4", "s5", "s6")}
 ZENODO = "https://zenodo.org/records/6337421"
 SPLIT_URL = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files/"
@@ -42,7 +49,7 @@ class DataConfig:
     cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (asc-tune run: <storage>/cache)
     subset: int = 100  # per cent of the training split that is used: 5, 10, 25, 50 or 100
     validation_share: float = 0.2  # share of the training clips held out by location for validation (0 to 1)
-    skip_broken: bool = False  # true: leave out and list broken WAV files; false: stop with an error
+    skip_broken: bool = False  # true: leave out and list broken WAV files (not missing ones); false: stop
     num_workers: int | None = None  # number of threads that decode WAV files (0 or more); null: one per core
 
     def __post_init__(self):
@@ -52,8 +59,11 @@ class DataConfig:
             raise ValueError(
                 f"data.validation_share={self.validation_share}: expected a share above 0 and below 1; correct it"
             )
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers}: expected 0 or more, or null (one per core)")
+        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
+            raise ValueError(
+                f"data.num_workers={self.num_workers}: expected 0 to {MAX_WORKERS} threads, or null (one per core); "
+                "correct the value"
+            )
 
 
 def dataset_root(dataset_dir: str | None) -> Path:
@@ -145,7 +155,12 @@ def read_evaluation(root: Path) -> tuple[Path, list[str]]:
             f"no evaluation set: {table} is missing; expected the TAU 2024 Mobile evaluation set next to {root}: "
             "unpack it there"
         )
-    return folder, list(_read_tsv(table, ("filename",)).filename)
+    names = list(_read_tsv(table, ("filename",)).filename)
+    if wrong := [name for name in names if not is_relative_path(name)]:
+        raise DatasetError(
+            f"{table}: filename {wrong[0]!r}; expected a path below {folder}, such as audio/0.wav: correct the file"
+        )
+    return folder, names
 
 
 def split_file(root: Path, name: str, split_dir: str | None = None, download_dir: Path | None = None) -> Path:
@@ -181,8 +196,11 @@ def split_file(root: Path, name: str, split_dir: str | None = None, download_dir
 def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas takes the first columns as an index
+            raise ValueError("rows have more fields than the header")
     except (OSError, ValueError) as error:
-        raise DatasetError(f"cannot read {path} ({error}); expected a tab-separated csv file: restore it") from error
+        cause = " ".join(str(error).split())
+        raise DatasetError(f"cannot read {path} ({cause}); expected a tab-separated csv file: restore it") from error
     absent = [c for c in columns if c not in table.columns]
     if absent:
         raise DatasetError(
@@ -193,10 +211,35 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _segment(filename: str) -> str:
     """Return the name of the 10 s recording from which a clip was cut: `filename` without folder, chunk and device."""
-    match = re.fullmatch(r"audio/(.+)-[^-]+-[^-]+\.wav", filename)
+    match = re.fullmatch(r"audio/([^/\x00-\x1f]+)-[^-/]+-[^-/]+\.wav", filename)  # no path that leads elsewhere
     if not match:
         raise DatasetError(
             f"filename {filename!r}: expected audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav; correct "
             "the name in the split's csv file, in meta.csv and on disk"
         )
     return match[1]
+
+
+def read_clip(path: Path) -> np.ndarray:
+    """Return the samples of the 1 s clip at `path` as float32 `[44100]`; raise DatasetError if the file is broken."""
+    remedy = "restore the file, or set data.skip_broken=true to leave out broken clips"
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.channels != 1 or file.samplerate != SOURCE_RATE:
+                found = f"{file.channels} channel(s) at {file.samplerate} Hz"
+                raise DatasetError(f"{path} has {found}; expected mono at {SOURCE_RATE} Hz: {remedy}")
+            # soundfile takes memory for all samples that a header declares, which may be billions
+            samples = file.read(min(file.frames, CLIP_SAMPLES), dtype="float32", always_2d=True)
+            n_samples = file.frames if file.frames > CLIP_SAMPLES else len(samples)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as WAV ({error}): {remedy}") from error
+    if n_samples != CLIP_SAMPLES:
+        raise DatasetError(f"{path} has {n_samples} samples; expected {CLIP_SAMPLES} (1 s): {remedy}")
+    if not np.isfinite(samples).all():
+        raise DatasetError(f"{path} has samples that are not finite (NaN or infinite): {remedy}")
+    if (peak := np.abs(samples).max()) > LOUDEST:
+        raise DatasetError(
+            f"{path} has samples of up to {peak:g}, perhaps in the scale of integers; expected a full scale of 1: "
+            "divide the samples (by 32768 for int16), or set data.skip_broken=true to leave out broken clips"
+        )
+    return samples[:, 0]

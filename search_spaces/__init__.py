@@ -17,28 +17,18 @@ A range has one of these kinds:
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
+from search_spaces.ranges import SpaceError, check_range
+from search_spaces.yaml_file import YamlFileError, exists, read_yaml
+
+__all__ = ["FOLDER", "Space", "SpaceError", "Suggests", "load_space", "space_from_dict"]
 
 FOLDER = Path(__file__).parent
-_FIELDS = {
-    "uniform": set(),
-    "loguniform": set(),
-    "int": {"step"},
-    "choice": set(),
-    "subset": {"min"},
-    "each": {"item"},
-}
 _TOP = ("description", "base", "parameters", "auxiliary")
-
-
-class SpaceError(ValueError):
-    """A search space is invalid; the message names the file, the parameter and the expected value."""
 
 
 class Suggests(Protocol):
@@ -80,10 +70,14 @@ class Space:
         The first sample has the lower ends of all ranges, the second the upper ends. The lower end of a `choice` is its
         first value, the upper end its last; for a `subset`, they are the first `min` members and all members. Then, for
         each value of a `choice` but the first, there is a sample with this value and the lower ends of all other
-        ranges.
+        ranges. If the `choice` is the `item` of a list, all entries of the list have this value, and there is at least
+        one entry.
         """
         ends = [self.sample(_End(upper)) for upper in (False, True)]
         choices = [(key, v) for key, spec in self.parameters.items() for v in spec.get("choice", ())[1:]]
+        for key, spec in self.parameters.items():
+            length = min(max(1, len(ends[0][key])), len(ends[1][key])) if "each" in spec else 0
+            choices += [(key, [v] * length) for v in spec.get("item", {}).get("choice", ())[1:] if length]
         return ends + [ends[0] | {key: value} for key, value in choices]
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,23 +98,57 @@ class Space:
 def load_space(name_or_path: str) -> Space:
     """Return the space in `search_spaces/<name_or_path>.yaml`, or in the YAML file at the path `name_or_path`.
 
-    SpaceError is raised if there is no such file or the space is invalid.
+    SpaceError is raised if there is no such file, the space is invalid, or a part of it has no effect.
     """
     shipped = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
+    if not exists(path):
         raise SpaceError(
             f"unknown search space {name_or_path!r}: choose from {', '.join(shipped)}, or give the path of a YAML file"
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path} is not YAML ({error}): correct the file") from error
-    if not isinstance(content, dict):
+        content = read_yaml(path)
+    except YamlFileError as error:
+        raise SpaceError(str(error)) from error
+    if not isinstance(content, dict) or "name" in content:
         raise SpaceError(
-            f"{path} contains {content!r:.60}; expected a mapping with the keys {', '.join(_TOP)}: correct the file"
+            f"{path} contains {content!r:.60}; expected a mapping with the keys {', '.join(_TOP)} (the name of the "
+            "space is that of the file): correct the file"
         )
-    return space_from_dict({"name": path.stem, **content}, str(path))
+    space = space_from_dict({"name": path.stem, **content}, str(path))
+    _refuse_idle(space, str(path))
+    return space
+
+
+def _refuse_idle(space: Space, where: str) -> None:
+    """Raise SpaceError if a part of `space` has no effect; `where`, the path of the file, is part of the message.
+
+    Only files are checked in this way, so that a study of an earlier version, whose manifest has such a part, can be
+    resumed.
+    """
+    lengths = {spec["each"] for spec in space.parameters.values() if "each" in spec}
+    if unused := sorted(set(space.auxiliary) - lengths):
+        raise SpaceError(
+            f"{where}: auxiliary.{unused[0]}={space.auxiliary[unused[0]]} has no effect; expected the length of a list "
+            f"in `parameters`: remove it, or add a range {{each: {unused[0]}, item: ...}}"
+        )
+    for key in lengths:
+        if space.auxiliary[key]["int"][0] < 0:
+            raise SpaceError(
+                f"{where}: auxiliary.{key}={space.auxiliary[key]} allows a negative length of a list; expected 0 or "
+                "more: raise the lower limit"
+            )
+    for key, spec in space.parameters.items():
+        part = spec.get("item", spec)
+        limits = next((part[kind] for kind in ("uniform", "loguniform", "int") if kind in part), None)
+        if limits and limits[0] == limits[1]:
+            raise SpaceError(
+                f"{where}: {key}={dict(spec)} has two equal limits, so nothing is searched; expected low below high: "
+                f"change a limit, or set the value in `base`, for example base: [{key}={limits[0]}]"
+            )
+    keys = [override.partition("=")[0].lstrip("+") for override in space.base]
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise SpaceError(f"{where}: `base` sets {twice} twice; expected each key once: remove one of the overrides")
 
 
 def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
@@ -147,7 +175,10 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
             raise SpaceError(
                 f"{where}: {key!r} is not the name of a configuration key; expected a string such as train.lr"
             )
-        _check(spec, f"{where}: {key}", {} if key in auxiliary else auxiliary)
+        check_range(spec, f"{where}: {key}", {} if key in auxiliary else auxiliary)
+    for key, value in {**parameters, **auxiliary, "base": base}.items():
+        if "${" in key or "${" in json.dumps(value):  # OmegaConf would replace ${oc.env:NAME} by a variable's value
+            raise SpaceError(f"{where}: {key}={value!r} contains '${{'; expected no interpolations: write the value")
     return Space(
         name=content["name"],
         description=str(content.get("description", "")).strip(),
@@ -155,68 +186,6 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
         auxiliary=auxiliary,
         base=tuple(base),
     )
-
-
-def _check(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
-    """Raise SpaceError unless `spec` is a valid range; `where` (file and key) is part of the message.
-
-    A range of the kind `each` describes a list, whose length is a parameter in `auxiliary` (name -> range). `auxiliary`
-    is empty where no list is allowed.
-    """
-    kinds = [kind for kind in _FIELDS if kind in spec] if isinstance(spec, dict) else []
-    if len(kinds) != 1:
-        raise SpaceError(
-            f"{where}: expected one of {', '.join(_FIELDS)} as the kind of range; got {spec!r}: "
-            "write a range such as {uniform: [0.1, 0.9]}"
-        )
-    kind = kinds[0]
-    unknown = sorted(map(str, set(spec) - {kind} - _FIELDS[kind]))
-    if unknown:
-        raise SpaceError(
-            f"{where}: unknown key {unknown[0]!r} in a range of kind {kind}: use {', '.join([kind, *_FIELDS[kind]])}"
-        )
-    value = spec[kind]
-    if kind in ("uniform", "loguniform", "int"):
-        _check_range(kind, value, where)
-        if kind == "int" and (not isinstance(spec.get("step", 1), int) or spec.get("step", 1) < 1):
-            raise SpaceError(f"{where}: step {spec['step']!r} is invalid; expected an integer of 1 or more")
-    elif kind in ("choice", "subset"):
-        try:
-            different = isinstance(value, list) and 0 < len({json.dumps(v) for v in value}) == len(value)
-        except TypeError:  # for example a date: choices are passed to Optuna as JSON
-            different = False
-        if not different:
-            raise SpaceError(f"{where}: {kind} needs a list of different numbers, strings or lists; got {value!r}")
-        least = spec.get("min", 0)
-        if not isinstance(least, int) or not 0 <= least <= len(value):
-            raise SpaceError(
-                f"{where}: min {least!r} of {len(value)} members is invalid; expected an integer from 0 to {len(value)}"
-            )
-    else:
-        steering = auxiliary.get(value) if isinstance(value, str) else None
-        if not isinstance(steering, dict) or "int" not in steering:
-            raise SpaceError(
-                f"{where}: the key `each` is {value!r}; expected the name of an int range under `auxiliary`, which is "
-                "the length of the list (no list is allowed under `auxiliary` or `item`): add the range, for example "
-                "prune.steps: {int: [1, 3]}, or correct the name"
-            )
-        _check(spec.get("item"), f"{where}[item]", {})
-
-
-def _check_range(kind: str, value: Any, where: str) -> None:
-    number = int if kind == "int" else (int, float)
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(isinstance(v, number) and not isinstance(v, bool) and math.isfinite(v) for v in value)
-    ):
-        expected = "integers" if kind == "int" else "finite numbers (YAML reads 1e-3 as text: write 1.0e-3)"
-        raise SpaceError(f"{where}: {kind} needs [low, high], two {expected}; got {value!r}")
-    low, high = value
-    if low > high:
-        raise SpaceError(f"{where}: low {low} is above high {high}; expected [low, high]: exchange the numbers")
-    if kind == "loguniform" and low <= 0:
-        raise SpaceError(f"{where}: a log scale needs low above 0, got {low}: raise it, or use uniform")
 
 
 def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[str, int]) -> Any:

@@ -6,7 +6,8 @@ A command that is started as a file (`python tune/run.py`) executes this file be
 
 Without this file, Python would search the folder of the command and then the installed packages, which may belong to
 another checkout. Child processes, such as Ray's workers on this machine, inherit the search path through PYTHONPATH. If
-Python finds a package of asc-tune in another checkout nevertheless, the command ends with exit status 2.
+Python finds a package of asc-tune in another checkout nevertheless, the command ends with exit status 2. From here on,
+SIGINT and SIGTERM end the command in order (data/signals.py), also while it imports its packages.
 """
 
 import importlib.util
@@ -46,3 +47,6 @@ def use_own_packages() -> None:
 
 if __name__ == "<run_path>":  # run by a command, not imported
     use_own_packages()
+    from data.signals import end_at_once
+
+    end_at_once()

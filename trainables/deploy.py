@@ -32,7 +32,6 @@ if __name__ == "__main__":  # started as a file: use the packages of this checko
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from torch import fx, nn
@@ -48,6 +47,7 @@ from data.features import FrontEndConfig, LogMel
 from data.files import replace_folder
 from data.impulse import impulses_for
 from data.tau import SCENES, resolved
+from trainables.config.compose import groups, override_values
 from trainables.config.distill import DistillConfig
 from trainables.config.flags import flags_to_overrides
 from trainables.config.schema import TrialConfig
@@ -131,20 +131,20 @@ def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
 def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
     """Return the configuration of checkpoint `folder`, changed by the flags `words`; `storage` contains the cache.
 
-    It comes from the run's info.json, else from the metadata `extra`, else it is the default without distillation.
+    It is that in the run's info.json, else in the metadata `extra`, else the default without distillation.
     """
-    info, before = folder.parent / "info.json", extra.get("config")
-    if info.is_file():
-        try:
-            before = json.loads(info.read_text())["config"]
-        except (KeyError, json.JSONDecodeError) as error:
-            raise RunError(
-                f"{info} is damaged: {error!r}; expected JSON with the key config: restore the file"
-            ) from error
+    info = folder.parent / "info.json"
+    try:
+        before = json.loads(info.read_text())["config"] if info.is_file() else extra.get("config")
+        before = None if before is None else dict(before)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"{info} is damaged: {error!r}; expected JSON with the key config: restore the file") from error
     if before is None:
         return configure(words, storage, ["distill.kd_alpha=1"])
-    typed = (override.partition("=") for override in flags_to_overrides(words))
-    config = TrialConfig.from_flat(before | {key: yaml.safe_load(value) for key, _, value in typed})
+    typed = override_values(flags_to_overrides(words))
+    for name in set(typed) & set(groups()):
+        raise RunError(f"{name}={typed[name]} is a group of keys; expected single keys: set each, as in train.lr=0.1")
+    config = TrialConfig.from_flat(before | typed)
     return replace(config, data=resolved(config.data))
 
 

@@ -15,6 +15,7 @@ available by name. The value of a key comes from a flag, else from the plan,
 else from the training of the base (the student to prune). The keys student.*
 and frontend.* must have the values of the base. If the configuration of the
 base is known, seed, data.subset and data.validation_share must not be changed.
+Retraining uses prune.epochs and prune.lr; only `dense` uses --epochs and --lr.
 
 Controls (--controls) are trainings to compare with progressive pruning:
     one_shot    the base pruned once to the same size, retrained for as many
@@ -24,11 +25,10 @@ Controls (--controls) are trainings to compare with progressive pruning:
     random      the same plan, with channels chosen at random
 
 To continue a killed run from its last saved epoch, repeat the command or use
---resume. prune_steps.csv and prune_steps.json have a row for each measured
-network. After each step, the deployed form of the network is measured and
-saved: its branches are fused into one convolution with bias, its batch
-normalisation is kept, and its parameters are rounded to fp16, except with
-limits.precision=fp32. The rounding to int8 is not simulated.
+--resume. prune_steps.csv and prune_steps.json have a row for each network that
+was measured, in its deployed form: branches fused into one convolution with
+bias, batch normalisation kept, parameters rounded to fp16 (not with
+limits.precision=fp32). The rounding to int8 is not simulated.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ from trainables.engine.loop import TrainingDiverged
 from trainables.outputs.records import now, point_dict
 from trainables.outputs.tracking import PROJECT, Tracker
 from trainables.run_training import distils, figures
-from trainables.single.command import configure, drive, guarded, parser, prepare
+from trainables.single.command import configure, drive, guarded, parser, prepare, resumed_by
 from trainables.single.controls import CONTROLS, PROGRESSIVE, rows_of, trial_of, write_steps
 from trainables.single.plan_file import SHIPPED, read_plan
 from trainables.single.run_folder import Run, RunError, find_checkpoint, shown
@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
                 )
         else:
             run = find_or_create_run(options, rest, words, console)
-        with run.lock():
+        again = f"python trainables/progressive_prune.py --storage {options.storage} --resume {run.id}"
+        with run.lock(), resumed_by(again):
             if run.info["status"] == "complete":
                 console.print(f"run {run.id} is complete already; --new starts a new run", highlight=False)
             else:

@@ -13,6 +13,7 @@ The `config` of a Trainable is a flat TrialConfig (dotted key -> value) plus the
                  training)
     fingerprint  `DataFingerprint.as_dict` of the driver's data: an actor opens the waveform cache without hashing the
                  WAV files, and raises DatasetError if its clips differ from the fingerprint
+    wandb        W&B mode of the study's runs; without this key, each actor chooses it
     code         `code_hash()` of the driver; an actor that runs other code raises ConfigError
 
 A trial continues from its newest valid checkpoint, on any machine and with any driver. Ray reuses actors:
@@ -32,9 +33,10 @@ import ray.tune as rt
 import torch
 from pyarrow.fs import FileType
 
-from ascmodels.checkpoint import load_tensors
+from ascmodels.checkpoint import CheckpointError, load_tensors
 from ascmodels.compress.groups import PruningError
-from data.files import SealError, check_seal, seal
+from data.seals import SealError, check_seal, seal
+from data.tau import DatasetError
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
 from trainables.inputs.code import check_code
@@ -47,7 +49,11 @@ from trainables.trial.dense_phase import run_shared
 from trainables.trial.stages import run_trial
 from trainables.trial.trial import Trial
 
-RESERVED = ("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation")
+RESERVED = (
+    *("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation", "wandb"),
+)
+# errors that are the same in a new process; a resume of the study, after their cause was removed, retries the trial
+LASTING = (CheckpointError, ConfigError, DatasetError)
 _LOG = logging.getLogger(__name__)
 
 
@@ -60,12 +66,18 @@ class KDTrainable(rt.Trainable):
         self._data: tuple[str, TrialData] | None = None
         self._tracker: Tracker | None = None
         self._broken: Exception | None = None
+        self._wandb: str | None = None  # W&B mode of this actor's newest run; None before the first
         self._private: Path | None = None  # local folder of this actor, for studies in an object store
-        self._begin(config)
+        try:
+            self._begin(config)
+        except LASTING as error:
+            self._broken = error
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        broken, self._broken = self._broken, None
         try:
-            self._end()
+            if not broken:
+                self._end()
             self._begin(new_config)
         except Exception as error:  # raised later by `step`, because Ray retries only a failed step
             self._broken = error
@@ -76,10 +88,14 @@ class KDTrainable(rt.Trainable):
         return getattr(self, "_label", type(self).__name__)
 
     def step(self) -> dict[str, Any]:
+        if isinstance(self._broken, LASTING):
+            return self._crashed(self._broken)
         if self._broken:
             raise self._broken
         try:
             record = next(self._records, None)
+        except LASTING as error:
+            return self._crashed(error)
         except (TrainingDiverged, PruningError) as error:  # deterministic: no retry, the trial fails
             return self._failed(str(error))
         except torch.OutOfMemoryError as error:
@@ -111,6 +127,8 @@ class KDTrainable(rt.Trainable):
         return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self._broken:  # Ray saves a checkpoint at the end of each trial, also of one that could not begin
+            return
         folder = Path(checkpoint_dir)
         self._trial.save(folder)
         torch.save(self._last | {"curve": self._curve}, folder / "result.pt")
@@ -121,13 +139,15 @@ class KDTrainable(rt.Trainable):
     def restore(self, checkpoint_path: Any) -> None:
         """Restore the checkpoint that Ray chose; if it does not exist, load this trial's newest valid checkpoint.
 
-        Without this method, Ray would let the trial fail. In population based training, Ray chooses the checkpoint of
-        another trial, which may have deleted the checkpoint meanwhile.
+        Ray's own method is never called: it unpickles a file `_dict_checkpoint.pkl` of the checkpoint, which executes
+        code that others may have put there, and a missing checkpoint lets the trial fail. In population based training,
+        Ray chooses the checkpoint of another trial, which may have deleted the checkpoint meanwhile.
         """
-        if self._broken:
-            raise self._broken
+        if self._broken:  # `step` reports it
+            return
         checkpoint = checkpoint_path.checkpoint
-        if checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound:
+        missing = checkpoint.filesystem.get_file_info(checkpoint.path).type == FileType.NotFound
+        if missing or not self._checkpoints:
             _LOG.warning(
                 "trial %s: checkpoint %s does not exist any more; loading the newest valid checkpoint of this trial",
                 self._trial.folder.name,
@@ -135,10 +155,11 @@ class KDTrainable(rt.Trainable):
             )
             self._load_newest()
         else:
-            super().restore(checkpoint_path)
+            with self._checkpoints.opened(checkpoint.path) as folder:
+                self.load_checkpoint(folder)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Load the checkpoint that Ray chose; if it is damaged, load this trial's newest valid checkpoint.
+        """Load the checkpoint in the folder `checkpoint`; if it is invalid, this trial's newest valid checkpoint.
 
         In population based training, Ray may choose the checkpoint of another trial.
         """
@@ -189,7 +210,9 @@ class KDTrainable(rt.Trainable):
         self._label = f"{study_dir.name}/{name}"
         self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
         self._load_newest()
-        self._tracker = Tracker(study_dir, f"{study_dir.name}-{name}", name, study_dir.name, values)
+        run_id, mode = f"{study_dir.name}-{name}", self._wandb or config.get("wandb")
+        self._tracker = Tracker(study_dir, run_id, name, study_dir.name, values, mode=mode)
+        self._wandb = self._tracker.mode  # if W&B's server has failed, the next trials do not wait for it again
 
     def _start(self) -> None:
         self._trial, self._curve = self._new_trial(), []
@@ -223,6 +246,11 @@ class KDTrainable(rt.Trainable):
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @staticmethod
+    def _crashed(error: Exception) -> dict[str, Any]:
+        """Return the result that ends the trial without a retry by Ray: `error` would occur again in a new process."""
+        return {"done": True, "finished": False, "crash": str(error)}
 
     def _failed(self, reason: str) -> dict[str, Any]:
         return self._reported(self._last | {"done": True, "finished": False, "failure": reason})

@@ -41,7 +41,7 @@ from trainables.engine.metrics import Metrics
 from trainables.inputs.clips import Clips, load_clips
 from trainables.outputs.records import now, point_dict
 from trainables.outputs.tracking import PROJECT, Tracker
-from trainables.single.command import configure, drive, guarded, parser, prepare
+from trainables.single.command import configure, drive, guarded, parser, prepare, resumed_by
 from trainables.single.run_folder import Run, RunError, shown
 from trainables.trial.trial import Trial
 
@@ -90,7 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         with run.lock():
             if options.evaluate:
                 return evaluate(run, console)
-            train(run, console, open_test=run.info.get("open_test", True) and not options.no_test)
+            with resumed_by(f"python trainables/run_training.py --storage {options.storage} --ckpt_id={run.id}"):
+                train(run, console, open_test=run.info.get("open_test", True) and not options.no_test)
         return 0
 
     return guarded(work)
@@ -165,9 +166,12 @@ def evaluate(run: Run, console: Console) -> int:
     added to it.
     """
     if not run.info.get("points"):
+        again = f"--ckpt_id={run.id} and without --evaluate"
+        if run.info["kind"] != KIND:
+            again = f"python trainables/progressive_prune.py --resume {run.id}"
         raise RunError(
             f"run {run.id} has status {run.info['status']} and no measured network; expected a run that was trained to "
-            f"its end: continue the run first, with --ckpt_id={run.id} and without --evaluate"
+            f"its end: continue the run first, with {again}"
         )
     config = run.config
     again = figures(run, load_clips(config, config.frontend.sample_rate).validation, open_test=True)

@@ -2,7 +2,8 @@
 
 import argparse
 import math
-import os
+import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,6 @@ DEFAULTS = {
     **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
     **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
 }  # defaults, which the study records; None: the resources of the machine or the cluster decide
-
-SHARED = (
-    "data.",
-    "limits.",
-    "teacher.",
-    "seed",
-    "replicate",
-    "train.device",
-    "train.threads",
-)  # keys, or first parts of keys, that a space must not search: their values are the same in all trials of a study
 
 
 def limit_overrides(text: str | None) -> list[str]:
@@ -59,10 +50,9 @@ def writable(text: str) -> Path:
         check_store(text)
     storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
     existing = next(path for path in (storage, *storage.parents) if path.exists())
-    probe = existing / f".probe-{os.getpid()}"
     try:
-        probe.write_text("")  # NotADirectoryError where a file is in the way
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=existing):  # NotADirectoryError where a file is in the way
+            pass
     except OSError as error:
         raise StudyError(
             f"--storage {text}: {storage} cannot be written ({error}); expected a folder with write access: choose "
@@ -71,13 +61,23 @@ def writable(text: str) -> Path:
     return storage
 
 
+def cluster_options(options: argparse.Namespace) -> str:
+    """Return the options in `options` that choose the Ray cluster, as they are typed; "" if there are none."""
+    words = ["--address", options.address] if options.address else []
+    return shlex.join([*words, *(["--allow-open-cluster"] if options.allow_open_cluster else [])])
+
+
 def positive(kind: type) -> Any:
     """Return a function for argparse's `type` that parses a finite number above 0 as `kind` (int or float)."""
+    expected = "a whole number above 0" if kind is int else "a finite number above 0"
 
-    def positive_number(text: str):  # argparse shows this name: "invalid positive_number value: 'x'"
-        value = kind(text)
+    def positive_number(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
         if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not valid; expected a finite number above 0: change the value")
+            raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected {expected}: change the value")
         return value
 
     return positive_number
@@ -85,10 +85,13 @@ def positive(kind: type) -> Any:
 
 def share_of_gpus(text: str) -> float:
     """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or an integer."""
-    value = float(text)
-    if not value >= 0 or (value > 1 and value % 1):
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf or (value > 1 and value % 1):
         raise argparse.ArgumentTypeError(
-            f"{text} is not valid; expected a share of a GPU (0 to 1) or an integer: change the value"
+            f"{text!r} is not valid; expected a share of a GPU (0 to 1) or an integer: change the value"
         )
     return value
 
@@ -184,6 +187,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     resources = p.add_argument_group("resources")
     resources.add_argument(
         "--address", help="address of a running Ray cluster: auto, or host:port (default: start Ray on this machine)"
+    )
+    resources.add_argument(
+        "--allow-open-cluster",
+        action="store_true",
+        help="use a Ray cluster that accepts commands without a token: everybody who can reach its ports can then run "
+        "programs as its user, and read and change the study",
     )
     resources.add_argument(
         "--max-concurrent",

@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from analysis.manifest import StudyManifest
 from ascmodels.compress.plan import plan_sizes
+from data.cache import LOCK as CACHE_LOCK
 from data.features import LogMel
 from search_spaces import Space, SpaceError
 from trainables.config.compose import compose
 from trainables.config.schema import ConfigError, TrialConfig, key_types
-from tune.arguments import SHARED
+from tune.study.events import SHARED
 from tune.study.manifest import StudyError
+from tune.study.state import StudyState
 
 
 def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
@@ -143,6 +146,43 @@ def check_space(space: Space, config: TrialConfig) -> None:
                 f"space {space.name}: a network with the values {corner} cannot be built: {error}. Correct the ranges "
                 "in `parameters`, or the values in `base`"
             ) from error
+
+
+def check_cache(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
+    """Return `manifest`; raise StudyError if its data.cache_dir may be a folder of somebody else (`is_own_cache`).
+
+    A folder that one of the `overrides` on the command line names is accepted.
+    """
+    cache = manifest.resolved.config.get("data.cache_dir")
+    if cache and not is_own_cache(folder, cache) and not any(o.startswith("data.cache_dir=") for o in overrides):
+        raise StudyError(
+            f"study.json of study {folder.name} has data.cache_dir={cache}, which is neither in {folder.parent} nor a "
+            "cache of asc-tune; expected one of them, because the file may come from elsewhere: add --cache_dir=FOLDER"
+        )
+    return manifest
+
+
+def is_own_cache(folder: Path, cache: str) -> bool:
+    """Return whether `cache` is in the storage of the study in `folder`, or is a folder that asc-tune used as a cache.
+
+    A study.json that came from elsewhere may name any other folder, in which files would be written and deleted.
+    """
+    place = Path(cache).expanduser().resolve()
+    return place.is_relative_to(folder.parent) or (place / CACHE_LOCK).is_file()
+
+
+def check_warm_start(manifest: StudyManifest, typed: Sequence[str] | None, state: StudyState) -> None:
+    """Raise StudyError if the study is to read an object store that only its study.json names.
+
+    `typed` is the value of --warm-start on the command line. The earlier studies are read before the first sample.
+    """
+    uris = [text for text in manifest.requested.warm_start if "://" in text]
+    if uris and not typed and not state.trials and not state.rejected:
+        raise StudyError(
+            f"study.json of study {manifest.requested.name} names {uris[0]} under the key warm_start, which was not "
+            f"read yet; expected the option on the command line, because the file may come from elsewhere: add "
+            f"--warm-start {' '.join(manifest.requested.warm_start)}"
+        )
 
 
 def check_resource(name: str, needed: float, available: float, where: str) -> None:

@@ -8,16 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.signals import end_at_once
+
 # name of a sub-command -> module with its `main()`, and the text that --help shows
 COMMANDS = {
     "run": ("tune.run", "search for networks: start, continue, extend or plan a study"),
     "status": ("tune.status", "show the progress of a study, or export it to Optuna"),
     "live": ("tune.live", "serve a page that follows a running study"),
-    "evaluate": ("tune.evaluate", "open the test split for the networks of a finished study"),
+    "evaluate": ("tune.evaluate", "measure the front of a complete study on the test split"),
     "report": ("analysis.report", "write the report of a study again"),
     "train": ("trainables.run_training", "train one student, without Ray"),
     "prune": ("trainables.progressive_prune", "prune a trained student step by step, without Ray"),
-    "finetune-teacher": ("trainables.finetune_teacher", "fine-tune a pretrained Transformer as a teacher"),
+    "finetune-teacher": ("trainables.finetune_teacher", "train a teacher (AST, ViT or CNN), pretrained or not"),
     "cache-logits": ("trainables.cache_logits", "compute and cache the logits of teachers"),
     "deploy": ("trainables.deploy", "export a network to ONNX, fp16 and int8, and measure each"),
 }
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"asc-tune: {message}", file=sys.stderr)
         return 2
     sys.argv = [f"asc-tune {name}", *rest]  # argparse shows this name in its messages
+    end_at_once()  # until the command begins its work
     return importlib.import_module(COMMANDS[name][0]).main()
 
 

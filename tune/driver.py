@@ -22,7 +22,10 @@ from analysis.results import load_study
 from search_spaces import Space
 from trainables.config.schema import MUTABLE_KEYS, TrialConfig
 from trainables.inputs.code import code_hash
+from trainables.outputs.records import now
+from trainables.outputs.tracking import choose_mode
 from trainables.ray_trainables import KDTrainable, PruneTrainable
+from tune.ray_start import RAY_LOG
 from tune.reporting.front import RunningFront
 from tune.reporting.gauges import Gauges
 from tune.reporting.progress import ProgressLines
@@ -38,7 +41,7 @@ from tune.study.access import StudyAccess
 from tune.study.events import DriverFinished, DriverStarted, Event, TrialCreated, TrialRetried
 from tune.study.journal import Journal, Reading
 from tune.study.log import StudyLog
-from tune.study.manifest import write_manifest
+from tune.study.manifest import StudyError, is_complete, write_manifest
 from tune.study.reader import open_place
 from tune.study.retry import Retry
 from tune.study.state import StudyState
@@ -133,7 +136,7 @@ class Search:
         manifest, log, settings = self.manifest, self.log, self.manifest.requested
         folder, remote = self.access.folder, self.manifest.resolved.remote
         n_trials = max(settings.n_trials, len(log.state.trials))
-        progress = ProgressLines(self.console, log.state, self.front, n_trials, self.config.flat())
+        progress = ProgressLines(self.console, log.state, self.front, n_trials, self.config.flat(), folder / RAY_LOG)
         gauges = Gauges(folder.name, log.state, self.front)
         log.attach(progress)
         session = self.session = SearchSession(log, self.sampler, self.rungs, settings.scheduler, n_trials)
@@ -142,6 +145,9 @@ class Search:
         fixed |= {"remote": remote} if remote else {"study_dir": str(folder)}
         fixed["generation"] = self.access.generation or None
         fixed["fingerprint"] = manifest.prepared.dataset.fingerprint
+        fixed["wandb"] = choose_mode(
+            lambda message: self.console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False, soft_wrap=True)
+        )
         # confirmations repeat configurations unchanged, but population based training would change them
         confirming = bool(log.state.open) and all(trial.confirms for trial in log.state.open)
         scheduler = "fifo" if confirming else settings.scheduler
@@ -171,6 +177,7 @@ class Search:
                 storage=root,
                 run=f"run{self.journal.generation:03d}",
                 step=step,
+                warn=progress.warn,
             )
         finally:
             gauges.step([], last=True)
@@ -221,3 +228,24 @@ def shares_dense(space: Space) -> bool:
 def is_continuous(spec: Any) -> bool:
     """Return whether `spec`, a range of a search space, has infinitely many values: floats, or lists of floats."""
     return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))
+
+
+def close(access: StudyAccess, manifest: StudyManifest, state: StudyState) -> StudyManifest:
+    """Write the status (complete or interrupted) and the counts in `state` into the manifest, and return it."""
+    manifest = manifest.changed(
+        trials=state.counts(),
+        rejected_reasons=dict(state.rejected),
+        finished=now(),
+        drivers=state.drivers,
+        epochs_repeated=sum(t.repeated for t in state.trials.values()),
+        status="complete" if is_complete(manifest, state) else "interrupted",
+    )
+    try:
+        write_manifest(access.folder, manifest)
+        access.push(last=True)
+    except OSError as error:
+        raise StudyError(
+            f"the final status of study {access.folder.name} could not be written: {error}. Fix the storage, then "
+            f"repeat the command with --resume --name {access.folder.name}"
+        ) from error
+    return manifest

@@ -8,13 +8,14 @@ The deployed network of each front point is loaded from its checkpoint and
 measured on the clips of the test split. If a point is a mean over replicates,
 the network of every complete replicate is measured. <study>/test.csv gets a
 row for each network. front.csv, the printed table and the report show the mean
-over replicates, its standard deviation and its confidence interval. A network
+over replicates, its standard deviation and its 95 % interval. A network
 that has a row already is not measured again.
 """
 
 import argparse
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,25 @@ from analysis.replicates import networks
 from analysis.report import print_front, write_report
 from analysis.results import load_study
 from ascmodels.checkpoint import CheckpointError
+from data.signals import INTERRUPTED, interruptible
 from data.tau import DatasetError
+from data.untrusted import Terminal
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.baseline import NAME as BASELINE
 from trainables.engine.baseline import cached_baseline
 from trainables.engine.evaluation import Deployed, open_test_clips
+from trainables.engine.memory import out_of_memory
 from trainables.inputs.clips import Clips, load_clips
 from trainables.outputs.records import now, write_rows
 from trainables.outputs.storage import Store
-from tune.ray_start import treat_sigterm_as_ctrl_c
+from tune.checks import is_own_cache
+from tune.cli import typed_command
 from tune.reporting.tables import rebuild_tables
 from tune.study.access import StudyAccess, open_study
 from tune.study.journal import JournalError
 from tune.study.lease import StudyLost
 from tune.study.manifest import StudyError, read_manifest, write_manifest
-from tune.study.store import is_uri, working_folder
+from tune.study.store import is_uri, work_root, working_folder
 
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, StudyError, StudyLost),
@@ -57,19 +62,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of a complete study, or its URI in an object store")
     text = parser.parse_args(argv).study
-    console = Console()
-    treat_sigterm_as_ctrl_c()
+    console = Terminal()
     try:
-        folder, uri = place_of(text)
-        with open_study(folder, uri) as access:
-            evaluate(access, console)
-            access.push(last=True)
-    except USER_ERRORS as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        with interruptible():
+            folder, uri = place_of(text)
+            with open_study(folder, uri) as access:
+                evaluate(access, console)
+                access.push(last=True)
+    except (*USER_ERRORS, MemoryError, RuntimeError) as error:
+        message = out_of_memory(error) or str(error)
+        if message == str(error) and not isinstance(error, USER_ERRORS):
+            raise
+        console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print("interrupted; repeat the command to start the evaluation again")
-        return 130
+        again = escape(f"{typed_command('evaluate')} {text}")
+        console.print(f"interrupted; to continue, repeat the command:\n  {again}", highlight=False, soft_wrap=True)
+        return INTERRUPTED
     return 0
 
 
@@ -77,8 +86,8 @@ def place_of(text: str) -> tuple[Path, str | None]:
     """Return (local folder, URI) of the study at `text`, which is a path or the URI of a study in an object store.
 
     For a URI, the local folder is the one in which drivers keep a copy of the study while they work on it. It may be
-    empty or missing: `open_study` downloads the study. For a path, the URI is None, unless the path is such a local
-    copy of a study in an object store. StudyError if there is no study at `text`.
+    empty or missing: `open_study` downloads the study. For a path, the URI is None, whatever study.json contains.
+    StudyError if there is no study at `text`, or if the path is that of such a copy.
     """
     if is_uri(text):
         storage, _, name = text.rstrip("/").rpartition("/")
@@ -86,9 +95,13 @@ def place_of(text: str) -> tuple[Path, str | None]:
             raise StudyError(f"{text} has no study.json; expected a study, s3://bucket/path/<study>: correct the URI")
         return working_folder(storage) / name, text.rstrip("/")
     folder = Path(text).expanduser().resolve()
-    remote = read_manifest(folder).resolved.remote
-    ours = remote is not None and working_folder(remote.rpartition("/")[0]) / remote.rpartition("/")[2] == folder
-    return folder, remote if ours else None  # a copied study of an object store is evaluated in its own folder
+    read_manifest(folder)
+    if folder.is_relative_to(work_root()):
+        raise StudyError(
+            f"{folder} is the local copy of a study in an object store; expected the URI of the study, because the "
+            "store has the valid files: repeat the command with s3://bucket/path/<study>"
+        )
+    return folder, None
 
 
 def evaluate(access: StudyAccess, console: Console) -> None:
@@ -108,6 +121,15 @@ def evaluate(access: StudyAccess, console: Console) -> None:
     if manifest.resolved.code:  # studies of older versions have no journal
         rebuild_tables(folder, manifest.resolved.config, access.ended_elsewhere())
     config, study = TrialConfig.from_flat(manifest.resolved.config), load_study(folder)
+    if not is_own_cache(folder, config.data.cache_dir):
+        cache = str(folder.parent / "cache")
+        console.print(
+            f"data.cache_dir={escape(config.data.cache_dir)} in study.json is neither in the storage nor a cache of "
+            f"asc-tune; using {escape(cache)}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        config = replace(config, data=replace(config.data, cache_dir=cache))
     rows: list[dict[str, Any]] = [] if study.raw_test is None else study.raw_test.to_dict("records")
     done = {(row["trial_id"], row["step"]) for row in rows}
     front = pareto_points(study)

@@ -17,15 +17,14 @@ import argparse
 import html
 import ipaddress
 import json
+import re
 import runpy
-import signal
 import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 if __name__ == "__main__":  # started as a file: use the packages of this checkout
     runpy.run_path(str(Path(__file__).resolve().parents[1] / "trainables" / "checkout.py"))
@@ -36,6 +35,8 @@ from rich.markup import escape
 from analysis.manifest import ResultsError
 from analysis.page import html as report_page
 from analysis.results import Study
+from data.signals import INTERRUPTED, interruptible
+from data.untrusted import Terminal
 from tune.reporting.tables import points_text
 from tune.status import current_study, sentences, study_status
 from tune.study.reader import Follower, Place, open_place
@@ -144,7 +145,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", "host name not allowed: open localhost or 127.0.0.1 instead")
             return
         try:
-            answer = self.server.watched.answer(urlsplit(self.path).path)
+            answer = self.server.watched.answer(self.path.partition("?")[0])
         except (ResultsError, OSError) as error:
             message = f"the study cannot be read: {error}. Correct the cause, then reload the page"
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, "text/plain", message)
@@ -170,21 +171,33 @@ class Handler(BaseHTTPRequestHandler):
 
 def _names_this_machine(host: str) -> bool:
     """Return whether `host`, the Host header of a request such as localhost:8800, is a name of this machine itself."""
-    return urlsplit(f"//{host}").hostname in ("localhost", "127.0.0.1", "::1")
+    return re.fullmatch(r"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]+)?", host, re.IGNORECASE) is not None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the server until Ctrl-C; return the exit status: 0, or 2 if the study or the address cannot be used."""
+    """Run the server until Ctrl-C or SIGTERM; return the exit status: 0, 2 if the study or the address cannot be used,
+    or 130 if the signal came before the server ran."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of the study, or its URI in an object store")
     parser.add_argument("--port", type=int, default=8800, help="port; 0 selects a free one (default: %(default)s)")
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen at; with 0.0.0.0, other machines can open the page (default: %(default)s)",
+        help="address to listen at; with 0.0.0.0, all other machines can read the page, which shows the study's "
+        "settings, results and paths (default: %(default)s)",
     )
     options = parser.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
+    try:
+        with interruptible():
+            return serve(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted before the page was served: repeat the command")
+        return INTERRUPTED
+
+
+def serve(options: argparse.Namespace, console: Console) -> int:
+    """Serve the page until Ctrl-C or SIGTERM; return the exit status of the command."""
     try:
         place = open_place(options.study)
         Watched(place).read()
@@ -199,9 +212,15 @@ def main(argv: list[str] | None = None) -> int:
             f"[red]error:[/red] cannot listen at {address} ({escape(str(error))}): choose another --port or --host"
         )
         return 2
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores SIGINT for background jobs
     host, port = server.server_address[:2]
     console.print(f"live page of study {escape(place.folder.name)}: http://{host!s}:{port} (press Ctrl-C to stop it)")
+    if not server.own_machine:
+        console.print(
+            f"[yellow]warning: --host {escape(options.host)}: every machine that reaches this port can read the page, "
+            "without a password and without encryption: the study's settings and results, absolute paths of this "
+            "machine and, in error messages, lines of the journal. To keep it private, use --host 127.0.0.1 and "
+            f"forward the port: ssh -L {port}:127.0.0.1:{port} HOST[/yellow]"
+        )
     try:
         server.serve_forever()
     except KeyboardInterrupt:

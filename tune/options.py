@@ -18,11 +18,13 @@ from typing import Any
 from analysis.manifest import Limits, Requested, Resolved, StudyManifest
 from data.impulse import impulses_for
 from data.tau import resolved
+from data.untrusted import credentials_in, is_name
 from search_spaces import SpaceError, load_space
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides, keep_epochs
+from trainables.config.train import MAX_THREADS
 from trainables.inputs.code import code_files
-from trainables.outputs.records import now
+from trainables.outputs.records import EXPERIMENTS, now
 from tune.arguments import DEFAULTS, limit_overrides, parser, writable
 from tune.checks import check_not_searched, check_resources, check_space, check_teachers, local_gpus, resolve_gpus
 from tune.resume import CODE, study_named
@@ -30,6 +32,8 @@ from tune.search.optuna_study import OBJECTIVES
 from tune.search.ray_adapter import check_population
 from tune.study.manifest import StudyError
 from tune.study.store import is_uri
+
+RESERVED = ("cache", EXPERIMENTS)  # folders in a storage: shared caches, and the single runs
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,18 @@ def read_request(words: Sequence[str], description: str = "") -> Request:
 
     ConfigError or StudyError if an option is not valid or the storage cannot be written.
     """
+    for word in words:
+        if problem := credentials_in(word):
+            raise StudyError(
+                f"the argument {re.split('[=:]', word)[0]}... contains {problem}; expected no credentials, because the "
+                "study records its command: remove them, and set them in the environment, for example "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
     options, rest = parser(description).parse_known_args(list(words))
-    if options.name and not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.name):
+    if options.name and not is_name(options.name):
         raise StudyError(
-            f"--name {options.name!r} cannot be the name of a study's folder; expected letters, digits, '.', '_' and "
-            "'-', with a letter or a digit first: choose another name"
+            f"--name {options.name!r} cannot be the name of a folder; expected letters, digits, '.', '_' and '-': "
+            "choose another name"
         )
     if options.resume not in (None, "auto"):  # `--resume key=value`: argparse read an override as its value
         rest = [options.resume, *rest]
@@ -74,6 +85,8 @@ def new_study(request: Request) -> StudyManifest:
     ConfigError, DatasetError, SpaceError, SchedulerError or StudyError, with what to correct, if a check fails.
     """
     options, storage, overrides = request.options, request.storage, request.overrides
+    if options.name:
+        check_name(options.name)
     if not options.space:
         raise SpaceError(
             "--space is missing; expected a search space (kd, rep, families, prune, kd_prune, pbt) or the path of a "
@@ -87,7 +100,7 @@ def new_study(request: Request) -> StudyManifest:
         check_population(space)
     typed = [] if options.seed is None else [f"seed={options.seed}"]
     default = flags_to_overrides([f"--cache_dir={storage / 'cache'}"])
-    default.append(f"train.threads={max(1, math.floor(chosen['cpus_per_trial']))}")
+    default.append(f"train.threads={min(max(1, math.floor(chosen['cpus_per_trial'])), MAX_THREADS)}")
     default += keep_epochs([*space.base, *overrides])
     config = compose([*default, *space.base, *overrides, *typed])
     chosen["seed"] = config.seed
@@ -98,7 +111,7 @@ def new_study(request: Request) -> StudyManifest:
     impulses_for(config.augment, config.frontend.sample_rate)  # reads the files, to report missing ones now
     check_teachers(config)
     check_space(space, config)
-    name = options.name or f"{space.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = options.name or f"{slug(space.name)}-{time.strftime('%Y%m%d-%H%M%S')}"
     limits = config.limits
     return StudyManifest(
         requested=Requested(
@@ -125,3 +138,21 @@ def new_study(request: Request) -> StudyManifest:
             ),
         ),
     )
+
+
+def check_name(name: str) -> None:
+    """Raise StudyError if `name` cannot be the name of a new study: it becomes a folder and a part of URIs.
+
+    Studies of earlier versions may have other names, and can be continued.
+    """
+    if name.lower() in RESERVED or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+        raise StudyError(
+            f"--name {name!r} cannot be the name of a new study; expected up to 100 letters from A to Z, digits, '.', "
+            f"'_' and '-', with a letter or a digit first, but not {' or '.join(RESERVED)}, which the storage uses: "
+            "choose another name"
+        )
+
+
+def slug(text: str) -> str:
+    """Return `text`, the name of a search space, as the start of the name of a study: "my space ä" gives "my-space"."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text)[:60].strip("-._") or "study"

@@ -1,22 +1,34 @@
-"""Connect to a Ray cluster or start Ray on this machine, check the cluster's resources, and handle SIGTERM."""
+"""Connect to a Ray cluster or start Ray on this machine; check the cluster's resources; direct Ray's log to a file."""
 
 import logging
 import os
-import signal
 import socket
+from pathlib import Path
 
 import ray
+from ray.tune.execution import class_cache  # private; has no option for the variables that it passes to actors
 from rich.console import Console
+from rich.markup import escape
 
-from tune.checks import check_resource
+from analysis.manifest import StudyManifest
+from data.files import make_folder
+from data.signals import handle_signals
+from trainables.config.schema import TrialConfig
+from tune.checks import check_resource, resolve_gpus
+from tune.cluster.access import OwnPath, check_access, on_loopback, private_token
+from tune.search.failures import reason_of
 from tune.study.manifest import StudyError
 
+RAY_LOG = ".ray.log"  # file in the study's folder on this machine: what Ray logs in the driver, such as tracebacks
 
-def start_ray(address: str | None, console: Console) -> None:
+
+def start_ray(address: str | None, console: Console, log: Path, allow_open: bool = False) -> None:
     """Connect this process to the Ray cluster at `address`, or start Ray on this machine if `address` is None.
 
-    Print the address of Ray's dashboard on `console`. Do nothing if the process is connected already. StudyError if the
-    cluster does not answer or Ray does not start.
+    Print the address of Ray's dashboard on `console`; go on without a dashboard if it does not start. Messages
+    name the file `log` (`log_to_file`). If Ray does not start on this machine, which may be busy, try once more. Do
+    nothing if the process is connected already. StudyError if the cluster does not answer, if Ray does not start, or
+    if Ray accepts commands without a token and `allow_open` (--allow-open-cluster) is False.
     """
     if ray.is_initialized():
         return
@@ -26,6 +38,12 @@ def start_ray(address: str | None, console: Console) -> None:
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial may fail before its first metric
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # our own lines show the progress
+    # Ray Tune would put these variables into the runtime environment of its actors, which Ray's logs show. Workers on
+    # this machine inherit them; other machines have their own
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+    )
+    os.environ["PYTHONSAFEPATH"] = "1"  # Ray's processes must not import modules from the current folder
     if (address or "").startswith("ray://"):
         raise StudyError(
             f"--address {address}; expected auto or host:port, because with Ray's client (ray://) the search would run "
@@ -33,25 +51,86 @@ def start_ray(address: str | None, console: Console) -> None:
             "it on a machine of the cluster with --address auto"
         )
     try:
-        host, _, port = (address or "").rpartition(":")
-        if host:  # test the port first: Ray itself retries for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        own = {} if address else {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        context = ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
-    except (OSError, RuntimeError, ValueError) as error:
+        if address:
+            url = connect(address)
+        else:
+            try:
+                url = start_here()
+            except Exception as error:  # Ray raises many classes, also Exception itself
+                ray.shutdown()
+                console.print(
+                    f"[yellow]Ray did not start ({escape(reason_of(error))}); trying once more[/yellow]",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+                url = start_here()
+    except SystemExit as error:  # during `ray.init`, SIGTERM has a handler of Ray's, which raises this
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        logging.getLogger("ray").error("Ray did not start", exc_info=error)
         if address:
             raise StudyError(
-                f"--address {address}: no Ray cluster answers there ({error}); expected the address of a running "
-                "cluster: start one with `ray start --head`, or correct the address"
+                f"--address {address}: no Ray cluster answers there ({reason_of(error)}); expected the address of a "
+                "running cluster: start one with `ray start --head`, or correct the address"
             ) from error
         raise StudyError(
-            f"Ray does not start on this machine ({error}): find the cause in /tmp/ray/session_latest/logs, then "
-            "repeat the command"
+            f"Ray does not start on this machine ({reason_of(error)}): find the cause in {log} and in "
+            "/tmp/ray/session_latest/logs, then repeat the command"
         ) from error
-    treat_sigterm_as_ctrl_c()
-    url = context.dashboard_url
+    finally:
+        handle_signals()
+    check_access(address, allow_open, console)
     line = f"http://{url} (the command `ray get-auth-token` prints its token)" if url else "not running"
-    console.print(f"dashboard: {line}", highlight=False)
+    if not url and not address:
+        line += f"; the search does not need it (the cause is in {escape(str(log))} or /tmp/ray/session_latest/logs)"
+    console.print(f"dashboard: {line}", highlight=False, soft_wrap=True)
+
+
+def connect(address: str) -> str | None:
+    """Connect to the Ray cluster at `address` (auto or host:port); return the address of its dashboard, if any."""
+    host, _, port = address.rpartition(":")
+    if host:  # test the port first: Ray itself retries for minutes
+        socket.create_connection((host, int(port)), timeout=10).close()
+    private_token()
+    return ray.init(address, job_config=OwnPath(), logging_level=logging.ERROR, log_to_driver=False).dashboard_url
+
+
+def start_here() -> str | None:
+    """Start Ray on this machine; return the address of its dashboard, None or "" if the dashboard did not start."""
+    private_token(create=True)
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    with on_loopback():
+        # `include_dashboard` is not set: with True, `ray.init` fails if the dashboard does
+        return ray.init("local", dashboard_host="127.0.0.1", job_config=OwnPath(), **quiet).dashboard_url
+
+
+def log_to_file(path: Path) -> None:
+    """Add what Ray logs in this process to the file at `path`, instead of printing it on the terminal."""
+    make_folder(path.parent)
+    handler = logging.FileHandler(path, delay=True)  # no file without a message
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger("ray")
+    for other in list(logger.handlers):
+        logger.removeHandler(other)
+        other.close()
+    logger.addHandler(handler)
+
+
+def on_cluster(manifest: StudyManifest) -> StudyManifest:
+    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for the connected Ray cluster.
+
+    StudyError if the cluster has fewer CPUs or GPUs than one trial reserves.
+    """
+    manifest = with_gpus(manifest, ray.cluster_resources().get("GPU", 0.0))
+    check_cluster(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
+    return manifest
+
+
+def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
+    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for `available` GPUs."""
+    config = TrialConfig.from_flat(manifest.resolved.config)
+    config, gpus = resolve_gpus(config, manifest.requested.gpus_per_trial, available)
+    return manifest.changed(config=config.flat(), gpus_per_trial=gpus)
 
 
 def check_cluster(cpus_per_trial: float, gpus_per_trial: float) -> None:
@@ -59,11 +138,3 @@ def check_cluster(cpus_per_trial: float, gpus_per_trial: float) -> None:
     total = ray.cluster_resources()
     check_resource("cpu", cpus_per_trial, total.get("CPU", 0), "the cluster")
     check_resource("gpu", gpus_per_trial, total.get("GPU", 0), "the cluster")
-
-
-def treat_sigterm_as_ctrl_c() -> None:
-    """Convert SIGTERM to SIGINT, the signal of Ctrl-C: only after SIGINT does Ray Tune stop its trials and return.
-
-    Call this function again after `ray.init`, which installs its own SIGTERM handler.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis.manifest import Change, StudyManifest, manifest_of
+from analysis.manifest import Change, StudyManifest
 from data.tau import dataset_root, resolved
 from search_spaces import load_space
 from trainables.config.compose import compose, override_values
@@ -18,8 +18,9 @@ from trainables.config.schema import ConfigError, TrialConfig
 from trainables.inputs.code import code_files
 from trainables.outputs.records import now
 from trainables.outputs.storage import Store
+from tune.checks import check_cache, check_warm_start
 from tune.cli import typed_command
-from tune.study.manifest import StudyError, is_complete, read_manifest
+from tune.study.manifest import StudyError, is_complete, parse_manifest, read_manifest
 from tune.study.reader import open_place
 from tune.study.state import StudyState
 from tune.study.store import STATE, is_uri
@@ -70,15 +71,15 @@ def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -
     return max(found)[1] if found else None
 
 
-def resume_command(folder: Path, manifest: StudyManifest, address: str | None) -> str:
+def resume_command(folder: Path, manifest: StudyManifest, cluster: str | None) -> str:
     """Return "resume with:" and the command that resumes the study in `folder`, as the last part of a message.
 
-    `address` is the address of the Ray cluster that the command uses; None if Ray starts on this machine.
+    `cluster` has the options for the Ray cluster (`cluster_options`); None or "" if Ray starts on this machine.
     """
     remote = manifest.resolved.remote
     storage = remote.rpartition("/")[0] if remote else folder.parent
-    cluster = f" --address {address}" if address else ""
-    return f"resume with:\n  {typed_command('run')} --resume --name {folder.name} --storage {storage}{cluster}"
+    line = f"{typed_command('run')} --resume --name {folder.name} --storage {storage} {cluster or ''}"
+    return f"resume with:\n  {line.rstrip()}"
 
 
 def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
@@ -94,8 +95,7 @@ def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str,
         store = Store(remote)
         for other in [name] if name else store.names(""):
             if "study.json" in store.names(other):
-                content = json.loads(store.read(f"{other}/study.json"))
-                found[other] = manifest_of(content, f"{remote}/{other}/study.json")
+                found[other] = parse_manifest(store.read(f"{other}/study.json"), f"{remote}/{other}/study.json")
     return found
 
 
@@ -149,7 +149,8 @@ def resumed(
     manifest = _moved(folder, manifest, overrides)
     if not unfinished:
         return manifest, False
-    manifest = _changed(folder, manifest, options)
+    check_warm_start(manifest, options.warm_start, state)
+    manifest = _changed(folder, check_cache(folder, manifest, overrides), options)
     free = {name: getattr(options, name) for name in FREE if getattr(options, name) is not None}
     manifest = manifest.changed(**free)
     if options.extend:
@@ -292,9 +293,6 @@ def _is_place(override: str) -> bool:
 
 
 def front_configurations(front: list[dict[str, Any]], state: StudyState) -> list[str]:
-    """Return the ids of the configurations of the points in `front`, oldest first.
-
-    The id of a configuration is the name of its first trial, such as t0003.
-    """
+    """Return the ids of the configurations of the points in `front` (names of their first trials), oldest first."""
     owners = {state.trials[point["trial_id"]].config_id for point in front}
     return [name for name in state.trials if name in owners]

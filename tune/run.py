@@ -16,11 +16,12 @@ Settings of all trials are flags of the DCASE baseline (--kd_alpha,
 
 import argparse
 import json
+import logging
 import runpy
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,6 @@ if __name__ == "__main__":  # started as a file: use the packages of this checko
 
 import optuna
 import ray
-import ray.tune as rt
-from ray.exceptions import RayError
 from rich.console import Console
 from rich.markup import escape
 
@@ -38,78 +37,106 @@ from analysis.manifest import Baseline, Dataset, Prepared, ResultsError, StudyMa
 from analysis.report import print_front, write_report
 from analysis.results import load_study
 from ascmodels.checkpoint import CheckpointError
+from data.signals import INTERRUPTED, interruptible
 from data.tau import DatasetError
+from data.untrusted import Terminal
 from search_spaces import Space, SpaceError, space_from_dict
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
 from trainables.inputs.fingerprint import DataFingerprint, differences
-from trainables.outputs.records import EXPERIMENTS, now
-from tune.checks import check_machine, local_gpus, resolve_gpus
+from trainables.outputs.records import EXPERIMENTS
+from tune.arguments import cluster_options
+from tune.checks import check_machine, local_gpus
 from tune.cli import typed_command
-from tune.driver import Search
-from tune.options import new_study, read_request
+from tune.driver import Search, close
+from tune.options import Request, new_study, read_request
 from tune.planning.dry_run import dry_run
 from tune.prepare import Part, prepare, ray_runner
-from tune.ray_start import check_cluster, start_ray, treat_sigterm_as_ctrl_c
+from tune.ray_start import RAY_LOG, check_cluster, log_to_file, on_cluster, start_ray, with_gpus
 from tune.reporting.tables import rebuild_tables
 from tune.resume import find_study, resume_command, resumed, with_changes
+from tune.search.failures import reason_of
 from tune.search.halving import SchedulerError
 from tune.search.sampler import MAX_REJECTIONS
 from tune.study.access import StudyAccess, open_study
 from tune.study.journal import JournalError, read_state
 from tune.study.lease import StudyLost
-from tune.study.manifest import StudyError, is_complete, read_manifest, write_manifest
+from tune.study.manifest import StudyError, read_manifest, write_manifest
 from tune.study.retry import Retry
-from tune.study.state import StudyState
 
-USER_ERRORS = (
+OWN_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, JournalError, ResultsError, SchedulerError, SpaceError, StudyError),
     *(StudyLost, TrainingDiverged),
-    OSError,  # for example a full disk when the report is written
 )
-INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
+USER_ERRORS = (*OWN_ERRORS, OSError)  # OSError: for example a full disk when the report is written
+REPEAT = "repeat the command with"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 for success, 1 if no network was measured (with --dry-run: if no
     sample fits the limits), 2 after an error, 130 after an interrupt."""
-    console = Console()
+    console = Terminal()
     words = sys.argv[1:] if argv is None else argv
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    treat_sigterm_as_ctrl_c()
-    name_option = ""
+    again = Repeat()
     try:
-        request = read_request(words, __doc__ or "")
-        options = request.options
-        continues = bool(options.resume or options.extend or options.confirm)
-        name = find_study(request.storage, request.remote, options) if continues else None
-        name_option = f"--name {name} " if name else ""
-        if name is not None and not options.dry_run:
-            with open_study(request.storage / name, request.uri(name)) as access:
-                manifest, unfinished = resumed(
-                    access.folder, request.uri(name), read_state(access.folder), options, request.overrides
-                )
-                if unfinished:
-                    return run_study(access, manifest, options, console)
-                return finish(access, manifest, console)
-        manifest = new_study(request)
-        if options.dry_run:
-            space = space_from_dict(manifest.resolved.space)
-            estimate = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.requested, console)
-            return 0 if estimate["feasible"] else 1
-        folder = Path(manifest.resolved.folder)
-        if manifest.resolved.remote is None:  # an object store is checked after this driver has its lease
-            check_new(folder, manifest)
-        name_option = f"--name {folder.name} "
-        with open_study(folder, manifest.resolved.remote) as access:
-            check_new(folder, manifest)  # another process may have started it meanwhile
-            return run_study(access, manifest, options, console)
+        with interruptible():
+            return run_command(read_request(words, __doc__ or ""), again, console)
     except USER_ERRORS as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     except KeyboardInterrupt:
-        console.print(f"interrupted; to continue, repeat the command with {name_option}--resume auto", highlight=False)
+        console.print(f"interrupted; to continue, {escape(again.how())}", highlight=False, soft_wrap=True)
         return INTERRUPTED
+
+
+@dataclass
+class Repeat:
+    """What a user must type to continue after an interrupt; `run_command` sets the fields as soon as they are known."""
+
+    folder: Path | None = None  # of the study, on this machine
+    before: StudyManifest | None = None  # of the study that --extend or --confirm continues
+    cluster: str | None = None  # `cluster_options`
+
+    def how(self) -> str:
+        """Return the text, such as "repeat the command with --name x --resume auto"."""
+        if self.folder is None:
+            return "repeat the command"
+        if self.before is None:
+            return f"{REPEAT} --name {self.folder.name} --resume auto"
+        manifest = read_manifest(self.folder)
+        added = (manifest.requested.num_samples, manifest.requested.confirmations)
+        if added == (self.before.requested.num_samples, self.before.requested.confirmations):
+            return f"{REPEAT} --name {self.folder.name}"
+        return resume_command(self.folder, manifest, self.cluster)  # the same command would add further trials
+
+
+def run_command(request: Request, again: Repeat, console: Console) -> int:
+    """Start or continue the study of `request`; return the exit status. Set the fields of `again`."""
+    options = request.options
+    more = bool(options.extend or options.confirm)
+    name = find_study(request.storage, request.remote, options) if options.resume or more else None
+    again.cluster = cluster_options(options)
+    if name is not None and not options.dry_run:
+        with open_study(request.storage / name, request.uri(name)) as access:
+            again.folder, again.before = access.folder, read_manifest(access.folder) if more else None
+            manifest, unfinished = resumed(
+                access.folder, request.uri(name), read_state(access.folder), options, request.overrides
+            )
+            if unfinished:
+                return run_study(access, manifest, options, again, console)
+            return finish(access, manifest, console)
+    manifest = new_study(request)
+    if options.dry_run:
+        space = space_from_dict(manifest.resolved.space)
+        estimate = dry_run(space, TrialConfig.from_flat(manifest.resolved.config), manifest.requested, console)
+        return 0 if estimate["feasible"] else 1
+    folder = again.folder = Path(manifest.resolved.folder)
+    if manifest.resolved.remote is None:  # an object store is checked after this driver has its lease
+        check_new(folder, manifest)
+    with open_study(folder, manifest.resolved.remote) as access:
+        check_new(folder, manifest)  # another process may have started it meanwhile
+        return run_study(access, manifest, options, again, console)
 
 
 def check_new(folder: Path, manifest: StudyManifest) -> None:
@@ -122,16 +149,19 @@ def check_new(folder: Path, manifest: StudyManifest) -> None:
         raise StudyError(f"{folder} exists already, but is not a study: choose another --name")
 
 
-def run_study(access: StudyAccess, manifest: StudyManifest, options: argparse.Namespace, console: Console) -> int:
+def run_study(
+    access: StudyAccess, manifest: StudyManifest, options: argparse.Namespace, again: Repeat, console: Console
+) -> int:
     """Run a new or resumed study, from the preparation of its data to its report; return the command's exit status."""
     folder, started, address = access.folder, time.monotonic(), options.address
     place = manifest.resolved.remote or folder
     console.print(f"[bold]asc-tune[/bold] study {escape(folder.name)} in {escape(str(place))}", highlight=False)
+    log_to_file(folder / RAY_LOG)
     retry = Retry(lambda message: console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False))
     search: Search | None = None
     try:
         if address:  # first, so that an unreachable cluster is reported at once
-            start_ray(address, console)
+            start_ray(address, console, folder / RAY_LOG, options.allow_open_cluster)
             manifest = on_cluster(manifest)
         else:
             if options.gpus_per_trial is not None:  # a resume may run on another number of GPUs
@@ -139,7 +169,7 @@ def run_study(access: StudyAccess, manifest: StudyManifest, options: argparse.Na
             check_machine(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial)
         space = space_from_dict(manifest.resolved.space)
         manifest = prepared(folder, manifest, space, options, console).changed(status="running")
-        start_ray(address, console)
+        start_ray(address, console, folder / RAY_LOG, options.allow_open_cluster)
         check_cluster(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
         access.check()
         retry(lambda: write_manifest(folder, manifest))
@@ -147,11 +177,15 @@ def run_study(access: StudyAccess, manifest: StudyManifest, options: argparse.Na
         search = Search(access, manifest, space, retry, console)
         manifest = search.begin(options.confirm)
         search.run()
-    except StudyLost:
+    except OWN_ERRORS:
         raise
-    except (OSError, rt.TuneError, RayError) as error:
-        resume = resume_command(folder, manifest, address)
-        raise StudyError(f"the search stopped: {error}. After fixing the cause, {resume}") from error
+    except Exception as error:  # one line for the user; the traceback is in the log
+        logging.getLogger("ray").error("the search stopped", exc_info=error)
+        how = resume_command(folder, manifest, again.cluster) if search else again.how()
+        raise StudyError(
+            f"the search stopped: {reason_of(error)}. The traceback is in {folder / RAY_LOG}. After fixing the cause, "
+            f"{how}"
+        ) from error
     except KeyboardInterrupt:
         if search is None:
             raise
@@ -162,23 +196,7 @@ def run_study(access: StudyAccess, manifest: StudyManifest, options: argparse.Na
     assert search is not None
     manifest = manifest.changed(wall_s=round(manifest.progress.wall_s + time.monotonic() - started, 1))
     manifest = close(access, manifest, search.log.state)
-    return print_end(access, manifest, search, address, console)
-
-
-def on_cluster(manifest: StudyManifest) -> StudyManifest:
-    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for the connected Ray cluster."""
-    manifest = with_gpus(manifest, ray.cluster_resources().get("GPU", 0.0))
-    check_cluster(
-        manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0
-    )  # before anything is prepared
-    return manifest
-
-
-def with_gpus(manifest: StudyManifest, available: float) -> StudyManifest:
-    """Return `manifest` with train.device and the number of GPUs of a trial, chosen for `available` GPUs."""
-    config = TrialConfig.from_flat(manifest.resolved.config)
-    config, gpus = resolve_gpus(config, manifest.requested.gpus_per_trial, available)
-    return manifest.changed(config=config.flat(), gpus_per_trial=gpus)
+    return print_end(access, manifest, search, again.cluster, console)
 
 
 def prepared(
@@ -193,7 +211,8 @@ def prepared(
     as_task = ray_runner(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
 
     def run(part: Part, flat: dict[str, Any]) -> Any:
-        start_ray(options.address, console)  # only now: a resumed study usually has all parts in the cache
+        # only now: a resumed study usually has all parts in the cache
+        start_ray(options.address, console, folder / RAY_LOG, options.allow_open_cluster)
         check_cluster(manifest.requested.cpus_per_trial, manifest.requested.gpus_per_trial or 0.0)
         return as_task(part, flat)
 
@@ -211,34 +230,13 @@ def prepared(
     )
 
 
-def close(access: StudyAccess, manifest: StudyManifest, state: StudyState) -> StudyManifest:
-    """Write the status (complete or interrupted) and the counts in `state` into the manifest, and return it."""
-    manifest = manifest.changed(
-        trials=state.counts(),
-        rejected_reasons=dict(state.rejected),
-        finished=now(),
-        drivers=state.drivers,
-        epochs_repeated=sum(t.repeated for t in state.trials.values()),
-        status="complete" if is_complete(manifest, state) else "interrupted",
-    )
-    try:
-        write_manifest(access.folder, manifest)
-        access.push(last=True)
-    except OSError as error:
-        raise StudyError(
-            f"the final status of study {access.folder.name} could not be written: {error}. Fix the storage, then "
-            f"repeat the command with --resume --name {access.folder.name}"
-        ) from error
-    return manifest
-
-
 def print_end(
-    access: StudyAccess, manifest: StudyManifest, search: Search, address: str | None, console: Console
+    access: StudyAccess, manifest: StudyManifest, search: Search, cluster: str | None, console: Console
 ) -> int:
     """Print how the search ended and, for a complete study, its report; return the exit status. StudyError if trials
     failed one after another for the same reason, or if no sample was feasible."""
     state, n_trials = search.log.state, manifest.requested.n_trials
-    resume = resume_command(access.folder, manifest, address)
+    resume = resume_command(access.folder, manifest, cluster)
     if search.session and search.session.hopeless:
         raise StudyError(
             "the search stopped, because the newest trials failed for the same reason before any network was measured: "

@@ -34,6 +34,8 @@ from analysis.manifest import ResultsError, StudyManifest
 from analysis.report import print_front
 from analysis.results import Study, load_study
 from analysis.summary import percent, trial_counts
+from data.signals import INTERRUPTED, interruptible
+from data.untrusted import Terminal, printable
 from tune.reporting.optuna_export import export_optuna
 from tune.reporting.tables import points_text
 from tune.study.journal import JournalError
@@ -198,7 +200,8 @@ def _count(number: int, noun: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; return exit status 0, or 2 if the study does not exist or its files are damaged."""
+    """Run the command; return exit status 0, 2 if the study does not exist or its files are damaged, or 130
+    after an interrupt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="folder of the study, or its URI in an object store")
     parser.add_argument("--json", action="store_true", help="print the status as one JSON object instead of text")
@@ -206,7 +209,17 @@ def main(argv: list[str] | None = None) -> int:
         "--export-optuna", metavar="FILE", type=Path, help="write the study to FILE as an Optuna journal and exit"
     )
     options = parser.parse_args(argv)
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
+    try:
+        with interruptible():
+            return show(options, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; the study is unchanged: repeat the command")
+        return INTERRUPTED
+
+
+def show(options: argparse.Namespace, console: Console) -> int:
+    """Print or export the status of the study that `options` name; return the exit status of the command."""
     try:
         place = open_place(options.study)
         follower = Follower(place.folder)
@@ -223,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         print(json.dumps(status))
         return 0
-    print("\n".join(sentences(status)), end="\n\n")
+    print(printable("\n".join(sentences(status))), end="\n\n")
     print_front(study)
     return 0
 

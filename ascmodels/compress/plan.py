@@ -30,6 +30,7 @@ from ascmodels.students import Student, StudentConfig, Widths, build_student
 
 SCHEDULES = ("constant", "linear", "cubic")
 SCOPES = ("local", "global", "isomorphic")
+MAX_STEPS = 100
 LR_MODES = ("finetune", "rewind")
 GOALS = ("ratios", "total_ratio", "target_macs", "target_bytes")
 
@@ -60,6 +61,8 @@ class PruneConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "ratios", tuple(float(r) for r in self.ratios))
+        if len(self.ratios) > MAX_STEPS:
+            raise ValueError(f"prune.ratios has {len(self.ratios)} entries: expected at most {MAX_STEPS}; remove some")
         for i, ratio in enumerate(self.ratios):
             check_ratio(ratio, f"prune.ratios[{i}]")
         if self.total_ratio is not None:
@@ -100,10 +103,10 @@ class PruneConfig:
                     f"but {found} one of them, or remove prune.n_steps"
                 )
             return
-        if self.n_steps is None or self.n_steps < 1:
+        if self.n_steps is None or not 1 <= self.n_steps <= MAX_STEPS:
             raise ValueError(
-                f"prune.n_steps={self.n_steps}: expected an integer >= 1, because prune.{given[0]} is set; set "
-                "prune.n_steps to the number of prune steps"
+                f"prune.n_steps={self.n_steps}: expected an integer from 1 to {MAX_STEPS}, because prune.{given[0]} is "
+                "set; set prune.n_steps to the number of prune steps"
             )
         if self.goal and not self.goal[1] > 0:
             raise ValueError(f"prune.target_{self.goal[0]}={self.goal[1]}: expected a number above 0")
@@ -212,8 +215,7 @@ def plan_sizes(
 
     MACs are counted for one input of `n_mels` mel bins and `frames` frames; a target in bytes is for parameters at
     `precision` (fp32, fp16 or int8). `widths` are the channels per layer before pruning (None: those of `config`).
-    Unless the scope is local, the sizes of pruned networks are estimates from random weights. PruningError if a step is
-    not possible.
+    With another scope than local, sizes after pruning are estimates. PruningError if a step is not possible.
     """
     return [
         (macs, params) for macs, params, _ in plan_networks(config, prune_config, n_mels, frames, precision, widths)

@@ -10,6 +10,7 @@ these two also define a pruned network. `ascmodels/students/__init__.py` lists t
 
 import copy
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "silu": nn.SiLU,
     "gelu": nn.GELU,
 }
+MAX_WEIGHTS = 2**27  # about the largest number of weights of a student, 0.5 GB; the limits of DCASE allow 64,000
 PLAIN = "plain"  # entry of `stage_branches` for a stage without branches
 
 
@@ -50,7 +52,10 @@ class StudentConfig:
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))
         object.__setattr__(self, "strides", tuple(sorted(self.strides)))
-        object.__setattr__(self, "branches", check_branches(self.branches))
+        try:
+            object.__setattr__(self, "branches", check_branches(self.branches))
+        except ValueError as error:
+            raise ValueError(f"student.branches: {error}") from error
         object.__setattr__(self, "stage_branches", tuple(map(_canonical, self.stage_branches)))
         if self.family not in FAMILY_OPTIONS:
             raise ValueError(f"student.family={self.family!r}: expected one of {', '.join(FAMILY_OPTIONS)}")
@@ -58,13 +63,14 @@ class StudentConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"student.activation={self.activation!r}: expected one of {', '.join(ACTIVATIONS)}")
         for name in ("base_channels", "channels_multiplier", "expansion_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"student.{name}={getattr(self, name)}: expected a number above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"student.{name}={getattr(self, name)}: expected a finite number above 0; correct it")
         if not self.n_blocks or min(self.n_blocks) < 1:
             raise ValueError(
                 f"student.n_blocks={self.n_blocks}: expected a list of integers of 1 or more, the number of blocks in "
                 "each stage of the network, with at least one entry; correct it"
             )
+        self._refuse_huge()
         names = [f"b{i + 1}" for i in range(sum(self.n_blocks))]
         unknown = sorted(set(self.block_strides) - set(names))
         if unknown:
@@ -90,6 +96,18 @@ class StudentConfig:
                     f"{item.default!r}, the default; remove it ({self.family} has the options "
                     f"{', '.join(FAMILY_OPTIONS[self.family])})"
                 )
+
+    def _refuse_huge(self) -> None:
+        """Raise ValueError for a network that would take gigabytes: nobody can build it to measure that it is large."""
+        growth = max(0.0, math.log2(self.channels_multiplier)) * (len(self.n_blocks) - 1)
+        widest = math.log2(self.base_channels) + growth + max(0.0, math.log2(self.expansion_rate))
+        if 2 * widest + math.log2(sum(self.n_blocks)) > math.log2(MAX_WEIGHTS):
+            raise ValueError(
+                f"student.base_channels={self.base_channels}, student.channels_multiplier={self.channels_multiplier}, "
+                f"student.expansion_rate={self.expansion_rate}, student.n_blocks={self.n_blocks!s:.60}: "
+                f"{sum(self.n_blocks)} blocks of up to 2^{widest:.1f} channels; expected blocks x channels^2 of at "
+                f"most {MAX_WEIGHTS:,}: lower these keys"
+            )
 
     @property
     def name(self) -> str:

@@ -9,14 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers.ast import AST
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
 from ascmodels.teachers.timm import CNN, SpectrogramViT
-from data.files import replace_folder
+from data.files import read_json, replace_folder
 
 _CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": CNN}
 
@@ -50,7 +49,7 @@ def read_extra(folder: Path) -> dict[str, Any]:
     missing or damaged.
     """
     try:
-        return json.loads((folder / "teacher.json").read_text())
+        return read_json(folder / "teacher.json")
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"no teacher checkpoint in {folder} ({error}): expected teacher.json and the weights; give a folder that "
@@ -75,10 +74,11 @@ def load_teacher(folder: Path, classes: tuple[str, ...]) -> tuple[Teacher, dict[
         teacher = _CLASSES[description["config"]["family"]].load(folder, description)
     except CheckpointError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # transformers and timm raise many error types for a damaged folder
+        reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
-            f"no teacher checkpoint in {folder} that can be loaded ({' '.join(str(error).split())}): expected a folder "
-            "that trainables/finetune_teacher.py wrote; use another folder, or fine-tune the teacher again"
+            f"no teacher checkpoint in {folder} that can be loaded ({reason}): expected a folder that "
+            "trainables/finetune_teacher.py wrote; use another folder, or delete this one and fine-tune again"
         ) from error
     return teacher.eval(), extra
 

@@ -5,6 +5,7 @@ or a local folder. The positional embedding of a pretrained network is interpola
 the paper.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ascmodels.checkpoint import CheckpointError
+from ascmodels.checkpoint import CheckpointError, stored_shapes
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
 
 if TYPE_CHECKING:
@@ -56,10 +57,21 @@ class AST(Teacher):
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "AST":
-        from transformers import ASTForAudioClassification
+        from transformers import ASTConfig, ASTForAudioClassification
 
-        network = ASTForAudioClassification.from_pretrained(folder, local_files_only=True)
-        config: Any = network.config
+        config: Any = ASTConfig.from_pretrained(folder, local_files_only=True)
+        stored = stored_shapes(folder / "model.safetensors")
+        if config.num_hidden_layers > len(stored):
+            raise ValueError(
+                f"num_hidden_layers={config.num_hidden_layers} in config.json is more than there are tensors"
+            )
+        with torch.device("meta"):  # takes no memory, whatever sizes the file declares
+            needed = sum(x.numel() for x in ASTForAudioClassification(config).state_dict().values())
+        if needed > (there := sum(map(math.prod, stored.values()))):
+            raise ValueError(f"config.json describes a network of {needed} weights, but {there} are stored")
+        network = ASTForAudioClassification.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True
+        )
         described = TeacherModelConfig(**description["config"])
         return cls(described, config.num_labels, config.num_mel_bins, config.max_length, network)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+MAX_WEIGHTS = 2**28  # of a transformer without pretrained weights: 1 GB
 FAMILIES = ("ast", "vit", "cnn")
 
 
@@ -51,6 +52,18 @@ class TeacherModelConfig:
             raise ValueError(
                 f"teacher.model.patchout_freq={self.patchout_freq}, patchout_time={self.patchout_time}: "
                 "expected integers >= 0"
+            )
+        n_weights = 12 * self.layers * self.hidden_size**2
+        if self.family != "cnn" and not (self.name or self.pretrained) and n_weights > MAX_WEIGHTS:
+            raise ValueError(
+                f"teacher.model.hidden_size={self.hidden_size}, teacher.model.layers={self.layers}: about "
+                f"{n_weights:,} weights; expected at most {MAX_WEIGHTS:,}: lower these keys"
+            )
+        if self.family == "cnn" and (self.patchout_freq or self.patchout_time):
+            raise ValueError(
+                f"teacher.model.patchout_freq={self.patchout_freq}, teacher.model.patchout_time={self.patchout_time}: "
+                "expected 0 and 0, because teacher.model.family=cnn has no patches; remove them, or set the family to "
+                "vit"
             )
         if self.family == "ast" and (self.name or self.patchout_freq or self.patchout_time):
             raise ValueError(

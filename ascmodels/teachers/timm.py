@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ascmodels.checkpoint import CheckpointError, load_tensors
+from ascmodels.checkpoint import CheckpointError, check_weights, load_tensors, stored_shapes
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
 
 WEIGHTS = "model.safetensors"
@@ -64,9 +64,14 @@ class _TimmTeacher(Teacher):
 
     @classmethod
     def load(cls, folder: Path, description: dict[str, Any]) -> "_TimmTeacher":
-        d = description
+        # without `pretrained`, which could name weights on the Hugging Face hub: the folder alone gives the weights
+        d, config = description, replace(TeacherModelConfig(**description["config"]), pretrained=None)
+        if config.layers > len(stored_shapes(folder / WEIGHTS)):
+            raise ValueError(f"model.config.layers={config.layers} is more than the number of tensors in {WEIGHTS}")
+        with torch.device("meta"):  # takes no memory, whatever sizes the description declares
+            check_weights(cls(config, d["n_classes"], d["n_mels"], d["frames"]).network, folder / WEIGHTS)
         with torch.random.fork_rng(devices=[]):  # the new random weights are overwritten below
-            teacher = cls(TeacherModelConfig(**d["config"]), d["n_classes"], d["n_mels"], d["frames"])
+            teacher = cls(config, d["n_classes"], d["n_mels"], d["frames"])
         teacher.network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         return teacher
 

@@ -197,3 +197,41 @@ def test_changed_replaces_keys_of_any_part_and_nothing_else() -> None:
 def test_trials_asked_for_are_configurations_times_seeds_and_confirmations() -> None:
     assert FULL.requested.n_trials == 12 * 3 + 2
     assert Requested("x").n_trials == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        *(("name", name, repr(name)) for name in ("../x", "/x", "..", "a/b", ".x", "a\nb", "x\x1b[2J")),
+        *(
+            ("confirmations", [name], repr(name))
+            for name in ("t0000r../../x", "t0000", "../t0000r1", "t0000r1/..", "r1")
+        ),
+        ("config", {"train.lr": "${oc.env:HOME}"}, "config.train.lr contains '${oc.env:HOME}'"),
+        ("config", {"distill.teacher_ckpts": ["a", "b${x}"]}, "'b${x}'"),
+        ("space", {"base": ["train.lr=${oc.env:HOME}"]}, "'train.lr=${oc.env:HOME}'"),
+        ("overrides", ["train.lr=${oc.env:HOME}"], "'train.lr=${oc.env:HOME}'"),
+        ("remote", "s3://${oc.env:HOME}/x", "'s3://${oc.env:HOME}/x'"),
+    ],
+)
+def test_a_manifest_of_somebody_else_names_no_path_outside_and_no_secret(key: str, value: Any, named: str) -> None:
+    content = FULL.to_json() | {key: value}
+    with pytest.raises(ResultsError) as error:
+        manifest_of(content, "study.json")
+    assert f"study.json: {key}" in str(error.value) and named in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["remote", "warm_start"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://me:s3cr3t/x@bucket/x",
+        "s3://b/x?endpoint_override=http://me:s3cr3t/x@h:1",
+        "s3://b/x?secret_key=s3cr3t/x",
+    ],
+)
+def test_a_manifest_with_credentials_is_refused_without_showing_them(key: str, uri: str) -> None:
+    content = FULL.to_json() | {key: uri if key == "remote" else ["/runs/a", uri]}
+    with pytest.raises(ResultsError, match=f"study.json: {key}") as error:
+        manifest_of(content, "study.json")
+    assert "s3cr3t" not in str(error.value)

@@ -59,3 +59,33 @@ def test_command(raw, tmp_path, capsys) -> None:
     assert "b - a" in capsys.readouterr().out
     assert main([str(tmp_path / "raw.csv"), "--metric=loss"]) == 2
     assert "no column 'loss'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"", "not a csv file"),
+        (b"\n\n", "not a csv file"),
+        (b"\xff\xfe\x00", "not a csv file"),
+        (b"arm,seed,acc\na,0,0.5,9,9\n", "not a csv file"),
+        (b'arm,seed,acc\n"a,0,0.5\n', "not a csv file"),
+        (b"arm,seed,acc\n", "no rows"),
+        (b"arm,seed,acc\na,0,[bold]high\n", "column acc has '[bold]high'"),
+        (b"arm,seed,acc\na,0,inf\n", "column acc has 'inf'"),
+        (b"arm,seed,acc\na,,0.5\n", "column seed has ''"),
+        (b"arm,seed,acc\na,x,0.5\n", "column seed has 'x'"),
+    ],
+)
+def test_a_file_that_is_no_table_of_results_is_named(tmp_path, capsys, content, found) -> None:
+    (tmp_path / "raw.csv").write_bytes(content)
+    assert main([str(tmp_path / "raw.csv"), "--metric=acc"]) == 2
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "raw.csv") in printed
+    assert found in printed
+
+
+def test_an_empty_cell_is_a_missing_value(tmp_path, capsys) -> None:
+    rows = "arm,seed,acc\na,0,0.5\na,1,0.6\na,2,0.7\nb,0,0.4\nb,1,\nb,2,0.5\n"
+    (tmp_path / "raw.csv").write_text(rows)
+    assert main([str(tmp_path / "raw.csv"), "--metric=acc", "--pairs=a:b"]) == 0
+    assert "a - b" in capsys.readouterr().out

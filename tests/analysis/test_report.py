@@ -20,6 +20,7 @@ from analysis.results import load_study
 from search_spaces import load_space
 from tests.support.analysis.outputs import brute_force_front, own_text, traces
 from tests.support.example_study import manifest, rows, write_study, write_table
+from tests.support.imports import FLOORS
 from tests.support.paths import ROOT
 
 
@@ -161,10 +162,11 @@ def test_a_partial_manifest_leaves_lines_out(tmp_path):
 
 
 def test_the_page_is_self_contained_and_escapes_names(tmp_path):
-    name = "<script>alert(1)</script> $body [red]"
+    name = "<img src=x onerror=alert(1)> $body [red]"
     table = rows()
     for row in table:
-        row["config/student.branches"] = row["trial_id"] = f"</script><b>{row['trial_id']}"
+        row["config/student.branches"] = f"</script><script>alert(1)</script>{row['trial_id']}"
+        row["trial_id"] = f"<b>{row['trial_id']}"
     folder = write_study(tmp_path, table, name=name)
     study = load_study(folder)
     page = report_page.page(study)
@@ -173,7 +175,7 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path):
     assert not re.findall(r"""(?:src|href|url|action)\s*[=(]\s*["']?(?:https?:)?//""", own)
     assert not re.findall(r"https?://", own) and "@import" not in own
     assert own.count("<script") == own.count("</script>") == 3
-    assert "alert(1)</script>" not in own and "default-src 'none'" in own
+    assert "alert(1)</script>" not in own and "<img src=x" not in own and "default-src 'none'" in own
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(report.front_table(study))
     assert name in console.export_text()
@@ -234,4 +236,4 @@ def test_analysis_imports_nothing_of_the_other_floors():
         for node in ast.walk(ast.parse(file.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            assert not {name.split(".")[0] for name in names if name != "data.files"} - allowed, file
+            assert not {name.split(".")[0] for name in names if name not in FLOORS["analysis"]} - allowed, file

@@ -132,3 +132,22 @@ def test_a_table_in_memory_takes_the_place_of_the_file(tmp_path):
     pd.testing.assert_frame_equal(points_table(text, folder / "points.csv"), expected.raw)
     with pytest.raises(ResultsError, match=re.escape(str(folder / "elsewhere"))):
         points_table(text[:-1], folder / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("trial_id", text) for text in ("../x", "a/b", "..", "", "a\x1b[2J")),
+        *(("checkpoint", text) for text in ("../step0", "/etc", "experiments/../../x", "experiments//x")),
+        ("config_id", "../x"),
+    ],
+)
+def test_names_and_paths_that_lead_out_of_the_study_are_refused(tmp_path, column: str, value: str):
+    table = rows()
+    for row in table:
+        row |= {"config_id": row["trial_id"], "replicate": 0, "checkpoint": f"experiments/{row['trial_id']}/step0"}
+    load_study(write_study(tmp_path / "good", table))
+    table[1][column] = value
+    with pytest.raises(ResultsError) as error:
+        load_study(write_study(tmp_path / "bad", table))
+    assert f"points.csv: {column} is {value!r}" in str(error.value)

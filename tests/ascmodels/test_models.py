@@ -179,7 +179,10 @@ def test_weights_follow_the_seed():
         ({"strides": ("b7:2x2",)}, r"student\.strides .*'b7': .*b1, b2, b3, b4, b5, b6"),
         ({"strides": ("b1",)}, r"student\.strides: 'b1'"),
         ({"strides": ("b1:2x2", "b1:2x1")}, r"student\.strides: 'b1:2x[12]'"),
-        ({"branches": ("5x5",)}, "unknown RepConv branch '5x5'; choose from 3x3, 3x1, 1x3, 1x1, identity"),
+        (
+            {"branches": ("5x5",)},
+            "student.branches: unknown RepConv branch '5x5'; choose from 3x3, 3x1, 1x3, 1x1, identity",
+        ),
         ({"branches": ("3x3", "3x3")}, r"\['3x3', '3x3'\]"),
         ({"branches": ("identity",)}, "alone cannot learn"),
         ({"rep_stem": True}, r"rep_stem=True needs student\.branches"),

@@ -130,3 +130,11 @@ def test_bytes_and_limits():
     ]:
         with pytest.raises(ValueError, match=message):
             Limits(**values)
+
+
+@pytest.mark.parametrize("size", [(12, 65), (128, 12)])
+def test_features_that_are_too_small_for_a_network_are_named(size):
+    network = build_student(StudentConfig(family="tf_sepnet", base_channels=8))
+    with pytest.raises(UncountableError, match=rf"features of {size[0]} mel bins x {size[1]} frames"):
+        get_deployed_size(network, *size)
+    assert get_deployed_size(network, 13, 13)[0] > 0

@@ -77,7 +77,7 @@ def test_an_option_that_a_family_does_not_use_is_refused(family, option):
         ({"stage_branches": ("3x3+3x3", "plain", "plain")}, r"\['3x3', '3x3'\]"),
         ({"stage_branches": ("plain", "identity", "plain")}, "'identity' alone cannot learn"),
         ({"stage_branches": MIXED, "rep_stem": True}, r"rep_stem=True needs student\.branches"),
-        ({"family": "tf_sepnet", "base_channels": 0}, r"student\.base_channels=0: expected a number above 0"),
+        ({"family": "tf_sepnet", "base_channels": 0}, r"student\.base_channels=0: expected a finite number above 0"),
     ],
 )
 def test_student_config_refuses(values, message):

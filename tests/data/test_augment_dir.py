@@ -181,7 +181,7 @@ def test_command_writes_what_can_be_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"dir_p": 0.4}, r"augment\.dir_p=0\.4 needs impulse.*--dir_dir; `python -m data\.impulse.*to 0"),
+        ({"dir_p": 0.4}, r"augment\.dir_p=0\.4 needs impulse.*augment.dir_dir.*`python -m data\.impulse.*to 0"),
         ({"dir_p": 1.4, "dir_dir": "x"}, r"augment\.dir_p=1\.4: "),
         ({"mixup_alpha": -1.0}, r"augment\.mixup_alpha=-1\.0: expected 0 or more"),
         ({"mixup_alpha": float("inf")}, r"augment\.mixup_alpha=inf: expected a finite number"),
@@ -192,3 +192,17 @@ def test_command_writes_what_can_be_read(tmp_path, capsys):
 def test_augment_config_refuses(values, message):
     with pytest.raises(ValueError, match=message):
         AugmentConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("rate", "n_channels", "n_samples", "message"),
+    [
+        (44_100, 8, 44_100, "8 channels"),
+        (44_101, 1, 2000, "44101 Hz"),  # filters of 7 GB resample from this rate to 32000 Hz
+        (2_000_000, 1, 2000, "2000000 Hz"),
+    ],
+)
+def test_an_impulse_response_is_checked_before_it_is_read(tmp_path, rate, n_channels, n_samples, message):
+    soundfile.write(tmp_path / "a.wav", np.ones((n_samples, n_channels)), rate, "PCM_16")
+    with pytest.raises(DatasetError, match=rf"a\.wav has {message}"):
+        load_impulses(tmp_path, 32_000)

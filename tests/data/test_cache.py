@@ -4,6 +4,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import threading
 import time
 from pathlib import Path
@@ -19,16 +20,6 @@ from data.cache import open_cache
 from data.files import locked
 from data.tau import DatasetError
 from tests.support import workers
-
-
-@pytest.fixture
-def few(tiny_tau, tmp_path, names):
-    """Return the folder and names of six clips that a test may damage."""
-    chosen = sorted(names)[::9]
-    for name in chosen:
-        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tiny_tau / name, tmp_path / "clips" / name)
-    return tmp_path / "clips", chosen
 
 
 def contents(folder: Path) -> list[str]:
@@ -216,6 +207,12 @@ def test_a_build_that_fails_leaves_nothing_and_can_be_repeated(few, tmp_path, mo
     assert open_cache(root, chosen, 8000, tmp_path / "cache", progress=False).filenames == chosen
 
 
+def flac_header(rate: int, n_channels: int, n_samples: int) -> bytes:
+    """Return a FLAC file of 42 bytes without sound, whose header declares `n_samples` samples of 16 bits."""
+    packed = rate << 44 | (n_channels - 1) << 41 | 15 << 36 | n_samples
+    return b"fLaC\x80\x00\x00\x22" + struct.pack(">HH", 4096, 4096) + bytes(6) + packed.to_bytes(8) + bytes(16)
+
+
 def spoil(path: Path, how: str) -> None:
     samples, rate = soundfile.read(path)
     if how == "stereo":
@@ -229,6 +226,12 @@ def spoil(path: Path, how: str) -> None:
     elif how == "not a number":
         samples[100] = np.nan
         soundfile.write(path, samples, rate, "FLOAT")
+    elif how == "int16 scale":
+        soundfile.write(path, 4096 * samples / abs(samples).max(), rate, "FLOAT")
+    elif how == "long FLAC header":
+        path.write_bytes(flac_header(44_100, 1, 2**36 - 1))
+    elif how == "FLAC of 8 channels":
+        path.write_bytes(flac_header(44_100, 8, 44_100))
     elif how == "garbage":
         path.write_bytes(bytes(range(256)) * 100)
     else:
@@ -241,6 +244,9 @@ BROKEN = {
     "short": "30000 samples; expected 44100",
     "truncated": "samples; expected 44100|cannot be read as WAV",
     "not a number": "not finite",
+    "int16 scale": "samples of up to 4096",
+    "long FLAC header": "samples; expected 44100|cannot be read as WAV",
+    "FLAC of 8 channels": r"8 channel\(s\)|cannot be read as WAV",
     "garbage": "cannot be read as WAV",
     "empty": "cannot be read as WAV",
 }

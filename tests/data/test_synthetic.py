@@ -203,6 +203,11 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="another kind"):
         build(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["recordings.txt"]
+    for damaged in ("", "{", "[" * 100_000, "[]"):
+        (tmp_path / synthetic.MANIFEST).write_text(damaged)
+        with pytest.raises(FileExistsError) as error:
+            build(tmp_path)
+        assert str(tmp_path / synthetic.MANIFEST) in str(error.value)
 
 
 @pytest.mark.parametrize(("n_train", "seed"), [(9, 0), (10, -1)])

@@ -12,6 +12,7 @@ from tests.support.paths import ROOT
 # sub-packages, and those of the same package that each may import; modules beside them may import all
 SUBPACKAGES = {
     "tune.study": set(),
+    "tune.cluster": {"tune.study"},
     "tune.search": {"tune.study"},
     "tune.reporting": {"tune.study", "tune.search"},
     "tune.planning": {"tune.study", "tune.search"},
@@ -134,9 +135,9 @@ def test_classes_derived_from_rays_are_found(code, lines):
 
 
 def test_one_file_adapts_ray():
-    """Only the adapter and the file of the Trainables derive from Ray's classes, so a Ray upgrade touches no other."""
+    """Only the files that adapt the search, the Trainables and the access to a cluster derive from Ray's classes."""
     found = {str(path.relative_to(ROOT)) for path in sources().values() if ray_classes(path.read_text())}
-    assert found == {"tune/search/ray_adapter.py", "trainables/ray_trainables.py"}
+    assert found == {"tune/search/ray_adapter.py", "trainables/ray_trainables.py", "tune/cluster/access.py"}
 
 
 def test_rays_own_optuna_search_is_not_used():

@@ -1,6 +1,9 @@
 """Search spaces: the shipped ones, samples, corners, errors that name key and value."""
 
+import errno
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -111,6 +114,9 @@ def test_corners_in_closed_form():
 
 
 GOOD = "parameters:\n  train.lr: {loguniform: [0.001, 0.1]}\n"
+EACH = "parameters: {{a: {{each: n, item: {{uniform: [0, 1]}}}}}}\nauxiliary: {{n: {{int: {}}}}}"
+# 10^9 times "x" in 300 bytes
+BILLION = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)) + GOOD
 
 
 def test_a_space_of_ones_own(tmp_path):
@@ -165,6 +171,28 @@ def test_a_space_of_ones_own(tmp_path):
         ("a: b: c", "is not YAML"),
         ("parameters: {a: {uniform: [0, 1]}", "is not YAML"),
         (b"\xff\xfe\x00\x81", "is not YAML"),
+        ("parameters: {a: {int: [1, 9], step: true}}", "a: step True "),
+        ("parameters: {a: {choice: [.nan, 1]}}", "choice needs a list of different"),
+        (GOOD + "auxiliary: {n: {int: [1, 2]}}", r"auxiliary\.n="),
+        (GOOD + "name: other", "contains .* expected a mapping with the keys"),
+        ("parameters: {a: {uniform: [0, 1]}, a: {uniform: [0, 2]}}", "'a' twice"),
+        ("parameters: {a: {uniform: [0, 1], uniform: [0, 2]}}", "'uniform' twice"),
+        (GOOD + GOOD, "'parameters' twice"),
+        ("parameters: {a: {uniform: [0.5, 0.5]}}", "a=.* two equal limits"),
+        ("parameters: {a: {int: [3, 3]}}", "a=.* two equal limits"),
+        (GOOD + "base: [train.epochs=2, train.epochs=3]", r"`base` sets train\.epochs twice"),
+        (EACH.format("[-1, 2]"), r"auxiliary\.n=.*negative length"),
+        (EACH.format("[1, 1000000000]"), "a: the list may have 1000000000 entries"),
+        (EACH.format("[1, 0x" + "f" * 8000 + "]"), "integer of more than 64 bits"),
+        (f"parameters: {{a: {{uniform: [0, {'9' * 400}]}}}}", "integer of more than 64 bits"),
+        (f"parameters: {{a: {{uniform: [0, {'9' * 5000}]}}}}", "is not YAML"),
+        ("parameters: {a: {int: [0, 9007199254740993]}}", r"int needs \[low, high\]"),
+        ("parameters: " + "[" * 20_000, "is not YAML"),
+        ("description: 2024-99-99\n" + GOOD, "is not YAML"),
+        (GOOD + "description: !!python/name:os.system", "the tag"),
+        (GOOD + "description: !!int ''", "the tag"),
+        (BILLION, "the alias"),
+        (GOOD + "#" * 100_000, "longer than 100,000 bytes"),
     ],
 )
 def test_bad_spaces_are_named(tmp_path, text, message):
@@ -175,8 +203,59 @@ def test_bad_spaces_are_named(tmp_path, text, message):
     assert str(path) in str(error.value)
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "mine.yaml"
+    path.write_text(GOOD)
+
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SpaceError, match=re.escape(str(path))):
+        load_space(str(path))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "."])
+def test_a_name_that_no_file_can_have_is_unknown(name):
+    with pytest.raises(SpaceError, match="unknown search space"):
+        load_space(name)
+
+
+def test_choices_in_a_list_are_tried_one_by_one():
+    each = {"each": "n", "item": {"choice": ["x", "y", "z"]}}
+    for limits, length in (([0, 2], 1), ([2, 3], 2)):
+        space = space_from_dict({"name": "s", "auxiliary": {"n": {"int": limits}}, "parameters": {"a": each}})
+        lower, upper, *tried = space.corners()
+        assert (lower["a"], upper["a"]) == (["x"] * limits[0], ["z"] * limits[1])
+        assert tried == [{"a": ["y"] * length}, {"a": ["z"] * length}]
+
+
+def test_a_study_of_an_earlier_version_keeps_its_idle_parts():
+    """What a file must not have, the manifest of an earlier study may have: its space is not changed by a resume."""
+    parameters = {"train.lr": {"uniform": [0.1, 0.1]}}
+    old = {"name": "s", "parameters": parameters, "auxiliary": {"n": {"int": [-1, 2]}}, "base": ["seed=1", "seed=2"]}
+    assert space_from_dict(old).as_dict()["parameters"] == parameters
+
+
 def test_an_unknown_configuration_key_in_a_space_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("parameters: {distill.kd_alfa: {uniform: [0, 1]}}")
     space = load_space(str(tmp_path / "bad.yaml"))
     with pytest.raises(ConfigError, match=r"distill\.kd_alfa; did you mean distill\.kd_alpha"):
         TrialConfig.from_flat(space.corners()[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ({"base": ["data.dataset_dir=${oc.env:HOME}"]}, "base"),
+        ({"parameters": {"augment.dir_dir": {"choice": ["x", "${oc.env:HOME}"]}}}, "augment.dir_dir"),
+        ({"parameters": {"student.branches": {"subset": ["3x3", "${oc.env:HOME}"]}}}, "student.branches"),
+        ({"parameters": {"distill.teacher_ckpts": {"choice": [["a"], ["b", "${oc.env:HOME}"]]}}}, "teacher_ckpts"),
+        ({"parameters": {"data.${oc.env:HOME}": {"uniform": [0, 1]}}}, "data."),
+    ],
+)
+def test_an_interpolation_is_refused(content, key):
+    parameters = {"train.lr": {"uniform": [0.1, 0.2]}}
+    with pytest.raises(SpaceError) as error:
+        space_from_dict({"name": "x", "parameters": parameters} | content, "x.yaml")
+    assert "x.yaml: " in str(error.value) and key in str(error.value) and "${oc.env:HOME}" in str(error.value)

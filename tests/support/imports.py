@@ -10,9 +10,9 @@ from tests.support.paths import ROOT
 FLOORS = {
     "search_spaces": set(),
     "data": set(),
-    "ascmodels": {"data.files"},
+    "ascmodels": {"data.files", "data.seals"},
     "trainables": {"ascmodels", "data", "search_spaces"},
-    "analysis": {"data.files"},
+    "analysis": {"data.files", "data.signals", "data.untrusted"},
     "tune": {"analysis", "ascmodels", "data", "search_spaces", "trainables"},
 }
 

@@ -11,31 +11,55 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from trainables.config.schema import ConfigError, TrialConfig, build_config, default_tree, key_types, unknown_name
+from trainables.config.schema import (
+    ConfigError,
+    TrialConfig,
+    build_config,
+    check_value,
+    default_tree,
+    key_types,
+    unknown_name,
+)
 
+# what Hydra raises for integers of thousands of digits and for deep nesting, besides its own errors
+_UNREADABLE = (OverflowError, RecursionError, ValueError)
 CONFIG_DIR = Path(__file__).parent / "groups"
 
 
 def compose(overrides: Sequence[str]) -> TrialConfig:
     """Apply the Hydra `overrides` to the root config, groups/config.yaml, and return the configuration of the trial.
 
-    Raise ConfigError for an override with invalid syntax, an unknown key or group, or an invalid value.
+    Raise ConfigError for an override with invalid syntax, an unknown key or group, or an invalid value. Interpolations
+    (`${...}`), and options of Hydra itself, are refused.
     """
     ConfigStore.instance().store(name="trial", node=default_tree())
     try:
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            _check_override(override)
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             tree = hydra_compose("config", overrides=list(overrides))
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         key = next((o.split("=")[0].lstrip("+~") for o in overrides if o.split("=")[0] in str(error)), "")
-        hint = unknown_name(key, list(key_types())) if "." in key and key not in key_types() else ""
+        known = [*key_types(), *groups()]
+        hint = unknown_name(key, known) if key and key not in known else ""
         cause = str(error.__cause__ or "").partition("\n")[0]
         cause = f": {cause}" if cause else ""
         message = " ".join(str(error).partition("\nConfig search path")[0].split())  # Hydra writes several lines
         raise ConfigError(hint or f"{message}{cause}; correct the override, or see --help") from error
+    except _UNREADABLE as error:
+        raise ConfigError(_unreadable(overrides, error)) from error
     return build_config(tree)
+
+
+def groups() -> list[str]:
+    """Return the names of the config groups: profile, prune, student and teacher."""
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
 
 
 def override_values(overrides: Sequence[str]) -> dict[str, Any]:
@@ -49,4 +73,29 @@ def override_values(overrides: Sequence[str]) -> dict[str, Any]:
     except HydraException as error:
         message = " ".join(str(error).split())  # Hydra writes several lines
         raise ConfigError(f"{message}; expected key=value in Hydra's syntax: correct the override") from error
+    except _UNREADABLE as error:
+        raise ConfigError(_unreadable(overrides, error)) from error
+    for override in parsed:
+        _check_override(override)
     return {override.key_or_group: override.value() for override in parsed}
+
+
+def _unreadable(overrides: Sequence[str], error: Exception) -> str:
+    longest = max(overrides, key=len)
+    return (
+        f"{longest:.60} ({len(longest)} characters) cannot be read ({error!s:.90}); expected key=value with a short "
+        "value: correct it"
+    )
+
+
+def _check_override(override: Override) -> None:
+    """Raise ConfigError if `override` has an interpolation, or sets an option of Hydra, which could name other files.
+
+    Hydra would replace interpolations in keys and groups while it composes, and show the result in its errors.
+    """
+    line = override.input_line or ""
+    key, _, value = line.partition("=")
+    if key.lstrip("+~").startswith("hydra"):
+        raise ConfigError(f"{line}: options of Hydra itself are not supported; expected a configuration key: remove it")
+    check_value(key, value)
+    check_value(key, override.value())  # without escapes: \{ becomes {

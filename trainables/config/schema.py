@@ -12,6 +12,8 @@ An unknown key raises ConfigError, whose message names the most similar known ke
 import copy
 import dataclasses
 import difflib
+import math
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from ascmodels.teachers import TeacherModelConfig
 from data.augment import AugmentConfig
 from data.features import FrontEndConfig
 from data.tau import DataConfig
+from data.untrusted import credentials_in, interpolation_in
 from trainables.config.distill import DistillConfig
 from trainables.config.train import TrainConfig
 
@@ -37,6 +40,10 @@ MUTABLE_KEYS = (
     *("train.lr", "distill.kd_alpha", "distill.kd_temp"),
     *("augment.mixstyle_p", "augment.mixstyle_alpha", "augment.mixup_alpha"),
 )
+
+
+LARGEST = 2**53  # the largest of the integers that are floats, too
+MAX_PATCHES = 16_384  # of a clip in a transformer, whose attention has this number squared of values
 
 
 class ConfigError(ValueError):
@@ -60,7 +67,14 @@ class TeacherConfig:
 
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
-            raise ValueError(f"teacher.lr_decay={self.lr_decay}: expected a factor in (0, 1]")
+            raise ValueError(f"teacher.lr_decay={self.lr_decay}: expected a factor in (0, 1]; correct it")
+        n_patches = self.frontend.n_mels * self.frontend.frames // self.model.stride**2
+        if self.model.family != "cnn" and n_patches > MAX_PATCHES:
+            raise ValueError(
+                f"teacher.model.stride={self.model.stride}, teacher.frontend.n_mels={self.frontend.n_mels}, "
+                f"teacher.frontend.hop_length={self.frontend.hop_length}: about {n_patches:,} patches for each clip; "
+                f"expected at most {MAX_PATCHES:,}: raise the stride or the hop length, or lower the number of mel bins"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,6 +120,8 @@ class TrialConfig:
 
         Raise ConfigError for an unknown key or an invalid value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a configuration is {values!r:.60}: expected keys with values; restore its file")
         known, default = key_types(), _default_flat()
         tree = copy.deepcopy(default_tree())  # the template is built once: a search builds thousands of configurations
         for key, value in values.items():
@@ -113,10 +129,12 @@ class TrialConfig:
                 raise ConfigError(unknown_name(key, list(known)))
             if type(value) is type(default[key]) and value == default[key]:
                 continue
+            check_value(key, value)
             try:
                 OmegaConf.update(tree, key, value, merge=False)
-            except OmegaConfBaseException as error:
-                raise ConfigError(f"{key}={value!r}: {str(error).splitlines()[0]}; correct the value") from error
+            except (OmegaConfBaseException, OverflowError) as error:
+                cause = str(error).splitlines()[0]
+                raise ConfigError(f"{key}={value!r:.60}: {cause:.200}; correct the value") from error
         return build_config(tree)
 
 
@@ -160,6 +178,25 @@ def default_tree() -> DictConfig:
     return tree
 
 
+def check_value(key: str, value: Any) -> None:
+    """Raise ConfigError if the `key` or `value` of a setting contains an interpolation, or `value` has credentials.
+
+    OmegaConf would replace an interpolation such as ${oc.env:NAME} by the value of an environment variable. This value,
+    like credentials, would be written to the files of a study, to Ray's logs and to the W&B run.
+    """
+    if found := interpolation_in((key, value)):
+        raise ConfigError(
+            f"{key}={value!r} contains {found!r}; expected a value without the interpolations of OmegaConf "
+            "(${...}), because secrets must not get into the files of a study: write the value itself"
+        )
+    for text in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(text, str) and (problem := credentials_in(text)):
+            raise ConfigError(
+                f"{key}: the value contains {problem}; expected a value without credentials, because it is written to "
+                "the files of a study: remove them"
+            )
+
+
 @cache
 def _default_flat() -> dict[str, Any]:
     return TrialConfig().flat()
@@ -174,10 +211,30 @@ def build_config(tree: Any) -> TrialConfig:
         config = OmegaConf.to_object(tree)
     except AttributeError as error:
         raise ConfigError(f"an override adds an unknown key (++key=value): {error}; remove the override") from error
-    except (ValueError, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
+    except (ValueError, OverflowError, OmegaConfBaseException) as error:
+        raise ConfigError(_of_teacher(tree) or str(error)) from error
     assert isinstance(config, TrialConfig)
+    for key, value in config.flat().items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{key}={value}: expected a finite number; correct the value")
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise ConfigError(f"{key}={str(value)[:60]}: expected a number up to {LARGEST:,}; correct the value")
     return config
+
+
+def _of_teacher(tree: Any) -> str:
+    """Return the error message about an invalid part `teacher.<part>` of `tree`, with full names of its keys.
+
+    The parts `train`, `augment` and `frontend` of the teacher are of the same classes as those of the student, whose
+    messages name the student's keys. The result is empty if these parts are valid.
+    """
+    for part in ("frontend", "augment", "train"):
+        try:
+            OmegaConf.to_object(tree.teacher[part])
+        except (ValueError, OverflowError, OmegaConfBaseException) as error:
+            return re.sub(rf"(?<![\w.]){part}\.(?=\w)", f"teacher.{part}.", str(error))
+    return ""
 
 
 def _flatten(part: Any, prefix: str = "") -> dict[str, Any]:
@@ -196,8 +253,11 @@ def unknown_name(name: str, known: list[str], kind: str = "configuration key ") 
 
     `kind` is the text between "unknown" and the name in the message, such as "flag --".
     """
-    near = difflib.get_close_matches(name, known, 3) or difflib.get_close_matches(
-        name.rsplit(".", 1)[-1], [k.rsplit(".", 1)[-1] for k in known], 3
-    )
+    near = difflib.get_close_matches(name, known, 3)
+    if not near:  # the last parts of the keys
+        lasts: dict[str, list[str]] = {}
+        for k in known:
+            lasts.setdefault(k.rsplit(".", 1)[-1], []).append(k)
+        near = [k for last in difflib.get_close_matches(name.rsplit(".", 1)[-1], lasts, 3) for k in lasts[last]][:3]
     hint = f"did you mean {' or '.join(near)}?" if near else "`--help` lists all flags and configuration keys"
     return f"unknown {kind}{name}; {hint}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 DEVICES = ("auto", "cpu", "cuda")
+MAX_THREADS = 1024
 SCHEDULES = ("cosine", "jku")
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +40,7 @@ class TrainConfig:
         for name, valid, expected in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 2, "at least 2 clips, because of batch normalisation"),
-            ("threads", self.threads >= 1, "at least 1"),
+            ("threads", 1 <= self.threads <= MAX_THREADS, f"1 to {MAX_THREADS}"),
             ("min_steps", self.min_steps >= 0, "0 (off) or more optimiser steps"),
             ("lr", 0 < self.lr < math.inf, "a finite learning rate above 0"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number >= 0"),

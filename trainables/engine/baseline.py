@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.features import FrontEndConfig, LogMel
-from data.files import replace_text
+from data.files import read_json, replace_text
 from trainables.engine.metrics import measure
 from trainables.inputs.clips import Clips
 
@@ -52,8 +52,8 @@ def baseline_file(train: Clips, evaluated: Clips, front_end: FrontEndConfig, cac
 def read_baseline(path: Path) -> float | None:
     """Return the accuracy (0 to 1) that the file `path` caches; None if the file does not exist or is damaged."""
     try:
-        accuracy = json.loads(path.read_text())["macro_avg_acc"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        accuracy = read_json(path)["macro_avg_acc"]
+    except (FileNotFoundError, ValueError, KeyError):
         return None
     return accuracy if isinstance(accuracy, float) and 0 <= accuracy <= 1 else None
 

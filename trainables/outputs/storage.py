@@ -5,7 +5,8 @@ store are set in environment variables only (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCES
 AWS_ENDPOINT_URL, ...). They must not be parts of the URI, because Ray would write them to its files.
 """
 
-import json
+import errno
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,9 @@ from typing import TypeVar
 
 from pyarrow import fs
 
-from data.files import SEAL, SealError, check_seal, make_folder, replace_folder, replacing
+from data.files import make_folder, parse_json, replace_folder, replacing
+from data.seals import SEAL, SealError, check_seal, sealed_content
+from data.untrusted import credentials_in
 
 LEASE = "lease"  # folder in which drivers claim a study in an object store, see tune/study/lease.py
 KEPT = 4  # number of checkpoints kept of each trial: if the newest one is damaged, an older one is restored
@@ -24,10 +27,16 @@ _T = TypeVar("_T")
 class Store:
     """The files in the folder `uri`, a local path or the URI of a folder in an object store.
 
-    In each method, `name` is the path of a file or folder relative to this folder.
+    In each method, `name` is the path of a file or folder relative to this folder. ValueError if the URI is invalid or
+    contains credentials; OSError for an object whose name would be a path outside this folder (`a/../../b`).
     """
 
     def __init__(self, uri: str):
+        if "://" in uri and (problem := credentials_in(uri)):
+            raise ValueError(
+                f"the URI {uri.partition('://')[0]}://... contains {problem}; expected no credentials: set them in the "
+                "environment, for example AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         self.uri = uri.rstrip("/")
         self.files, self.path = fs.FileSystem.from_uri(self.uri if "://" in uri else str(Path(uri).resolve()))
 
@@ -101,7 +110,9 @@ class Store:
         """
         top = f"{self.path}/{name}".rstrip("/")
         found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
-        return {i.path[len(top) + 1 :]: (i.size, i.mtime_ns) for i in found if i.type == fs.FileType.File}
+        return {
+            self._checked(i.path[len(top) + 1 :]): (i.size, i.mtime_ns) for i in found if i.type == fs.FileType.File
+        }
 
     def generation(self) -> int:
         """Return the number of the latest driver that has claimed the study in this store; 0 if there is none.
@@ -115,7 +126,20 @@ class Store:
     def names(self, name: str) -> list[str]:
         """Return the sorted names of the files and folders in the folder `name`; [] if the folder does not exist."""
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        return sorted(self._checked(info.base_name) for info in found)
+
+    def _checked(self, name: str) -> str:
+        """Return `name`, the relative path of a listed object; OSError if it leads out of its folder.
+
+        The keys of an object store are texts, which may contain "..": on a local disk, this is the parent folder.
+        """
+        if {"", ".", ".."} & set(name.split("/")) or "\0" in name:
+            raise OSError(
+                errno.EINVAL,
+                f"{self.uri} has an object with the name {name!r}; expected no '.', '..' or empty part in a name: "
+                "delete this object",
+            )
+        return name
 
     def sizes(self, name: str, recursive: bool = False) -> dict[str, int]:
         """Return a dict from each file in the folder `name` to its size in bytes.
@@ -130,7 +154,7 @@ class Store:
 
 
 def _newest_first(names: list[str]) -> list[str]:
-    """Return `names`, which end in numbers (run009, run1000), sorted by these numbers, the highest first."""
+    """Return `names` with numbers of at least three digits (run009, run1000), sorted by them, the highest first."""
     return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
@@ -150,7 +174,12 @@ class TrialCheckpoints:
             folder = f"{run}/{self.trial}"
             names = _newest_first(self.store.names(folder))
             found += [f"{folder}/{name}" for name in names if name.startswith("checkpoint_")]
-        return found
+        return [name for name in found if not self._is_linked(name)]
+
+    def _is_linked(self, name: str) -> bool:
+        """Return whether a symbolic link on a local disk is a part of the path `name`: no link was made by us."""
+        root = self.store.local
+        return root is not None and os.path.realpath(root / name) != str(root / name)
 
     def load_newest(self, load: Callable[[Path], _T], warn: Callable[[str], None]) -> _T | None:
         """Call `load` with the local folder of the newest valid checkpoint, and return the result of `load`.
@@ -160,7 +189,7 @@ class TrialCheckpoints:
         """
         for name in self.newest_first():
             try:
-                with self._opened(name) as folder:
+                with self.opened(name) as folder:
                     check_seal(folder)
                     return load(folder)
             except SealError as error:
@@ -179,27 +208,26 @@ class TrialCheckpoints:
                 keep -= 1
 
     def _is_complete(self, name: str) -> bool:
-        """Return whether checkpoint `name` has all files that are listed in its seal.json, with the listed sizes.
+        """Return whether checkpoint `name` has the files that are listed in its seal.json and no others, by size.
 
         The hashes in seal.json are not compared, because that would require reading all files.
         """
         sizes = self.store.sizes(name, recursive=True)
         try:
-            with self.store.files.open_input_stream(f"{self.store.path}/{name}/{SEAL}") as stream:
-                sealed = json.loads(stream.read())["content"]["files"]
-            return all(sizes.get(file) == size for file, (size, _) in sealed.items())
-        except (OSError, ValueError, KeyError, TypeError):
+            files, _ = sealed_content(parse_json(self.store.read(f"{name}/{SEAL}"), f"{name}/{SEAL}"))
+        except (OSError, ValueError, RecursionError):
             return False
+        return sizes.keys() == {SEAL, *files} and all(sizes[file] == size for file, (size, _) in files.items())
 
     @contextmanager
-    def _opened(self, name: str) -> Iterator[Path]:
-        """Yield a local folder with the content of checkpoint `name`.
+    def opened(self, name: str) -> Iterator[Path]:
+        """Yield a local folder with the content of checkpoint `name`, a path in the store or an absolute one.
 
-        If the store is an object store, this is a temporary copy, which is deleted when the context is left.
+        If the store is an object store, this is a private temporary copy, which is deleted when the context is left.
         """
         if self.store.local:
             yield self.store.local / name
             return
         with tempfile.TemporaryDirectory(prefix="asc-tune-") as copy:
-            self.store.pull(name, Path(copy))
+            self.store.pull(name.removeprefix(f"{self.store.path}/"), Path(copy))
             yield Path(copy)

@@ -4,54 +4,104 @@ Each trial is a W&B run with its configuration, the metrics of each epoch, and t
 Without an API key, runs are logged offline; `wandb sync <study>/wandb/offline-run-*` uploads them later.
 """
 
+import http.client
 import logging
-import netrc
 import os
 import secrets
-import socket
-from collections.abc import Mapping
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
+from wandb.sdk.lib import wbauth
 
 from data.files import make_folder
 
 PROJECT = "asc-tune"
+ANSWER_S = 5.0  # timeout of each read from W&B's server when it is tested
+START_S = 30.0  # time for the start of a run before it is logged offline
+FINISH_S = 60.0  # time for the upload of the last metrics of a run; `wandb sync` uploads what is left
 _LOG = logging.getLogger(__name__)
 
 
-def mode() -> str:
-    """Return the W&B mode for a new run: the value of the environment variable WANDB_MODE, if it is set.
+def choose_mode(warn: Callable[[str], None] = _LOG.warning) -> str:
+    """Return the W&B mode for new runs: the value of the environment variable WANDB_MODE, if it is set.
 
-    Otherwise, the mode is `online` if there is an API key (WANDB_API_KEY or ~/.netrc) and the server accepts a
-    connection within 5 s, else `offline`. Without this check, W&B's own retries could delay the trial.
+    Otherwise, the mode is that of W&B's settings files (`wandb offline`), and `offline` if W&B has no API key for its
+    server, or if the server does not answer a request within seconds. `warn` is called with a message if there is a
+    key, but the runs must be logged offline. The address of the server, the key and the proxies are those that W&B
+    itself would use: from the environment, W&B's settings files (`wandb login --host`) and ~/.netrc.
+
+    A study calls this function once. Without the test, W&B's own retries would delay each trial by 30 s.
     """
-    chosen = os.environ.get("WANDB_MODE")
-    if chosen:
+    if chosen := os.environ.get("WANDB_MODE"):
         return chosen
-    server = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    host = server.hostname or ""
-    if not os.environ.get("WANDB_API_KEY") and not _in_netrc(host):
-        return "offline"
     try:
-        with socket.create_connection((host, server.port or 443), timeout=5):
-            return "online"
+        settings = _settings()
+        if settings.mode != "online":
+            return settings.mode
+        url = settings.base_url
+        key = wbauth.authenticate_session(host=url, source="asc-tune", prompt=False, update_session=False)
+    except (ValueError, wandb.Error):  # their text may contain the key
+        warn(_offline("its settings or its API key are not valid (environment variables WANDB_*, its settings files)"))
+        return "offline"
+    if key is None:
+        return "offline"
+    server = urlsplit(url)
+    url = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()  # without a user name and a password
+    if failure := _failure(url, settings.http_proxy, settings.https_proxy):
+        warn(_offline(f"its server {url} cannot be used ({failure})"))
+        return "offline"
+    return "online"
+
+
+def _offline(reason: str) -> str:
+    return (
+        f"W&B: {reason}, so all runs are logged offline; expected a server that answers: correct the cause before the "
+        "next start, and upload these runs with `wandb sync`"
+    )
+
+
+def _settings() -> wandb.Settings:
+    """Return W&B's settings from its settings files and from the environment, in the order that W&B uses.
+
+    ValueError or wandb.Error if a value is not valid.
+    """
+    settings = wandb.Settings(silent=True)
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    settings.settings_system = str(folder / "settings")
+    settings.update_from_system_settings()
+    settings.update_from_env_vars(dict(os.environ))
+    return settings
+
+
+def _failure(url: str, http_proxy: str | None, https_proxy: str | None) -> str | None:
+    """Return why W&B's server at `url` cannot be used, or None if it can; the request contains no key.
+
+    The proxies are those of W&B's settings; None: those of the environment. An answer such as 401 or 404 is good enough
+    (the request has no key), a server error is not. A certificate that Python does not accept is left to W&B, which may
+    have other certificates.
+    """
+    proxies = urllib.request.getproxies() | {k: v for k, v in (("http", http_proxy), ("https", https_proxy)) if v}
+    request = urllib.request.Request(
+        f"{url}/graphql", b'{"query": "query { viewer { id } }"}', {"Content-Type": "application/json"}
+    )
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler(proxies)).open(request, timeout=ANSWER_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"HTTP status {error.code}" if error.code >= 500 or error.code == 407 else None
+    except urllib.error.URLError as error:
+        return None if isinstance(error.reason, ssl.SSLCertVerificationError) else str(error.reason)
     except OSError as error:
-        _LOG.warning(
-            "W&B's server %s cannot be reached (%s), so the run is logged offline; upload it later with `wandb sync`",
-            host,
-            error,
-        )
-        return "offline"
-
-
-def _in_netrc(host: str) -> bool:
-    try:
-        return host in netrc.netrc().hosts
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+        return str(error) or type(error).__name__
+    except (http.client.HTTPException, ValueError) as error:  # their text may contain the address of a proxy
+        return type(error).__name__
+    return None
 
 
 class Tracker:
@@ -59,7 +109,8 @@ class Tracker:
 
     `folder` is the local folder for W&B's files. A trial that is resumed with the same `run_id` continues its W&B run.
     `name` and `config` are the name and the configuration of the trial, and `group` is the name of its study or the
-    kind of a single run. The environment variable WANDB_PROJECT has priority over `project`.
+    kind of a single run. The environment variable WANDB_PROJECT has priority over `project`. `mode` is the W&B mode;
+    None: the result of `choose_mode`. The attribute `mode` is the mode in which the run was started.
 
     The server may not answer, or W&B's background process of a killed trial may still use the run id. The run is then
     logged offline under a new id. If that fails too, the trial is not logged to W&B. Each failure is logged as a
@@ -67,11 +118,20 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, run_id: str, name: str, group: str, config: Mapping[str, Any], project: str = PROJECT
+        self,
+        folder: Path,
+        run_id: str,
+        name: str,
+        group: str,
+        config: Mapping[str, Any],
+        project: str = PROJECT,
+        mode: str | None = None,
     ):
         make_folder(folder)
-        self._folder = folder
-        settings = wandb.Settings(silent=True, console="off", init_timeout=30, x_disable_stats=True)
+        self._folder, self._name = folder, name
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=START_S, finish_timeout=FINISH_S, x_disable_stats=True
+        )
         arguments: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", project),
             "name": name,
@@ -83,16 +143,19 @@ class Tracker:
             "reinit": "finish_previous",
         }
         self._run: wandb.Run | None = None
+        self._run_id: str | None = None
         for where, own_id, action in (
-            (mode(), run_id, "starting the run offline under a new id"),
+            (mode or choose_mode(), run_id, "starting the run offline under a new id"),
             ("offline", f"{run_id}-{secrets.token_hex(3)}", "continuing without W&B"),
         ):
+            self.mode = where
             try:
                 self._run = wandb.init(mode=where, id=own_id, **arguments)  # type: ignore[arg-type]
+                self._run_id = own_id
                 return
             except Exception as error:  # W&B's exceptions have no common base class, and none may stop a trial
                 _LOG.warning("W&B could not start run %s in mode %s (%s); %s", own_id, where, error, action)
-                wandb.teardown()
+                self._attempt("end its background process", wandb.teardown)
         _LOG.warning("trial %s is not logged to W&B; its results are in the local files only", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
@@ -100,21 +163,32 @@ class Tracker:
 
         `step` is the number of the epoch over all stages, from 1.
         """
-        if self._run:
-            self._run.log({k: v for k, v in values.items() if isinstance(v, int | float | str)}, step=step)
+        if run := self._run:
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float | str)}
+            self._attempt("log an epoch", lambda: run.log(numbers, step=step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Add `values`, the metrics and sizes of a measured point, to the summary of the W&B run."""
-        if self._run:
-            self._run.summary.update(dict(values))
+        if run := self._run:
+            self._attempt("log a point", lambda: run.summary.update(dict(values)))
 
     def finish(self) -> None:
-        if self._run:
-            self._run.finish()
+        """End the W&B run. When this method returns, the run's files are complete."""
+        if run := self._run:
+            self._run = None
+            self._attempt("end the run", run.finish)
+            # W&B's background process may still write the file of the run after `finish`; `teardown` waits for its end
+            self._attempt("end its background process", wandb.teardown)
 
     def files(self) -> list[Path]:
         """Return the local folders of the W&B run, one for each start of its trial; [] if W&B could not start the run.
 
         Call `finish` first, so that the files are complete.
         """
-        return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run.id}")) if self._run else []
+        return sorted(Path(self._folder, "wandb").glob(f"*run-*-{self._run_id}")) if self._run_id else []
+
+    def _attempt(self, what: str, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except (Exception, SystemExit) as error:  # `teardown` exits if W&B's background process has failed
+            _LOG.warning("trial %s: W&B could not %s (%s); the trial continues", self._name, what, error)

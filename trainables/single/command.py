@@ -5,8 +5,8 @@ These commands train, prune, fine-tune or export networks without Ray (run_train
 
 import argparse
 import csv
-import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,20 @@ from ascmodels.nessi import UncountableError
 from ascmodels.teachers import read_extra
 from data.files import make_folder, mend_folder, replace_folder
 from data.impulse import impulses_for
+from data.signals import INTERRUPTED, interruptible
 from data.tau import DatasetError, resolved
+from data.untrusted import Terminal
 from trainables.config.compose import compose
 from trainables.config.flags import command_parser, flags_to_overrides, keep_epochs
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import describe_use
 from trainables.engine.device import training_device
 from trainables.engine.loop import TrainingDiverged
+from trainables.engine.memory import out_of_memory
 from trainables.inputs.clips import load_clips, with_enough_epochs
 from trainables.outputs.records import point_dict, point_row, write_rows
 from trainables.outputs.tracking import Tracker
-from trainables.single.run_folder import INTERRUPTED, LAST, RunError, shown
+from trainables.single.run_folder import LAST, RunError, shown
 from trainables.teachers.fine_tuning import fine_tuned_teacher, validation_hash
 from trainables.teachers.logits import read_manifest
 from trainables.trial.data import TrialData, load_trial_data
@@ -114,31 +117,34 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
 def guarded(work: Callable[[Console], int]) -> int:
     """Run `work`, the body of a command, and return the exit status of the command.
 
-    `work` gets a console for its output and returns the exit status. If `work` raises an error of `USER_ERRORS` or
-    an OSError, the error's message is printed without a traceback, and the status is 2. After Ctrl-C or SIGTERM, the
-    status is 130.
+    `work` gets a console for its output and returns the exit status. If `work` raises an error of `USER_ERRORS`, an
+    OSError, or an error because the memory is full, a message is printed without a traceback, and the status is 2.
+    After Ctrl-C or SIGTERM, the status is 130; the printed line says how to continue, which is the text of the
+    KeyboardInterrupt that `work` raised, or else to repeat the command.
     """
-    console = Console()
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    console = Terminal()
     try:
-        return work(console)
-    except (*USER_ERRORS, OSError) as error:  # OSError: a folder that cannot be written, a full disk
-        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        with interruptible():
+            return work(console)
+    except (*USER_ERRORS, OSError, MemoryError, RuntimeError) as error:  # OSError: e.g. a full disk
+        message = out_of_memory(error) or str(error)
+        if message == str(error) and not isinstance(error, (*USER_ERRORS, OSError)):
+            raise
+        console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
         return 2
-    except KeyboardInterrupt:
-        console.print(
-            "interrupted; to continue a run from its last finished epoch: run_training.py --ckpt_id=<id>, or "
-            "progressive_prune.py --resume <id>. Repeat any other command.",
-            highlight=False,
-            soft_wrap=True,
-        )
+    except KeyboardInterrupt as interrupt:
+        how = str(interrupt) or "repeat the command; finished parts of its work are in the cache"
+        console.print(f"interrupted; {escape(how)}", highlight=False, soft_wrap=True)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def resumed_by(command: str) -> Iterator[None]:
+    """If Ctrl-C or SIGTERM ends the `with` block, let `guarded` print that `command` continues the run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"to continue the run from its last finished epoch:\n  {command}") from None
 
 
 def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Callable[[], None] | None = None) -> None:

@@ -6,8 +6,7 @@ The file is named by its path, or by its name in trainables/config/groups/prune/
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from search_spaces.yaml_file import YamlFileError, exists, read_yaml
 from trainables.config.compose import CONFIG_DIR
 from trainables.config.schema import ConfigError, key_types
 
@@ -20,7 +19,7 @@ def read_plan(name: str) -> dict[str, Any]:
     `name` is the path of a YAML file, or the name of a shipped plan. Keys in the file may omit the prefix `prune.`.
     Raise ConfigError if there is no such plan, if the file is not valid YAML, or if a key is unknown.
     """
-    path = next((p for p in (Path(name), SHIPPED / f"{name}.yaml") if p.is_file()), None)
+    path = next((p for p in (Path(name), SHIPPED / f"{name}.yaml") if exists(p)), None)
     if path is None:
         there = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise ConfigError(
@@ -28,12 +27,9 @@ def read_plan(name: str) -> dict[str, Any]:
             f"{there}: correct the path or the name"
         )
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not valid YAML ({' '.join(str(error).split())}); expected a mapping of `prune` keys to values: "
-            "correct this file"
-        ) from error
+        content = read_yaml(path)
+    except YamlFileError as error:
+        raise ConfigError(f"{error}; expected a mapping of `prune` keys to values") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path} holds a {type(content).__name__}; expected a mapping of `prune` keys to values: write, for "

@@ -13,7 +13,7 @@ A run of kind prune also has base.ckpt/ (the student to prune), prune_steps.csv,
 """
 
 import importlib.metadata
-import json
+import logging
 import os
 import secrets
 import shlex
@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.files import locked, make_folder
+from data.files import locked, make_folder, read_json
 from trainables.config.schema import TrialConfig
 from trainables.outputs.records import EXPERIMENTS, now, write_info
 
 LAST = "last.ckpt"
-INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
+_LOG = logging.getLogger(__name__)
 
 
 class RunError(RuntimeError):
@@ -80,17 +80,15 @@ class Run:
         if not (folder / "info.json").is_file():
             folder = Path(run_id).expanduser().resolve()
         try:
-            run = Run(folder, json.loads((folder / "info.json").read_text()))
+            run = Run(folder, read_json(folder / "info.json"))
         except FileNotFoundError as error:
             there = ", ".join(r.id for r in newest_runs(storage)[:8]) or "none yet"
             raise RunError(
                 f"no run {run_id!r} in {runs}; expected a run's id (the newest: {there}) or the path of its folder: "
                 "correct the id, or give the --storage with which the run was started"
             ) from error
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"{folder / 'info.json'} is damaged: {error}; expected JSON: restore the file, or start a new run"
-            ) from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"no run can be read in {folder}: {error}, or start a new run") from error
         if "kind" not in run.info:
             raise RunError(
                 f"{folder} is a trial of a study (no key 'kind' in its info.json); expected a run of run_training.py "
@@ -123,14 +121,19 @@ class Run:
 def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
     """Return the single runs in `<storage>/experiments`, newest first.
 
-    `kind` selects the runs of one kind (train or prune); None: all runs.
+    `kind` selects the runs of one kind (train or prune); None: all runs. A run whose info.json is damaged is left out,
+    with a warning.
     """
-    found = [
-        Run(path.parent, json.loads(path.read_text()))
-        for path in (storage.expanduser().resolve() / EXPERIMENTS).glob("*/info.json")
-    ]
-    found = [r for r in found if "kind" in r.info and kind in (None, r.info["kind"])]  # a study's trials have no kind
-    return sorted(found, key=lambda r: r.info["created"], reverse=True)
+    found = []
+    for path in (storage.expanduser().resolve() / EXPERIMENTS).glob("*/info.json"):
+        try:
+            run = Run(path.parent, read_json(path))
+        except (OSError, ValueError) as error:
+            _LOG.warning("the run in %s is left out: %s", path.parent, error)
+            continue
+        if "kind" in run.info and kind in (None, run.info["kind"]):  # a study's trials have no kind
+            found.append(run)
+    return sorted(found, key=lambda r: str(r.info.get("created")), reverse=True)
 
 
 def find_checkpoint(storage: Path, name: str) -> Path:

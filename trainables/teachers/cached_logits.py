@@ -4,7 +4,8 @@ A teacher is given as a folder that finetune_teacher.py wrote, or as a logits fi
 """
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from trainables.teachers.fine_tuning import FORMAT
 from trainables.teachers.logits import folder_hash, load_logits, save_logits
 
 _FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # required keys of teacher.json
+_LOG = logging.getLogger(__name__)
 _CHUNK = 1024  # clips between two steps of the progress bar; a multiple of the batch size of `predict`
 
 
@@ -52,15 +54,15 @@ def teacher_logits(
 def logits_file(config: TrialConfig, folder: Path, progress: bool = False, content: str | None = None) -> Path:
     """Return the path of the cached logits of the teacher in `folder` for the training and validation clips.
 
-    If the file does not exist, the logits are computed and saved (with progress bars, if `progress`). Its name contains
-    a hash of the teacher's checkpoint, the waveforms and the teacher's front-end. `config` names the data set, the
-    cache folder and the teacher's device. `content` is the hash of the WAV files (`WaveformCache.content`); None:
-    unknown, the files are hashed.
+    If the file does not exist or is damaged, the logits are computed and saved (with progress bars, if `progress`). Its
+    name contains a hash of the teacher's checkpoint, the waveforms and the teacher's front-end. `config` names the data
+    set, the cache folder and the teacher's device. `content` is the hash of the WAV files (`WaveformCache.content`);
+    None: unknown, the files are hashed.
     """
-    if content is not None and (path := logits_path(config, folder, content)).is_file():
+    if content is not None and _is_valid(path := logits_path(config, folder, content)):
         return path
     extra = _teacher_facts(folder)
-    front_end = FrontEndConfig(**extra["frontend"])
+    front_end = teacher_front_end(folder, extra)
     clips = load_clips(config, front_end.sample_rate, progress, content).train
     names = clips.cache.filenames
     manifest = {
@@ -72,7 +74,7 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
     }
     path = logits_path(config, folder, clips.cache.content)
     with locked(path.with_suffix(".lock")):
-        if not path.is_file():
+        if not _is_valid(path):
             try:
                 device = pick_device(config.teacher.train.device)
             except ValueError as error:
@@ -88,6 +90,18 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
     return path
 
 
+def _is_valid(path: Path) -> bool:
+    """Return whether the logits file `path` exists and can be used; if it is damaged, log a warning."""
+    if not path.is_file():
+        return False
+    try:
+        load_logits(path, None, tau.SCENES)
+        return True
+    except CheckpointError as error:
+        _LOG.warning("%s; the cached logits are computed again now", error)
+        return False
+
+
 def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
     """Return the path at which the logits of the teacher in `folder` are cached. The file need not exist yet.
 
@@ -95,9 +109,20 @@ def logits_path(config: TrialConfig, folder: Path, content: str) -> Path:
     (`WaveformCache.content`).
     """
     extra = _teacher_facts(folder)
-    waveforms = cache_key(content, FrontEndConfig(**extra["frontend"]).sample_rate, config.data.skip_broken)
+    waveforms = cache_key(content, teacher_front_end(folder, extra).sample_rate, config.data.skip_broken)
     text = f"{FORMAT} {folder_hash(folder)} {waveforms} {extra['frontend']}"
     return Path(config.data.cache_dir) / f"logits-{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+
+
+def teacher_front_end(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
+    """Return the front-end of the teacher in `folder` from `extra`, the content of its teacher.json."""
+    try:
+        return FrontEndConfig(**extra["frontend"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / 'teacher.json'} has an invalid key frontend ({error}); expected the keys of teacher.frontend: "
+            "fine-tune the teacher again with python trainables/finetune_teacher.py"
+        ) from error
 
 
 def _teacher_facts(folder: Path) -> dict[str, Any]:

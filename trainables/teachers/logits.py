@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from ascmodels.checkpoint import CheckpointError
-from data.files import replacing
+from data.files import parse_json, replacing
 
 
 def save_logits(
@@ -43,15 +43,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return _read_logits(path)[2]
 
 
-def load_logits(path: Path, filenames: Sequence[str], classes: tuple[str, ...] | None = None) -> torch.Tensor:
+def load_logits(path: Path, filenames: Sequence[str] | None, classes: tuple[str, ...] | None = None) -> torch.Tensor:
     """Return the logits `[len(filenames), C]` in the logits file `path` as float32, in the order of `filenames`.
 
+    With None for `filenames`, the logits of all clips in the file are returned, in the order of the file.
     Raise CheckpointError if a clip is not in the file, if a logit is not finite, or if the teacher's classes are not
     `classes` (None: no check; for a file without a manifest, only the number of classes is checked).
     """
     stored, logits, manifest = _read_logits(path)
+    filenames = stored if filenames is None else filenames
     found = manifest.get("classes", classes)
-    if classes is not None and (tuple(found) != classes or logits.shape[1] != len(classes)):
+    if classes is not None and ([*found] != [*classes] or logits.shape[1] != len(classes)):
         raise CheckpointError(
             f"{path} has {logits.shape[1]} logits a clip for the classes {found}; expected one logit for each of the "
             f"classes {classes}: use the logits of a teacher with these classes"
@@ -78,7 +80,10 @@ def _read_logits(path: Path) -> tuple[list[str], torch.Tensor, dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
-            stored, manifest = metadata["filenames"].split("\n"), json.loads(metadata.get("manifest", "{}"))
+            stored = metadata["filenames"].split("\n")
+            manifest = parse_json(metadata.get("manifest", "{}").encode(), "its manifest")
+            if not isinstance(manifest.get("classes", []), list):
+                raise ValueError("the classes in its manifest are not a list")
             logits = handle.get_tensor("logits")
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(

@@ -27,7 +27,7 @@ from trainables.config.schema import TrialConfig
 from trainables.config.train import AMP
 from trainables.engine.loop import BatchTeacher, TeacherOutput
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips
-from trainables.teachers.cached_logits import ensemble_weights
+from trainables.teachers.cached_logits import ensemble_weights, teacher_front_end
 from trainables.teachers.ensemble import combine
 
 
@@ -96,7 +96,7 @@ def load_online(config: TrialConfig, data: SplitClips, progress: bool = False) -
                 "distill.teacher_ckpts, or set distill.mode=offline to use a logits file"
             )
         teacher, extra = load_teacher(source, tau.SCENES)
-        front_end = FrontEndConfig(**extra["frontend"])
+        front_end = teacher_front_end(source, extra)
         cache = load_clips(config, front_end.sample_rate, progress, data.train.cache.content).train.cache
         clips = Clips(cache, cache.rows(filenames(data.train)), data.train.labels, data.train.devices)
         members.append(Member(teacher, front_end, clips))

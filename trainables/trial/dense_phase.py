@@ -21,20 +21,21 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.files import SealError, check_seal, locked, make_folder, remove_temporary, replace_folder, seal
+from data.files import locked, make_folder, remove_temporary, replace_folder
+from data.seals import SealError, check_seal, seal
 from trainables.engine.deployment import deploy
 from trainables.inputs.code import code_hash
-from trainables.outputs.records import Point, Record
+from trainables.outputs.records import Record
 from trainables.teachers.logits import folder_hash
 from trainables.trial.stages import run_trial, start_stage
 from trainables.trial.start import Weights
-from trainables.trial.trial import Trial
+from trainables.trial.trial import Trial, restored_point
 
 POLL_S = 0.1  # seconds between two attempts to lock a parent
 KEPT = 2  # number of newest states kept: if one is damaged, the one before it is used
@@ -118,17 +119,20 @@ class Parent:
     def read(self) -> int:
         """Set `state` and `records` to the newest valid state and its records; return the number of its epochs.
 
-        A state is valid if its seal is valid (`check_seal`). Without a valid state, the number is 0.
+        A state is valid if its seal is valid (`check_seal`) and has a record of each epoch. Without a valid state, the
+        number is 0.
         """
         states = self._states()
         self._newest_read = states[0].name if states else ""
         self.state, self.records = None, []
         for state in states:
             try:
-                self.state, self.records = state, check_seal(state)["records"]
-                break
+                records: Any = check_seal(state).get("records")
             except SealError:  # damaged, or removed at this moment: try the next older state
                 continue
+            if _are_records(records, state.name):
+                self.state, self.records = state, records
+                break
         return len(self.records)
 
     def publish(self, trial: Trial, record: Record) -> None:
@@ -163,6 +167,14 @@ class Parent:
 
     def _states(self) -> list[Path]:
         return sorted(self.folder.glob("state-*"), key=lambda state: (len(state.name), state.name), reverse=True)
+
+
+def _are_records(found: Any, state: str) -> bool:
+    """Return whether `found`, which was read from the folder `state`, is a list of the records of all its epochs."""
+    names = {field.name for field in fields(Record)}
+    if not isinstance(found, list) or not all(isinstance(record, dict) and record.keys() == names for record in found):
+        return False
+    return f"state-{len(found):04d}" == state and [r["epochs"] for r in found] == list(range(1, len(found) + 1))
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
@@ -227,7 +239,7 @@ def _take_record(trial: Trial, parent: Parent, epoch: int, n_epochs: int) -> Rec
         trial.weights, trial.optimizer, trial.average = Weights.SHARED, None, None
         return Record(**values)
     parent.take_over(trial)
-    point = Point(**values["point"])
+    point = restored_point(values["point"])
     point = replace(point, feasible=trial.config.limits.allow(point.macs, point.params))
     trial.points = []
     trial.stage = 0

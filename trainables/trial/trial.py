@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from data import tau
 from data.features import LogMel
 from data.files import mend_folder
 from data.impulse import impulses_for
+from data.untrusted import is_name
 from trainables.config.differences import differences
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import describe_use, placed
@@ -157,6 +158,17 @@ class Trial:
         keys in `adopt` may differ, too: the trial then adopts the state of another trial (population based training),
         and continues with its own values of these keys.
         """
+        try:
+            self._load(folder, adopt)
+        except CheckpointError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); expected the state of a trial as "
+                "asc-tune writes it: use another checkpoint, or start a new run"
+            ) from error
+
+    def _load(self, folder: Path, adopt: Collection[str]) -> None:
         state = checkpoint.load_tensors(folder / "trial.pt")
         student, _ = checkpoint.load_student(folder / "student", expected=self.config.student)
         differing = differences(json.loads(state["config"]), self.config.flat())
@@ -179,7 +191,7 @@ class Trial:
                 f"expected {self.clips_hash}): restore the data set and its split, or start a new run"
             )
         self.place(student)
-        self.stage, self.epoch, self.epochs = state["position"]
+        self.stage, self.epoch, self.epochs = _position(state["position"], self.n_stages)
         self.weights = Weights.ADOPTED if differing else weights
         # `get`: states of older versions lack these keys
         widths = Widths(**json.loads(state["widths"])) if state.get("widths") else None
@@ -189,11 +201,12 @@ class Trial:
         if saved != self.sizes:
             self.sizes = saved
             self._plan_later_stages()
-        self.points = [Point(**p) for p in json.loads(state["points"])]
+        self.points = [restored_point(p) for p in json.loads(state["points"])]
         self.optimizer = None
         if state["optimizer"] is not None:
             self.optimizer = self.new_optimizer()
             self.optimizer.load_state_dict(state["optimizer"])
+            _check_shapes(self.optimizer)
             for group in self.optimizer.param_groups:
                 group["weight_decay"] = self.config.train.weight_decay  # the state may be of another trial
         self.average = None
@@ -238,6 +251,35 @@ class Trial:
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.model.parameters(), lr=1.0, weight_decay=self.config.train.weight_decay)
+
+
+def restored_point(values: Mapping[str, Any]) -> Point:
+    """Return the point with the fields `values`, which were read from a file; ValueError if its network has no name.
+
+    The network of a point is written to the folder with this name in the folder of the trial.
+    """
+    point = Point(**values)
+    if not is_name(point.checkpoint):
+        raise ValueError(f"point.checkpoint={point.checkpoint!r} is not the name of a folder, such as step0")
+    return point
+
+
+def _position(saved: Sequence[int], n_stages: int) -> tuple[int, int, int]:
+    """Return the position (stage, epoch, epochs) in the saved state of a trial with `n_stages` stages."""
+    stage, epoch, epochs = (int(n) for n in saved)
+    if not (0 <= stage <= n_stages and 0 <= epoch <= epochs):
+        raise ValueError(f"position={saved} is not (stage up to {n_stages}, epoch, all epochs)")
+    return stage, epoch, epochs
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError if a restored tensor of `optimizer` has another shape than its parameter and is no number."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(
+                    f"the optimiser's {name} has the shape {list(value.shape)}: {list(parameter.shape)} needed"
+                )
 
 
 def _weights_of(state: Mapping[str, Any]) -> Weights:

@@ -22,25 +22,37 @@
 #SBATCH --output=asc-tune-%j.log
 set -u
 
-cd "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
+case "${SLURM_JOB_ID:?is not set, use sbatch}" in
+  *[!0-9]*)
+    echo "asc-tune: SLURM_JOB_ID is '$SLURM_JOB_ID'; expected a number: submit this script with sbatch"
+    exit 2
+    ;;
+esac
+cd -- "${SLURM_SUBMIT_DIR:-$PWD}" || exit 2
 PATH="${ASC_TUNE_VENV:-$PWD/.venv}/bin:$PATH"
 export PATH
 
 # only processes with this token can connect to Ray; all machines read it from its file in the shared home directory
 export RAY_AUTH_MODE=token
-ray get-auth-token --generate > /dev/null 2>&1 || {
+(umask 077 && ray get-auth-token --generate > /dev/null 2>&1 && chmod 600 "$HOME/.ray/auth_token") || {
   echo "asc-tune: cannot create a Ray token in $HOME/.ray: make this folder writable, then submit the job again"
   exit 2
 }
-chmod 600 "$HOME/.ray/auth_token" # Ray leaves it readable for all users
+export PYTHONSAFEPATH=1 # Ray's processes must not import modules from the current folder
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 
 # this script runs on the job's first machine; each job has its own port, because other jobs may run Ray there
-address="${ASC_TUNE_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$((20000 + ${SLURM_JOB_ID:?is not set, use sbatch} % 10000))"
-pid_file="${TMPDIR:-/tmp}/asc-tune-$SLURM_JOB_ID.pid"
-rm -f "$pid_file"
+address="${ASC_TUNE_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}:$((20000 + 10#$SLURM_JOB_ID % 10000))"
+# a new folder that only this user can enter, so that nobody else can write the process id in it
+private=$(mktemp -d "${TMPDIR:-/tmp}/asc-tune.XXXXXXXXXX") || {
+  echo "asc-tune: no folder can be created in ${TMPDIR:-/tmp}: free some space there, or set TMPDIR to another folder"
+  exit 2
+}
+trap 'rm -rf -- "$private"' EXIT
+pid_file="$private/driver.pid"
 
 requeue=no
+# shellcheck disable=SC2329  # the traps call it
 stop_driver() {
   echo "asc-tune: SLURM stops the job: stopping the study in order (requeue the job: $requeue)"
   # signal only the driver's process: SLURM's signals to a step would also reach Ray's processes
@@ -60,7 +72,6 @@ while kill -0 "$step" 2> /dev/null; do # `wait` returned because of a signal; th
   wait "$step"
   status=$?
 done
-rm -f "$pid_file"
 
 if [ "$requeue" = yes ] && [ "$status" -ne 0 ]; then
   scontrol requeue "$SLURM_JOB_ID"

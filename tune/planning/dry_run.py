@@ -240,15 +240,16 @@ def print_study_hours(
     n = request.n_trials
     rng = np.random.default_rng(request.seed)
     picked = [hours[i] for i in rng.integers(len(hours), size=n)]
+    reached = any(rungs.hours(h) for h in hours)  # without prune steps and in few epochs, a trial has no rung
     unstopped, stopped = [sum(h) for h in picked], [until_stopped(h, rungs, rng) for h in picked]
     found = {k: (makespan(unstopped, k), makespan(stopped, k)) for k in WORKERS}
-    early = [f"{request.scheduler}, at best"] if rungs else []
+    early = [f"{request.scheduler}, at best"] if reached else []
     table = Table(f"estimate for {n} trials", "none stopped early", *early)
     for k, figures in found.items():
         name = f"{k} GPU(s)" if gpu else f"{k} concurrent, {request.cpus_per_trial:g} core(s) each"
         table.add_row(name, *[duration(f) for f in figures[: 1 + len(early)]])
     console.print(table)
-    if rungs:
+    if reached:
         epochs = [f"epochs {', '.join(map(str, rungs.epochs))}"] if rungs.epochs else []  # none: a short dense phase
         where = ", ".join(epochs + (["after each prune step"] if rungs.after_steps else []))
         _print(

@@ -6,6 +6,7 @@ must be attached to the log after the replay of earlier events, so that it print
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,13 +23,20 @@ class ProgressLines:
     `state` (a StudyState) and `front` (a RunningFront) must be attached to the same log earlier than this reducer, so
     that they contain the event that is printed.
     `n_trials` is the requested number of trials; `config` is the flat configuration that the sampled values override.
+    `log` is the file with the tracebacks of crashes, which the lines of crashed trials name if it exists.
     """
 
     def __init__(
-        self, console: Console, state: StudyState, front: RunningFront, n_trials: int, config: Mapping[str, Any]
+        self,
+        console: Console,
+        state: StudyState,
+        front: RunningFront,
+        n_trials: int,
+        config: Mapping[str, Any],
+        log: Path,
     ):
         self._console, self._state, self._front = console, state, front
-        self._n_trials, self._config = n_trials, config
+        self._n_trials, self._config, self._log = n_trials, config, log
         self._started, self._ended_before = time.monotonic(), state.n_ended
 
     def apply(self, event: Event) -> None:
@@ -38,11 +46,15 @@ class ProgressLines:
             trial = self._state.trials[event.trial]
             reason = f": {escape(str(trial.reason))}" if trial.reason else ""
             line = f"{trial.name} {trial.status} after {trial.epochs} epochs{reason}"
+            line += (
+                f" (tracebacks: {escape(str(self._log))})" if event.outcome == "crashed" and self._log.exists() else ""
+            )
             self._print(line if event.outcome == "stopped" else f"[red]{line}[/red]")
 
     def warn(self, message: str) -> None:
-        """Print the warning `message` in yellow on the console; Rich markup in it has no effect."""
-        self._console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False, soft_wrap=True)
+        """Print the warning `message` about a worker in yellow, and the path of the log file with its traceback."""
+        text = escape(f"{message} (traceback: {self._log})")
+        self._console.print(f"[yellow]{text}[/yellow]", highlight=False, soft_wrap=True)
 
     def _print_point(self, event: PointMeasured) -> None:
         point, trial = event.point, self._state.trials[event.trial]

@@ -6,11 +6,14 @@ Ray passes every result to its stopper first, then to its scheduler and callback
 events, and the session decides whether the trial stops. Of Ray's schedulers, only FIFO and a subclass of population
 based training are used. These private names of Ray 2.60 are used: `setproctitle`, and PopulationBasedTraining's
 `_trial_state`, `_exploit`, `_perturbation_interval`, `_checkpoint_or_exploit`, `_get_new_config`.
+Ray loads no pickle from a study: nobody knows the name of a run's folder in advance, the Trainables load checkpoints
+themselves (`KDTrainable.restore`), and no pickled error is read back (`SessionCallback.on_experiment_end`).
 """
 
+import secrets
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from ray.tune.search import Searcher
 from search_spaces import Space
 from trainables.config.schema import MUTABLE_KEYS
 from trainables.ray_trainables import RESERVED
+from tune.search.failures import crash_of
 from tune.search.halving import SchedulerError
 from tune.search.session import SearchSession
 from tune.study.lease import StudyLost
@@ -98,10 +102,17 @@ class SessionStopper(rt.Stopper):
 
 class SessionCallback(rt.Callback):
     """Ray callback that records the end of a trial without a final result (it crashed, or Ray stopped it). After each
-    step of Ray's event loop, it calls `step` with the names of the running trials."""
+    step of Ray's event loop, it calls `step` with the names of the running trials. If a worker fails and Ray starts its
+    trial again, it calls `warn` with a message of one line."""
 
-    def __init__(self, session: SearchSession, stopper: SessionStopper, step: Callable[[list[str]], None]):
-        self._session, self._stopper, self._step = session, stopper, step
+    def __init__(
+        self,
+        session: SearchSession,
+        stopper: SessionStopper,
+        step: Callable[[list[str]], None],
+        warn: Callable[[str], None],
+    ):
+        self._session, self._stopper, self._step, self._warn = session, stopper, step, warn
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -112,9 +123,16 @@ class SessionCallback(rt.Callback):
     def on_trial_error(self, iteration, trials, trial: Trial, **info) -> None:
         self._guarded(lambda: self._session.crashed(trial.config["trial"], crash_of(trial)))
 
+    def on_trial_recover(self, iteration, trials, trial: Trial, **info) -> None:
+        self._warn(f"{trial.config['trial']} continues from its newest checkpoint after a failure: {crash_of(trial)}")
+
     def on_step_end(self, iteration, trials, **info) -> None:
         running = [t.config["trial"] for t in trials if t.status == Trial.RUNNING]
         self._guarded(lambda: self._step(running))
+
+    def on_experiment_end(self, trials, **info) -> None:
+        for trial in trials:
+            trial.run_metadata.pickled_error_filename = None  # else Ray would unpickle this file
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Run `action`, which writes to the study, unless an earlier write failed. A failed write stops all trials."""
@@ -137,13 +155,13 @@ def run_tuner(
     storage: str,
     run: str,
     step: Callable[[list[str]], None],
+    warn: Callable[[str], None],
 ) -> None:
-    """Train the `n_trials` remaining trials of `session` with Ray Tune, with checkpoints in <storage>/<run>/<trial>.
+    """Train the `n_trials` remaining trials of `session`, with checkpoints in <storage>/<run>-<random digits>/<trial>.
 
     `fixed` is the configuration that all trials share. A trial reserves `resources`, such as {"cpu": 1, "gpu": 0.5}. At
-    most `max_concurrent` trials run at a time (None: as many as the resources allow). After each step of Ray's event
-    loop, `step` is called with the names of the running trials. StudyLost if another driver took over the study,
-    OSError if the storage stayed unavailable.
+    most `max_concurrent` trials run at a time (None: as many as the resources allow). `SessionCallback` explains `step`
+    and `warn`. StudyLost if another driver took over the study, OSError if the storage stayed unavailable.
     """
     stopper = SessionStopper(session)
     rt.Tuner(
@@ -154,13 +172,13 @@ def run_tuner(
             num_samples=n_trials,
             max_concurrent_trials=max_concurrent,
             reuse_actors=True,
-            trial_name_creator=_trial_name,
-            trial_dirname_creator=_trial_name,
+            trial_name_creator=lambda trial: trial.config["trial"],
+            trial_dirname_creator=lambda trial: trial.config["trial"],
         ),
         run_config=rt.RunConfig(
-            name=run,
+            name=f"{run}-{secrets.token_hex(4)}",
             storage_path=storage,
-            callbacks=[SessionCallback(session, stopper, step)],
+            callbacks=[SessionCallback(session, stopper, step, warn)],
             checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1),  # the trials delete their old ones
             failure_config=rt.FailureConfig(max_failures=MAX_FAILURES),
             stop=stopper,
@@ -214,7 +232,7 @@ class Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller: Any, trial: Trial) -> None:
         # Ray does not allow a search algorithm with PBT: it would learn from results of configurations that it has not
         # drawn. Our sampler draws the first generation only, and in a space of training settings this error is small
-        super().on_trial_add(_NoSearch, trial)  # type: ignore[arg-type]
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # type: ignore[arg-type]
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         if result.get("stage", 0) or result.get("epochs", 0) >= self._dense_epochs:
@@ -273,28 +291,9 @@ def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
     return float(rng.uniform(low, high))
 
 
-class _NoSearch:
-    """Stand-in for Ray's TuneController: PBT's `on_trial_add` raises an error if the controller has a `search_alg`."""
-
-    search_alg = None
-
-
 def _domain(spec: Any) -> Any:
     """Convert the range `spec` of a search space to a Ray Tune domain, or to a list for a choice."""
     if "choice" in spec:
         return list(spec["choice"])
     kind, (low, high) = next(iter(spec.items()))
     return {"uniform": rt.uniform, "loguniform": rt.loguniform}[kind](low, high)
-
-
-def _trial_name(trial: Any) -> str:
-    return trial.config["trial"]
-
-
-def crash_of(trial: Trial) -> str:
-    """Return the last line of the error file that Ray wrote for `trial`, or "unknown error" if there is none."""
-    if trial.error_file and Path(trial.error_file).is_file():
-        lines = [line for line in Path(trial.error_file).read_text().splitlines() if line.strip()]
-        if lines:
-            return lines[-1]
-    return "unknown error"

@@ -103,7 +103,7 @@ class SearchSession:
             events.append(ConfigurationChanged(trial=name, values=changed))  # by population based training
         # first the epochs that an earlier driver trained but did not write before it was killed, then the new epoch
         rows = [row for row in result.get("curve") or () if row["epochs"] > trial.epochs]
-        if result.get("trained", True) and not result.get("failure"):
+        if result.get("trained", True) and not (result.get("failure") or result.get("crash")):
             rows = [*(row for row in rows if row["epochs"] < result["epochs"]), result]
         for row in rows:
             position = {key: row[key] for key in ("stage", "epoch", "epochs")}
@@ -113,6 +113,8 @@ class SearchSession:
         events += [PointMeasured(trial=name, point=point) for point in new]
         if result.get("failure"):
             events.append(TrialEnded(trial=name, outcome="failed", reason=result["failure"]))
+        elif result.get("crash"):
+            events.append(TrialEnded(trial=name, outcome="crashed", reason=result["crash"]))
         elif result.get("done"):
             finished = bool(result.get("finished"))
             by = None if finished else "the trial itself"

@@ -10,11 +10,13 @@ A lock file excludes other processes on this machine. For a study in an object s
 machines (tune/study/lease.py), and a mirror copies files between the store and `folder` (tune/study/store.py).
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.untrusted import link_out_of
 from trainables.outputs.storage import Store
 from tune.study.lease import StoreLease, StudyLost, lock
 from tune.study.manifest import StudyError
@@ -60,15 +62,29 @@ class StudyAccess:
             self.mirror.push(last)
 
 
+def check_links(folder: Path) -> None:
+    """Raise StudyError if a symbolic link in the study's folder `folder` leads out of it.
+
+    The links in wandb/ are not checked: W&B makes absolute links, which lead out of a study that has been moved.
+    """
+    if link := link_out_of(folder, skipped="wandb"):
+        raise StudyError(
+            f"{link} is a symbolic link to {os.path.realpath(link)}, outside the study; expected files and folders "
+            "only: remove the link, or copy its target to this place"
+        )
+
+
 @contextmanager
 def open_study(folder: Path, uri: str | None) -> Iterator[StudyAccess]:
     """Acquire exclusive access to a study, and release it at the end of the `with` block.
 
     If `uri` is None, the study is in `folder`. Otherwise it is at this URI in an object store, and `folder` is the
     local copy in which this process works; its files are updated from the store first. Neither the study nor the folder
-    need exist yet. Raise StudyError if another process has access, or if the object store cannot be reached or read.
+    need exist yet. Raise StudyError if another process has access, if the object store cannot be reached or read, or if
+    the folder has a symbolic link that leads out of it: the study would read, write and delete files elsewhere.
     """
     with lock(folder):
+        check_links(folder)
         if uri is None:
             yield StudyAccess(folder)
             return

@@ -5,8 +5,8 @@
 
 Each event is written as one line of the journal (tune/study/journal.py), then applied to all reducers: objects whose
 state is computed from the events alone (tune/study/state.py). A line is a JSON object: the key `event` is the kind of
-the event, the other keys are its fields. Events are written in format 2. `migrated` converts events of format 1, whose
-`result` event described an epoch, a point and the end of a trial together. A trial ends with one of four outcomes:
+the event, the other keys are its fields. Events are written in format 2; tune/study/format1.py converts events of
+format 1. A trial ends with one of four outcomes:
 
     completed    The last stage was trained to the end and measured.
     stopped      The trial was stopped early, in general by the scheduler.
@@ -18,14 +18,19 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal
 
+from data.untrusted import interpolation_in, is_name, is_relative_path
 from trainables.outputs.records import now
 
 FORMAT = 2
+SHARED = (
+    *("data.", "limits.", "teacher."),
+    *("seed", "replicate", "train.device", "train.threads"),
+)  # keys, or first parts of keys, whose values all trials of a study share: no space and no event of a trial sets them
 Outcome = Literal["completed", "stopped", "failed", "crashed"]
 REMEDY = "restore the journal from a copy, or use the version of asc-tune that wrote it"
 
@@ -207,6 +212,7 @@ def decode(content: Any) -> Event:
             raise EventError(
                 f"event {kind!r}: {name!r} is {json.dumps(value)[:80]}; expected {_names(fields[name])}; {REMEDY}"
             )
+    _check_values(kind, values)
     try:
         event = KINDS[kind](**values)
     except TypeError as error:
@@ -217,6 +223,38 @@ def decode(content: Any) -> Event:
             f"event {kind!r}: 'outcome' is {event.outcome!r}; expected one of {typing.get_args(Outcome)}; {REMEDY}"
         )
     return event
+
+
+def _check_values(kind: str, fields: Mapping[str, Any]) -> None:
+    """Raise EventError if a field of an event names a path outside the study, or contains an interpolation (`${`).
+
+    A journal may come from somebody else. The trial's name and the `checkpoint` of a point become paths in the study's
+    folder, and `values` becomes a part of a trial's configuration.
+    """
+    for name in ("trial", "config_id"):
+        if name in fields and not is_name(fields[name]):
+            raise EventError(
+                f"event {kind!r}: {name!r} is {fields[name][:80]!r}; expected the name of a trial, such as t0003; "
+                f"{REMEDY}"
+            )
+    path = fields.get("point", {}).get("checkpoint", "step0")
+    if not isinstance(path, str) or not is_relative_path(path):
+        raise EventError(
+            f"event {kind!r}: 'checkpoint' is {json.dumps(path)[:80]}; expected a folder in that of the trial, such as "
+            f"step0; {REMEDY}"
+        )
+    for key, value in fields.get("values", {}).items():
+        if key.startswith(SHARED):
+            raise EventError(
+                f"event {kind!r}: 'values' has the key {key!r} with the value {json.dumps(value)[:80]}; expected only "
+                f"keys in which the trials of a study may differ; {REMEDY}"
+            )
+    for name in ("params", "values"):
+        if found := interpolation_in(fields.get(name)):
+            raise EventError(
+                f"event {kind!r}: {name!r} contains {found[:80]!r}; expected values without interpolations (${{...}}); "
+                f"{REMEDY}"
+            )
 
 
 @cache
@@ -237,63 +275,3 @@ def _json_types(kind: Any) -> tuple[type, ...]:
     if origin is Literal:
         return (str,)
     return {float: (float, int)}.get(kind, (origin or kind,))
-
-
-def migrated(old: Any) -> Iterator[Event]:
-    """Yield the events that replace `old`, a parsed line of format 1. Raise EventError if `old` is invalid."""
-    if not isinstance(old, dict) or not isinstance(old.get("event"), str):
-        raise EventError(f"found {json.dumps(old)[:80]}; expected a JSON object with the key 'event'; {REMEDY}")
-    if old["event"] not in _MIGRATIONS:
-        raise EventError(f"key 'event' is {old['event']!r}; expected {', '.join(_MIGRATIONS)} (format 1); {REMEDY}")
-    try:
-        for kind, values in _MIGRATIONS[old["event"]](old):
-            yield decode({"event": kind, "time": old["time"], **values})
-    except KeyError as error:
-        raise EventError(f"event {old['event']!r} of format 1 lacks the required field {error}; {REMEDY}") from None
-
-
-def _renamed(kind: str, *names: str) -> Any:
-    return lambda old: [(kind, {name: old[name] for name in names})]
-
-
-def _trial_of_1(old: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    needed = ("trial", "config_id", "replicate", "params", "values")
-    optional = {k: old[k] for k in ("excess", "key", "attributes", "confirms") if old.get(k) is not None}
-    return [("trial_created", {name: old[name] for name in needed} | optional)]
-
-
-def _result_of_1(old: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    name = {"trial": old["trial"]}
-    point = [("point_measured", name | {"point": old["point"]})] if old.get("point") else []
-    if old.get("failure"):
-        return [*point, ("trial_ended", name | {"outcome": "failed", "reason": old["failure"]})]
-    figures = {k: old.get(k) for k in FIGURES}
-    position = {"stage": old["stage"], "epoch": old.get("epoch") or 0, "epochs": old["epochs"]}
-    new: list[tuple[str, dict[str, Any]]] = [("epoch_reported", name | position | {"figures": figures})]
-    new += point
-    if old["done"]:
-        ended = {"outcome": "completed"} if old["finished"] else {"outcome": "stopped", "by": "scheduler"}
-        new.append(("trial_ended", name | ended))
-    return new
-
-
-def _end_of_1(old: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    crashed = old["status"] == "failed"
-    ended = {"outcome": "crashed", "reason": old["failure"]} if crashed else {"outcome": "stopped", "by": "scheduler"}
-    return [("trial_ended", {"trial": old["trial"]} | ended)]
-
-
-_MIGRATIONS: dict[str, Any] = {
-    "run": _renamed("driver_started", "command"),
-    "known": _renamed("point_imported", "params", "point"),
-    "reject": _renamed("sample_rejected", "params", "reason", "example", "excess"),
-    "trial": _trial_of_1,
-    "judged": _renamed("configuration_judged", "params", "key", "excess"),
-    "retry": _renamed("trial_retried", "trial"),
-    "restore": _renamed("trial_restored", "trial", "epochs"),
-    "change": _renamed("configuration_changed", "trial", "values"),
-    "result": _result_of_1,
-    "exhausted": _renamed("space_exhausted", "rejections"),
-    "rungs": lambda old: [("driver_finished", {"digests": {}})],
-    "end": _end_of_1,
-}

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from data.files import fsync_file, fsync_folder, make_folder
-from tune.study.events import FORMAT, REMEDY, Event, EventError, decode, encode, migrated
+from tune.study.events import FORMAT, REMEDY, Event, EventError, decode, encode
+from tune.study.format1 import migrated
 from tune.study.lease import StudyLost
 from tune.study.retry import Retry
 from tune.study.state import StudyState
@@ -214,9 +215,8 @@ class Journal:
         self.generation = max(generation or 0, next_generation(study))
         self._retry = retry or Retry(lambda message: None)
         self._check = check
-        self._number = 0
         self._handle: int | None = None
-        self._path, self._size = self.folder, 0
+        self._number, self._path, self._size = 0, self.folder, 0
         self._begun: Path | None = None  # the last segment that this object created
         self._retry(lambda: make_folder(self.folder))
         self._retry(self._sync_earlier)

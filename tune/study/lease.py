@@ -96,6 +96,8 @@ def lock(folder: Path) -> Iterator[None]:
     already locked, raise StudyError, which names the process that locked it."""
     path = lock_of(folder)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():  # somebody else's link in a shared folder: the text below would replace its target's
+        raise StudyError(f"the lock {path} is a symbolic link; expected a file: remove the link")
     try:
         with locked(path, wait=False):
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}")

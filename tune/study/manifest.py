@@ -10,9 +10,8 @@
 import json
 from pathlib import Path
 
-from analysis.manifest import ResultsError, StudyManifest
-from analysis.manifest import read_manifest as read_file
-from data.files import make_folder, replace_text
+from analysis.manifest import ResultsError, StudyManifest, manifest_of
+from data.files import make_folder, parse_json, replace_text
 from tune.study.state import StudyState
 
 NAME = "study.json"
@@ -28,9 +27,14 @@ def read_manifest(folder: Path) -> StudyManifest:
         raise StudyError(
             f"{folder} is not the folder of a study ({NAME} is missing); correct the path, for example to runs/<name>"
         )
+    return parse_manifest((folder / NAME).read_bytes(), folder / NAME)
+
+
+def parse_manifest(content: bytes, where: Path | str) -> StudyManifest:
+    """Return the manifest in `content`, which was read from the file `where`. Raise StudyError if it is damaged."""
     try:
-        return read_file(folder / NAME)
-    except ResultsError as error:
+        return manifest_of(parse_json(content, where), where)
+    except (ResultsError, ValueError) as error:
         raise StudyError(str(error)) from error
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from analysis.manifest import ResultsError
 from data.files import make_folder
 from trainables.outputs.storage import Store
+from tune.study.access import check_links
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.journal import JournalError, apply_line, counting, parse
 from tune.study.lease import find_claim, lock_of
+from tune.study.manifest import StudyError
 from tune.study.state import StudyState
 from tune.study.store import Stamp, is_uri
 
@@ -82,6 +84,9 @@ def open_place(text: str) -> Place:
     try:
         place = Place(text)
         place.refresh()
+        check_links(place.folder)
+    except StudyError as error:
+        raise ResultsError(str(error)) from error
     except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
         raise ResultsError(f"{text} cannot be read: {error}; check the path or URI and the credentials") from error
     if not (place.folder / "study.json").is_file():

@@ -16,10 +16,12 @@ changed since then.
 Ray and the workers write checkpoints and deployed networks to the store directly.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +31,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs
 
 from data.files import make_folder, replace_text
+from data.untrusted import credentials_in, is_relative_path
 from trainables.outputs.records import EXPERIMENTS
 from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
@@ -38,13 +41,45 @@ PERIOD_S = 2.0  # shortest time between two uploads
 LONGEST_S = 30.0  # longest time between two uploads of a driver that calls `push` often
 VERIFIED_S = 1.0  # how long a check of the lease stays valid during a push
 STATE = ".mirror.json"
+_SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file", "http", "https")
 _SKIPPED = ("ray", "wandb", "lease")  # folders that Ray, the workers and the lease manage
 Stamp = tuple[int, int]  # version of a file: size in bytes, modification time in ns
 
 
 def is_uri(storage: str) -> bool:
-    """Return True if `storage` is the URI of an object store, and False if it is the path of a folder."""
+    """Return True if `storage` is the URI of an object store, and False if it is the path of a folder.
+
+    Raise StudyError if the URI is not valid (`check_uri`).
+    """
+    check_uri(storage)
     return "://" in storage
+
+
+def check_uri(text: str) -> None:
+    """Raise StudyError if `text`, a path or URI, contains credentials (the message does not show them), or is a URI
+    with a query (?region=...), without two slashes (s3:/bucket), or with an invalid name (s3://bucket/a/../b)."""
+    scheme, colon, rest = text.partition(":")
+    if problem := credentials_in(text):
+        raise StudyError(
+            f"the URI {scheme}:... contains {problem}; expected no credentials, because Ray would write them to its "
+            "files: remove them, and set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "the variables of your store"
+        )
+    if colon and not rest.startswith("//") and (scheme.lower() in _SCHEMES or re.match(r"\w[\w.+-]+:/", text)):
+        raise StudyError(
+            f"{text} is not a URI; expected two slashes after the scheme: write {scheme}://{rest.lstrip('/')}, or "
+            f"./{text} for a folder of this name"
+        )
+    if "://" in text and "?" in text:
+        raise StudyError(
+            f"the URI {text.partition('?')[0]}?... has parameters; expected none: set the region and the endpoint in "
+            "the environment (AWS_DEFAULT_REGION, AWS_ENDPOINT_URL)"
+        )
+    if "://" in text and not is_relative_path(text.partition("://")[2].strip("/")):
+        raise StudyError(
+            f"{text!r} is not a valid URI; expected scheme://bucket/path with names of letters, digits, '.', '_' and "
+            "'-': correct the URI"
+        )
 
 
 def work_root() -> Path:
@@ -69,22 +104,15 @@ def working_folder(storage: str) -> Path:
 def check_store(storage: str) -> Store:
     """Return the object store at the URI `storage`, after a file was written and deleted there as a test.
 
-    Raise StudyError if the URI contains credentials (the message does not show them), or if the store cannot be reached
-    or written.
+    Raise StudyError if the URI contains credentials, or if the store cannot be reached or written.
     """
-    parts = urlsplit(storage)
-    if parts.username or parts.password or re.search(r"(?i)key|secret|token|password", parts.query):
-        raise StudyError(
-            f"--storage {parts.scheme}://...: the URI contains credentials, which Ray would write to its files. Remove "
-            "them from the URI, and set the environment variables AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the "
-            "variables of your store"
-        )
+    check_uri(storage)
     try:
         store = Store(storage)
         bucket = store.path.split("/")[0]
         if store.files.get_file_info(bucket).type == fs.FileType.NotFound:
             raise StudyError(f"--storage {storage}: bucket {bucket} does not exist: create it or correct the URI")
-        probe = f".probe-{os.getpid()}"
+        probe = f".probe-{secrets.token_hex(8)}"
         store.write(probe, b"probe")
         store.files.delete_file(f"{store.path}/{probe}")
     except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
@@ -186,6 +214,8 @@ class Mirror:
     def _pull(self, names: Iterable[str]) -> None:
         for name in sorted(names):
             local = self.folder / name
+            if not Path(os.path.realpath(local.parent)).is_relative_to(os.path.realpath(self.folder)):
+                raise OSError(errno.ELOOP, f"{local.parent} is a symbolic link out of the study: remove the link")
             make_folder(local.parent)
             self.store.pull(name, local)
             self._agree(name, _stamp(local))
@@ -210,7 +240,7 @@ class Mirror:
         """Return the paths of the local files that changed after their last transfer from or to the store."""
         found = []
         for top in self.folder.iterdir():
-            if top.name in _SKIPPED or top.name.startswith("."):
+            if top.name in _SKIPPED or top.name.startswith(".") or top.is_symlink():
                 continue
             for path in top.rglob("*") if top.is_dir() else [top]:
                 name = path.relative_to(self.folder).as_posix()

@@ -1,6 +1,7 @@
 """Studies that are started from the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,7 @@ class Studies:
             text=True,
             env=environment,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as nohup, cron and CI systems do
         )
 
     def new(self, name: str, *words: str) -> subprocess.Popen[str]:

@@ -1,7 +1,9 @@
 """Tracking with W&B never stops a trial: not by an id that is in use, nor by a server that does not answer."""
 
-import json
-import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ def runs(folder: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path_factory.mktemp("home")))  # no ~/.netrc
 
@@ -63,13 +65,140 @@ def test_trial_goes_on_without_w_and_b(tmp_path: Path, monkeypatch, caplog: pyte
     assert "t0 is not logged to W&B" in caplog.text
 
 
-def test_mode_follows_key_server_and_override(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking.mode() == "offline"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert tracking.mode() == "offline"  # no key
-        monkeypatch.setenv("WANDB_API_KEY", json.dumps("k" * 40))
-        assert tracking.mode() == "online"
-    assert tracking.mode() == "offline"  # the server is gone
+KEY = "k" * 40
+
+
+@contextmanager
+def web_server(status: int | None) -> Iterator[tuple[str, list[str]]]:
+    """Yield the URL of a server that answers each request with `status` (None: never), and the requests so far."""
+    requests: list[str] = []
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            requests.append(self.path)
+            assert "Authorization" not in self.headers, "the test of the server must not send the key"
+            if status is None:
+                over.wait()
+            self.send_response(status or 200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", requests
+    finally:
+        over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def modes() -> tuple[str, list[str]]:
+    """Return the mode that is chosen and the warnings."""
+    warnings: list[str] = []
+    return tracking.choose_mode(warnings.append), warnings
+
+
+@pytest.mark.parametrize(
+    ("status", "chosen"), [(200, "online"), (401, "online"), (404, "online"), (500, "offline"), (503, "offline")]
+)
+def test_mode_follows_the_servers_answer(status: int, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with web_server(status) as (url, requests):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert modes() == ("offline", [])  # no key
+        assert requests == []
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        found, warnings = modes()
+        assert (found, len(requests)) == (chosen, 1)
+        assert [str(status) in w and url in w and KEY not in w for w in warnings] == [True] * (chosen == "offline")
+
+
+def test_a_server_that_hangs_or_is_gone_means_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "ANSWER_S", 0.2)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with web_server(None) as (url, requests):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        found, warnings = modes()
+        assert (found, len(warnings), len(requests)) == ("offline", 1, 1)
+    monkeypatch.setenv("WANDB_BASE_URL", url.replace("//", "//user:secret@"))
+    found, warnings = modes()  # the server is gone
+    assert found == "offline" and url in warnings[0] and "secret" not in warnings[0]
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert tracking.mode() == "disabled"
+    assert modes() == ("disabled", [])
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "WANDB_HTTP_PROXY"])
+def test_server_without_a_port_is_asked_through_the_proxy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "http://wandb.invalid")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("no_proxy", "")
+    with web_server(200) as (url, requests):
+        monkeypatch.setenv(name, url)
+        assert modes() == ("online", [])
+        assert requests == ["http://wandb.invalid/graphql"]
+    with web_server(407) as (url, _):
+        monkeypatch.setenv(name, url)
+        found, warnings = modes()
+        assert found == "offline" and "407" in warnings[0]
+
+
+def test_settings_of_wandb_login_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Path.home() / ".config" / "wandb" / "settings"
+    settings.parent.mkdir(parents=True)
+    with web_server(200) as (url, requests):
+        settings.write_text(f"[default]\nbase_url = {url}\n")
+        host = url.removeprefix("http://")
+        (Path.home() / ".netrc").write_text(f"machine {host}\n  login user\n  password {KEY}\n")
+        assert modes() == ("online", [])
+        assert len(requests) == 1
+        settings.write_text(f"[default]\nbase_url = {url}\nmode = offline\n")  # `wandb offline`
+        assert modes() == ("offline", [])
+    with web_server(500) as (url, _):
+        monkeypatch.setenv("WANDB_BASE_URL", url)  # the environment has priority, and there is no key for this server
+        settings.write_text(f"[default]\nbase_url = http://127.0.0.1:{host.rpartition(':')[2]}\n")
+        assert modes() == ("offline", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WANDB_BASE_URL", "host:8080"), ("WANDB_API_KEY", "short-secret"), ("WANDB_BASE_URL", "http://")],
+)
+def test_invalid_settings_mean_offline_and_show_no_key(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv(name, value)
+    found, warnings = modes()
+    assert found == "offline" and len(warnings) == 1
+    assert KEY not in warnings[0] and "short-secret" not in warnings[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_fails_later_costs_one_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "START_S", 2.0)
+    with web_server(500) as (url, requests):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        first = Tracker(tmp_path, "s-t0", "t0", "s", {}, mode="online")
+        first.finish()
+        assert first.mode == "offline"
+        asked = len(requests)
+        Tracker(tmp_path, "s-t1", "t1", "s", {}, mode=first.mode).finish()
+        assert sum(path == "/graphql" for path in requests[asked:]) == 0
+    assert [name.rpartition("-")[0] or name for name in runs(tmp_path)] == ["s-t0", "s"]
+
+
+@pytest.mark.slow
+def test_files_are_complete_after_finish(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "s-t0", "t0", "s", {})
+    tracker.log({"train_loss": 1.5}, 1)
+    tracker.finish()
+    children = [pid for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+    writers = [pid for pid in children if "wandb" in Path(f"/proc/{pid}/comm").read_text()]
+    assert not writers, "W&B's background process may still write the run's file"
+    (folder,) = tracker.files()
+    assert b"train_loss" in (folder / "run-s-t0.wandb").read_bytes()

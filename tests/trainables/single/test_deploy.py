@@ -21,6 +21,7 @@ from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import describe_use
 from trainables.inputs.clips import load_clips
 from trainables.outputs.records import write_info
+from trainables.single.run_folder import RunError
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,9 @@ def test_the_command_leaves_every_form_with_its_figures(run: Callable[..., int],
         (("--ckpt_id=r1", "--qat_lr=0"), "--qat_lr 0.0: "),
         (("--ckpt_id=r1", "--qat_epochs=1", "--kd_alpha=0.5"), "distill.kd_alpha=0.5"),
         (("--ckpt_id=r1", "--nonsense=1"), "unknown flag --nonsense"),
+        (("--ckpt_id=r1", "profile=full"), "profile=full is a group of keys"),
+        (("--ckpt_id=r1", "--repconv=true"), "student=rep_mobile is a group of keys"),
+        (("--ckpt_id=r1", "train.batch_siz=8"), "unknown configuration key train.batch_siz"),
         (("--ckpt_id=r1", "--dataset_dir=/nowhere"), "/nowhere"),
         (("--ckpt_id=r1", "--out={tmp_path}"), "deploy.json"),
     ],
@@ -126,6 +130,13 @@ def test_a_copied_checkpoint_is_deployed_with_the_configuration_that_it_carries(
     assert (found.seed, found.data.subset, found.train) == (7, 50, config.train)
     (tmp_path / "info.json").write_text(json.dumps({"config": replace(config, seed=8).flat()}))
     assert deploy.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, [], tmp_path).seed == 8
+
+
+@pytest.mark.parametrize("text", ['{"config": "text"}', '{"config": [1]}', "[]", "42", "[" * 100_000, "{"])
+def test_a_damaged_info_json_is_named(config: TrialConfig, tmp_path: Path, text: str) -> None:
+    (tmp_path / "info.json").write_text(text)
+    with pytest.raises(RunError, match=rf"{tmp_path}/info\.json is damaged"):
+        deploy.configuration(tmp_path / "last.ckpt", {}, [], tmp_path)
 
 
 def test_damaged_networks_are_refused(

@@ -16,6 +16,7 @@ from ascmodels.compress.plan import PruneConfig
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
 from data.features import FrontEndConfig
+from data.signals import INTERRUPTED
 from tests.support.trainables.comparison import same
 from trainables import progressive_prune, run_training
 from trainables.config.compose import compose
@@ -23,7 +24,6 @@ from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import describe_use
 from trainables.engine.device import set_up_process
 from trainables.single import command as single_command
-from trainables.single import run_folder
 from trainables.single.plan_file import SHIPPED, read_plan
 from trainables.trial.trial import Trial
 
@@ -139,7 +139,7 @@ def test_a_killed_command_given_again_ends_like_one_that_ran_through(
 
     monkeypatch.setattr(single_command, "run_trial", dying)
     statuses = []
-    while not statuses or statuses[-1] == run_folder.INTERRUPTED:
+    while not statuses or statuses[-1] == INTERRUPTED:
         statuses.append(command(storage, *words))
         assert len(statuses) < 15
     assert statuses[-1] == 0

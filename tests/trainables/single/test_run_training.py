@@ -139,6 +139,16 @@ def test_a_run_keeps_its_configuration_and_its_lock(tmp_path, capsys) -> None:
     assert "run abc" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [("train", "--ckpt_id=abc and without --evaluate"), ("prune", "progressive_prune.py --resume abc")],
+)
+def test_an_unfinished_run_is_continued_by_the_command_of_its_kind(kind, hint, tmp_path, capsys) -> None:
+    Run.new(tmp_path, kind, TrialConfig(), ["python"], "abc").update()
+    assert main([f"--storage={tmp_path}", "--evaluate", "--ckpt_id=abc"]) == 2
+    assert hint in " ".join(capsys.readouterr().out.split())
+
+
 def test_no_checkpoint_to_be_found(tmp_path) -> None:
     with pytest.raises(RunError, match=r"last\.ckpt"):
         find_checkpoint(tmp_path, "last.ckpt")

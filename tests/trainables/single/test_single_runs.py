@@ -12,6 +12,7 @@ from ascmodels.students import StudentConfig, build_student
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
 from data.features import FrontEndConfig
 from data.impulse import main as write_impulses
+from data.signals import INTERRUPTED
 from data.tau import SCENES
 from trainables import finetune_teacher, run_training
 from trainables.config.distill import DistillConfig
@@ -20,7 +21,7 @@ from trainables.engine.deployment import describe_use
 from trainables.engine.evaluation import Deployed
 from trainables.inputs.clips import load_clips
 from trainables.run_training import distils, main
-from trainables.single.run_folder import INTERRUPTED, Run, RunError, newest_runs
+from trainables.single.run_folder import Run, RunError, newest_runs
 from trainables.teachers.cached_logits import logits_file
 from trainables.teachers.fine_tuning import teacher_key
 from trainables.teachers.logits import save_logits

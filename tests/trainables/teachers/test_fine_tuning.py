@@ -125,6 +125,11 @@ def test_the_manifest_of_cached_logits(teachers) -> None:
     other_division = replace(config, seed=3)  # another division of the same clips has the same logits
     assert logits_file(other_division, folders[0]) == path
     assert path.stat().st_mtime_ns == stamp
+    content, logits = path.read_bytes(), load_logits(path, sorted(everything), SCENES)
+    for damaged in (content[:500], content[:-2], b"", b"[" * 100_000):  # they are computed again
+        path.write_bytes(damaged)
+        assert logits_file(config, folders[0], content=data.train.cache.content) == path
+        assert torch.equal(load_logits(path, sorted(everything), SCENES), logits)
 
 
 @pytest.mark.slow

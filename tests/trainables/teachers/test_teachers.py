@@ -1,6 +1,7 @@
 """Networks of teachers: families, patches, pretrained weights, layer-wise learning rates."""
 
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,21 @@ def test_shapes_and_round_trip(name: str, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(CheckpointError, match="no teacher checkpoint in"):
         load_teacher(tmp_path / "t", SCENES)
+
+
+@pytest.mark.parametrize("name", ["vit", "named vit", "cnn"])
+def test_pretrained_in_a_checkpoint_is_not_followed(name: str, tmp_path: Path, monkeypatch) -> None:
+    """The folder has all weights: whoever wrote its teacher.json must not send the reader to a hub."""
+    save_teacher(tmp_path / "t", built(ALL[name]), {"classes": list(SCENES)})
+    path = tmp_path / "t" / "teacher.json"
+    content = json.loads(path.read_text())
+    content["model"]["config"]["pretrained"] = "stranger/network"
+    path.write_text(json.dumps(content))
+    connected: list = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: connected.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *more, **options: connected.append(host) or [])
+    load_teacher(tmp_path / "t", SCENES)
+    assert not connected
 
 
 @pytest.mark.parametrize("name", ALL)

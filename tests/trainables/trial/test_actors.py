@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from data.tau import DatasetError
 from tests.support.paths import ROOT
 from trainables.config.compose import compose
-from trainables.config.schema import ConfigError, TrialConfig
+from trainables.config.schema import TrialConfig
 from trainables.inputs.code import code_hash
 from trainables.inputs.fingerprint import fingerprint
 from trainables.ray_trainables import KDTrainable
@@ -76,11 +75,9 @@ def test_an_actor_refuses_data_that_changed_under_a_running_study(with_teacher, 
     lines = text.splitlines(keepends=True)
     try:
         table.write_text("".join([lines[0], *lines[:0:-1]]))
-        with pytest.raises(DatasetError, match="another order"):
-            trainable(config, fingerprint=known)
+        assert "another order" in trainable(config, fingerprint=known).train()["crash"]
         table.write_text("".join(lines[:-1]))
-        with pytest.raises(DatasetError):
-            trainable(config, fingerprint=known)
+        assert "49 clips" in trainable(config, fingerprint=known).train()["crash"]
     finally:
         table.write_text(text)
 
@@ -88,12 +85,10 @@ def test_an_actor_refuses_data_that_changed_under_a_running_study(with_teacher, 
 def test_an_actor_that_runs_other_code_than_its_driver_refuses(with_teacher, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     config = replace(with_teacher, distill=replace(with_teacher.distill, kd_alpha=1.0))
-    with pytest.raises(ConfigError) as refused:
-        trainable(config, code="0123456789abcdef")
+    refused = trainable(config, code="0123456789abcdef").train()["crash"]
     for value in ("0123456789abcdef", code_hash(), socket.gethostname(), str(ROOT)):
-        assert value in str(refused.value)
+        assert value in refused
     actor = trainable(config, code=code_hash())
     assert actor.reset(config.flat() | RAY_OWN | {"code": "0123456789abcdef"})
-    with pytest.raises(ConfigError):  # a reused actor refuses, too
-        actor.train()
+    assert "0123456789abcdef" in actor.train()["crash"]  # a reused actor refuses, too
     actor.stop()

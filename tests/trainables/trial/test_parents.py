@@ -13,7 +13,8 @@ import torch
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.compress.plan import PruneConfig
 from ascmodels.nessi import Limits
-from data.files import check_seal, locked
+from data.files import locked
+from data.seals import check_seal
 from tests.support import workers
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig

@@ -12,7 +12,7 @@ from tests.support.driven_study import Commands
 from trainables.config.compose import compose
 from trainables.config.schema import ConfigError, TrialConfig
 from tune.checks import resolve_gpus
-from tune.run import on_cluster, with_gpus
+from tune.ray_start import on_cluster, with_gpus
 from tune.study.manifest import StudyError, read_manifest, write_manifest
 
 CPU, AUTO, CUDA = (compose([f"train.device={device}"]) for device in ("cpu", "auto", "cuda"))

@@ -14,7 +14,7 @@ import pytest
 from tests.support.driven_study import Driver
 from tests.support.paths import ROOT
 from tests.support.tune.live import best_points, measure_more, running_study, serving
-from tune.live import main
+from tune.live import Server, main
 from tune.study.journal import segments
 
 
@@ -67,6 +67,40 @@ def test_nothing_else_is_served(study, port):
         assert get(port, "/status.json", method)[0] == 501
     assert get(port, "/status.json", host="evil.example")[0] == 403
     assert get(port, "/status.json", host=f"localhost:{port}")[0] == 200
+
+
+def raw(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
+        connection.sendall(request)
+        connection.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+@pytest.mark.parametrize(
+    ("request_line", "host", "status"),
+    [
+        ("/status.json", "[::1", 403),
+        ("/status.json", "[evil]", 403),
+        ("/status.json", "127.0.0.1@evil", 403),
+        ("/status.json", "", 403),
+        ("/status.json", "localhost:\x7f\x00", 403),
+        ("/status.json", "\u217cocalhost\u2100", 403),
+        ("//[", "127.0.0.1", 404),
+        ("http://[/status.json", "127.0.0.1", 404),
+    ],
+)
+def test_malformed_requests_are_refused_without_a_traceback(port, capfd, request_line, host, status):
+    answer = raw(port, f"GET {request_line} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert answer.startswith(f"HTTP/1.0 {status} ".encode()), answer[:200]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
+def test_a_page_for_other_machines_says_what_it_shows(study, monkeypatch, capsys, host, warned):
+    monkeypatch.setattr(Server, "serve_forever", lambda self: None)
+    assert main([str(study), "--host", host, "--port", "0"]) == 0
+    output = capsys.readouterr().out
+    assert ("warning" in output, "journal" in output) == (warned, warned)
 
 
 def test_damage_is_answered_by_its_line_and_points_csv_is_not_needed(study, port):

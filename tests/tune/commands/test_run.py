@@ -133,7 +133,7 @@ def test_impossible_resources(option: str, text: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as ended:
         read_request(["--space", "kd", option, text])
     assert ended.value.code == 2
-    assert f"{option}: {text}" in capsys.readouterr().err
+    assert f"{option}: {text!r}" in capsys.readouterr().err
 
 
 PRUNED: dict[str, Any] = {"prune.ratios": {"each": "prune.steps", "item": {"uniform": [0.1, 0.4]}}}

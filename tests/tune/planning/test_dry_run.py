@@ -15,7 +15,7 @@ from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.step_time import StepTime, random_training
 from tune.planning.cost import Rungs, duration, makespan, trial_hours, until_stopped, wilson
-from tune.planning.dry_run import draw, dry_run, nothing_fits
+from tune.planning.dry_run import draw, dry_run, nothing_fits, print_study_hours
 from tune.run import main
 
 SMALL = ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.batch_size=8"]
@@ -116,6 +116,15 @@ def test_rungs_are_shown_as_far_as_there_are_any(
     assert ("at best" in text) == (shown is not None)
     if shown:
         assert shown in text
+
+
+def test_a_space_without_prune_steps_has_no_rung_after_them() -> None:
+    printed = StringIO()
+    rungs = Rungs("mo_asha", 4)  # no rung in 4 epochs, so only those after prune steps
+    for stages, shown in (([1.0], False), ([1.0, 0.5], False), ([1.0, 0.5, 0.5], True)):
+        console = Console(file=printed, width=200)
+        print_study_hours(replace(ASKED, scheduler="mo_asha"), [stages], rungs, False, console)
+        assert ("promotes" in printed.getvalue()) is shown, stages
 
 
 @pytest.mark.slow

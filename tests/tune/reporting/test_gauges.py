@@ -128,7 +128,7 @@ def test_lines_of_a_running_study(tmp_path: Path) -> None:
         log.add(TrialCreated(trial=name, config_id=name, replicate=0, params={}, values=values))
     log.add(measured("t0000", 0, 0.5, 4_000_000), TrialEnded(trial="t0000", outcome="crashed", reason="first"))
     text = io.StringIO()
-    log.attach(ProgressLines(Console(file=text, width=200), log.state, front, 3, {"train.lr": 0.1}))
+    log.attach(ProgressLines(Console(file=text, width=200), log.state, front, 3, {"train.lr": 0.1}, Path("ray.log")))
     log.add(TrialRetried(trial="t0000"), epoch("t0000", 3, 0.5, 4_000_000))
     assert text.getvalue() == ""
     log.add(measured("t0000", 1, 0.45, 2_000_000), TrialEnded(trial="t0000", outcome="completed"))

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 from ray import cloudpickle
+from ray.train._internal.storage import StorageContext
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from search_spaces import load_space, space_from_dict
+from tests.support.data.planted import bomb
 from tests.support.simulated import result
 from tests.support.tune.ray_search import Study, suggested, trial
 from tune.search.halving import SCHEDULERS
@@ -57,7 +59,7 @@ def test_the_stopper_returns_the_sessions_decision(tmp_path: Path) -> None:
 def test_a_hopeless_study_is_stopped(tmp_path: Path) -> None:
     study = Study(tmp_path)
     stopper = SessionStopper(study.session)
-    callback = SessionCallback(study.session, stopper, lambda running: None)
+    callback = SessionCallback(study.session, stopper, lambda running: None, print)
     for _ in range(3):
         assert not stopper.stop_all()
         trial_drawn = study.session.next_trial()
@@ -70,19 +72,43 @@ def test_a_hopeless_study_is_stopped(tmp_path: Path) -> None:
 def test_ends_that_ray_alone_knows_are_events(tmp_path: Path) -> None:
     study = Study(tmp_path)
     steps: list[list[str]] = []
-    callback = SessionCallback(study.session, SessionStopper(study.session), steps.append)
+    callback = SessionCallback(study.session, SessionStopper(study.session), steps.append, print)
     names = [getattr(study.session.next_trial(), "name", "") for _ in range(3)]
     failed = trial(names[0], Trial.ERROR)
     failed.error_file = str(tmp_path / "error.txt")
-    Path(failed.error_file).write_text("Traceback (most recent call last):\n  ...\nRayActorError: the node died\n\n")
+    Path(failed.error_file).write_text("""Traceback (most recent call last):
+  File "x.py", line 1, in f
+    f()
+ValueError: no data
+
+""")
     callback.on_trial_error(0, [], failed)
     callback.on_trial_complete(0, [], trial(names[1], Trial.TERMINATED))
     callback.on_step_end(0, [failed, trial(names[1], Trial.TERMINATED), trial(names[2])])
     trials = study.log.state.trials
-    assert (trials[names[0]].outcome, trials[names[0]].reason) == ("crashed", "RayActorError: the node died")
+    assert (trials[names[0]].outcome, trials[names[0]].reason) == ("crashed", "ValueError: no data")
     assert trials[names[1]].outcome == "stopped"
     assert trials[names[2]].outcome is None
     assert steps == [[names[2]]]
+
+
+def test_ray_reads_no_pickled_error_of_a_trial(tmp_path: Path) -> None:
+    """Ray would unpickle <study>/ray/<run>/<trial>/error.pkl for each trial that failed."""
+    study = Study(tmp_path)
+    callback = SessionCallback(study.session, SessionStopper(study.session), lambda running: None, print)
+    storage = StorageContext(str(tmp_path), "run001", trial_dir_name="t0000")
+    failed = Trial("x", stub=True, storage=storage, config={"trial": "t0000"})
+    file = tmp_path / "run001" / "t0000" / "error.pkl"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(bomb(tmp_path / "exploded"))
+    metadata: Any = failed.run_metadata
+    metadata.pickled_error_filename = file.name
+    callback.on_experiment_end([failed])
+    assert failed.get_pickled_error() is None
+    assert not (tmp_path / "exploded").exists()
+    metadata.pickled_error_filename = file.name
+    failed.get_pickled_error()  # without the callback, it does run
+    assert (tmp_path / "exploded").exists()
 
 
 @pytest.mark.parametrize("where", ["suggest", "result", "end", "error", "step"])
@@ -97,7 +123,10 @@ def test_a_lost_study_ends_and_nothing_more_is_written(tmp_path: Path, where: st
             raise StudyLost("another driver has it")
 
     stopper = SessionStopper(study.session)
-    searcher, callback = SessionSearcher(study.session, {}, stopper), SessionCallback(study.session, stopper, step)
+    searcher, callback = (
+        SessionSearcher(study.session, {}, stopper),
+        SessionCallback(study.session, stopper, step, print),
+    )
     name = suggested(searcher, "ray-0")["trial"]
     assert not stopper("ray-0", result(name, 0, 1, 1))
     before, state = list(study.events), repr(vars(study.log.state))
@@ -129,7 +158,7 @@ def test_rays_snapshots_hold_nothing_of_the_study(tmp_path: Path) -> None:
     for part in (
         SessionSearcher(study.session, {}, stopper),
         stopper,
-        SessionCallback(study.session, stopper, lambda running: None),
+        SessionCallback(study.session, stopper, lambda running: None, print),
     ):
         assert len(cloudpickle.dumps(part)) < 500  # pyright: ignore[reportPrivateImportUsage]
     with pytest.raises(NotImplementedError):

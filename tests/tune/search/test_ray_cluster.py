@@ -70,6 +70,7 @@ def walk(study: Study, folder: Path, scheduler: str, n_trials: int, step: Callab
         storage=str(folder / "ray"),
         run="run001",
         step=step,
+        warn=print,
     )
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 

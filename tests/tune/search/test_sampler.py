@@ -39,6 +39,19 @@ def test_violation_is_the_cheapest_stages_excess() -> None:
     assert violation(((200, 90), (150, 10)), limits) == pytest.approx(0.5)
     assert violation(((200, 90), (90, 110)), limits) == pytest.approx(0.1)
     assert violation(((200, 90), (90, 50)), limits) == pytest.approx(-0.1)
+    assert violation(((200, 90), (150, 10)), limits, slack=1.5) == pytest.approx(0)  # only pruned sizes are estimates
+    assert violation(((150, 90),), limits, slack=1.5) == pytest.approx(0.5)
+
+
+def test_an_estimate_does_not_reject_what_may_fit() -> None:
+    """With global pruning, weights decide about the widths, so the size before training is not the final one."""
+    base = compose(["student=tf_sepnet", "prune.ratios=[0.3]", "prune.scope=global"]).flat()
+    config = TrialConfig.from_flat(base)
+    shape = config.frontend.n_mels, config.frontend.frames
+    estimate = stages(config.student, config.prune, *shape, config.limits.precision)[1][0]
+    for scope, share, accepted in (("global", 0.7, True), ("global", 0.6, False), ("local", 0.7, False)):
+        gate = NetworkGate(base | {"prune.scope": scope, "limits.macs": share * estimate})
+        assert (gate({}).excess <= 0) is accepted, (scope, share)
 
 
 @pytest.mark.slow

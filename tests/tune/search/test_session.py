@@ -123,6 +123,15 @@ def test_a_failure_in_the_first_epoch_has_no_figures(tmp_path: Path) -> None:
     assert (trial.outcome, trial.reason, trial.epochs) == ("failed", "out of GPU memory", 0)
 
 
+def test_an_error_that_a_retry_cannot_fix_is_a_crash_which_a_resume_retries(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    name = driver.next().name
+    assert driver.report({"config": {"trial": name}, "done": True, "finished": False, "crash": "no clips"}) == [True]
+    trial = driver.log.state.trials[name]
+    assert (trial.outcome, trial.reason, trial.epochs) == ("crashed", "no clips", 0)
+    assert driver.log.state.crashed == [trial]
+
+
 def test_ends_that_ray_alone_knows(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     first, second = (driver.next().name for _ in range(2))

@@ -19,8 +19,8 @@ from tune.study.events import (
     TrialEnded,
     decode,
     encode,
-    migrated,
 )
+from tune.study.format1 import migrated
 
 
 def test_every_kind_comes_back_from_its_line(tmp_path: Path) -> None:
@@ -70,6 +70,51 @@ def test_what_is_no_event_is_refused_and_named(content: Any, value: str) -> None
     with pytest.raises(EventError) as error:
         decode(content)
     assert value in str(error.value)
+
+
+CREATED = {"event": "trial_created", "trial": "t0", "config_id": "t0", "replicate": 0, "params": {}, "values": {}}
+POINT = {"event": "point_measured", "trial": "t0", "point": {"step": 0}}
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "value"),
+    [
+        *(
+            (CREATED | {key: name}, key, name)
+            for key in ("trial", "config_id")
+            for name in (
+                "../../../outside/x",
+                "/x",
+                "..",
+                ".",
+                "",
+                ".hidden",
+                "a/b",
+                "a\\b",
+                "a\nb",
+                "a\x1b[2J",
+                "x" * 300,
+            )
+        ),
+        ({"event": "trial_retried", "trial": "../x"}, "trial", "../x"),
+        *((POINT | {"point": {"checkpoint": c}}, "checkpoint", str(c)) for c in ("../x", "/x", "step0/../../x", "", 5)),
+        (CREATED | {"values": {"data.cache_dir": "/outside"}}, "data.cache_dir", "/outside"),
+        (CREATED | {"values": {"seed": 1}}, "seed", "1"),
+        (CREATED | {"values": {"train.lr": "${oc.env:HOME}"}}, "values", "${oc.env:HOME}"),
+        (CREATED | {"params": {"x": [{"y": "${oc.env:HOME}"}]}}, "params", "${oc.env:HOME}"),
+        (
+            {"event": "configuration_changed", "trial": "t0", "values": {"train.lr": "${x}"}},
+            *("values", "${x}"),
+        ),
+    ],
+)
+def test_a_journal_of_somebody_else_names_no_path_outside_and_no_secret(content: Any, key: str, value: str) -> None:
+    for valid in (CREATED, POINT, POINT | {"point": {"checkpoint": "step0"}}):
+        decode(valid)
+    with pytest.raises(EventError) as error:
+        decode(content)
+    assert repr(key) in str(error.value)
+    assert json.dumps(value)[1:-1][:80] in str(error.value) or repr(value)[1:-1][:80] in str(error.value)
 
 
 OLD = {"time": "2026-01-05T09:30:00+00:00"}

@@ -24,7 +24,7 @@ from tune.study.events import EpochReported, TrialRestored
 from tune.study.journal import read_events, read_state
 
 FOLDER = ROOT / "tune" / "cluster"
-FILES = sorted(FOLDER.iterdir())
+FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".sh", ".yaml"))
 # fields of KubeRay's RayJobSpec and RayClusterSpec (ray-operator/apis/ray/v1, release 1.5)
 RAY_JOB = {
     *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata", "clusterSelector"),
@@ -112,7 +112,8 @@ FAKES = {
     "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
     "scontrol": 'echo "$@" >> "$FAKES/scontrol.log"',
     # `ray symmetric-run`: the command on the head node is its child, and its exit status is passed on
-    "ray": """if [ "$1" = get-auth-token ]; then mkdir -p "$HOME/.ray"; echo token > "$HOME/.ray/auth_token"; exit; fi
+    "ray": """if [ "$1" = get-auth-token ]; then umask | tail -c 4 > "$FAKES/created"; mkdir -p "$HOME/.ray"
+echo token > "$HOME/.ray/auth_token"; exit; fi
 echo "$@" > "$FAKES/ray.log"; while [ "$1" != -- ]; do shift; done; shift; "$@"; exit $?""",
     # the driver: ends with 130 at SIGTERM, as tune/run.py does
     "python": """echo "$@" > "$FAKES/driver.log"; [ "$DRIVER" = complete ] && exit 0
@@ -131,10 +132,10 @@ def slurm(tmp_path: Path):
     environment |= {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "3"}
     environment |= {"TMPDIR": str(tmp_path)}
 
-    def start(driver: str) -> subprocess.Popen[str]:
+    def start(driver: str, *words: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", str(FOLDER / "slurm.sh"), "--space", "kd", "--name", "my study"],
-            env=environment | {"DRIVER": driver},
+            ["bash", str(FOLDER / "slurm.sh"), "--space", "kd", "--name", "my study", *words],
+            env=environment | {"DRIVER": driver} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -153,6 +154,33 @@ def test_slurm_runs_the_driver_on_a_cluster_of_all_nodes(slurm, tmp_path: Path) 
     assert started.startswith(f"symmetric-run --address {address[1]} --min-nodes 2 --num-cpus 3 -- ")
     assert not (tmp_path / "scontrol.log").exists()
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+def test_slurm_trusts_no_file_in_the_temporary_folder_and_no_word(slurm, tmp_path: Path) -> None:
+    planted = tmp_path / "asc-tune-4711.pid"
+    planted.write_text("1\n")
+    before = os.umask(0)  # the token must be private at once, whatever the umask is
+    try:
+        word = f"$(touch {tmp_path}/hit); `touch {tmp_path}/hit` 'x\" *"
+        process = slurm("complete", word, "-n", SLURM_SUBMIT_DIR=str(tmp_path))
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    finally:
+        os.umask(before)
+    assert process.returncode == 0, output
+    assert (tmp_path / "driver.log").read_text().endswith(f" --name my study {word} -n\n")
+    assert not (tmp_path / "hit").exists()
+    assert planted.read_text() == "1\n", "a file of another user was used or deleted"
+    assert (tmp_path / "created").read_text() == "077\n", "the token was created readable for all users"
+    assert not list(tmp_path.glob("asc-tune.*")), "the private folder was left"
+
+
+@pytest.mark.parametrize("number", ["a[$(touch HIT)]", "", "12 x"])
+def test_slurm_refuses_a_job_number_that_is_none(slurm, tmp_path: Path, number: str) -> None:
+    number = number.replace("HIT", str(tmp_path / "hit"))
+    process = slurm("complete", SLURM_JOB_ID=number)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode not in (0, None) and "SLURM_JOB_ID" in output
+    assert not (tmp_path / "hit").exists() and not (tmp_path / "driver.log").exists()
 
 
 @pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])

@@ -4,8 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
+import boto3
 import pytest
 
+from analysis.manifest import ResultsError
 from tests.support.machines import content
 from tests.support.tune.mirrored import SECRET, drive
 from trainables.outputs.storage import Store
@@ -45,6 +47,24 @@ def test_folders_go_and_come(bucket: str, tmp_path: Path) -> None:
     assert (tmp_path / "z" / "file").read_text() == "content"
     store.delete("b/x")
     assert store.names("b/x") == []
+
+
+@pytest.mark.parametrize("prefix", ["", "journal/", "experiments/t0000/step0/"])
+def test_objects_whose_keys_lead_elsewhere_are_not_copied(bucket: str, tmp_path: Path, prefix: str) -> None:
+    """A key is a text that may contain `..`; as a part of a local path, this is the parent folder."""
+    uri, folder = f"{bucket}/x", tmp_path / "a" / "b" / "c" / "x"
+    drive(folder, "t0000").close()
+    mirror = Mirror(folder, uri)
+    mirror.push(last=True)
+    for key in (f"x/{prefix}..", f"x/{prefix}../../../../planted"):
+        boto3.client("s3").put_object(Bucket="studies", Key=key, Body=b"planted")
+    before = sorted(tmp_path.rglob("*"))
+    reads = [mirror.pull, lambda: open_place(uri)] if not prefix.startswith("experiments") else []
+    reads += [lambda: mirror.pull_networks([prefix.rstrip("/")]), lambda: Store(uri).pull(prefix, tmp_path / "copy")]
+    for read in reads:
+        with pytest.raises((OSError, ResultsError), match=r"'(\.\./)*\.\.(/planted)?'"):
+            read()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_each_uri_and_endpoint_has_a_working_folder_of_its_own(bucket: str, tmp_path: Path, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.data.planted import NAMES, bomb, plant
 from tests.support.machines import PATIENCE_S, QUICK, SMALL, SPACE, Line, Machine, content, end, ray_nodes, wait_until
 from tests.support.tune.mirrored import SECRET
 from trainables.outputs.storage import Store, TrialCheckpoints
@@ -78,8 +79,15 @@ def test_start_kill_resume_report_evaluate(cluster: Cluster, bucket: str, tmp_pa
     wait_until(lambda: "step0" in store.names("experiments/t0001"), first)
     end(first)
     assert store.names("journal") == ["000001-0001.jsonl"]
+    mark = tmp_path / "exploded"
+    (run,) = store.names("ray")
+    for folder in ("", "ray/", f"ray/{run}/", f"ray/{run}/t0001/", f"ray/{run}/t0001/checkpoint_999999/", "wandb/"):
+        for name in NAMES:  # whoever may write to the bucket runs no code on the machines of its users
+            store.write(folder + name, bomb(mark))
+    plant([tmp_path / "cache", tmp_path / "a"], mark)
     status, output = b.run(*cluster.words())
     assert status == 0, output
+    assert not mark.exists()
     check_log(events_of(store, tmp_path / "read"), trials=3, drivers=2)
     assert {"study.json", "points.csv", "report.html", "front.csv"} <= set(store.names(""))
     assert len(TrialCheckpoints(f"{bucket}/asc/x/ray", "t0002").newest_first()) == 1

@@ -100,9 +100,7 @@ def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tupl
 def test_actors_are_reused_and_leave_one_checkpoint_each(finished: tuple[Path, str]) -> None:
     """Old checkpoints are deleted during training, all but the newest when the next trial begins."""
     folder, _ = finished
-    n_checkpoints = {
-        path.name: len(list(path.glob("checkpoint_*"))) for path in (folder / "ray" / "run001").glob("t0*")
-    }
+    n_checkpoints = {path.name: len(list(path.glob("checkpoint_*"))) for path in folder.glob("ray/run001-*/t0*")}
     assert n_checkpoints == {f"t{i:04d}": 1 for i in range(TRIALS)}
     logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*/logs/debug.log")]
     assert len({re.search(r"MainThread:(\d+)", text)[1] for text in logs}) == 1  # type: ignore[index]

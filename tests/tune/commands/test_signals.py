@@ -1,0 +1,144 @@
+"""SIGTERM ends each command, also if it was started with SIGINT ignored, as nohup, cron and CI systems do.
+
+Also: a dashboard of Ray that does not start, and a first start of Ray that fails.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from data.signals import interruptible
+from tests.support.driven_study import Commands
+from tests.support.paths import ROOT
+from tests.support.tune.signalled import started, wait_for_handler
+from tune import evaluate, ray_start
+from tune.options import read_request
+from tune.run import Repeat, run_command
+from tune.study.manifest import StudyError, read_manifest, write_manifest
+
+COMMANDS = (
+    *("tune/run.py", "tune/evaluate.py", "tune/status.py", "tune/live.py", "analysis/report.py"),
+    *(f"trainables/{name}.py" for name in ("run_training", "progressive_prune", "finetune_teacher", "cache_logits")),
+    *("trainables/deploy.py", "trainables/compare_teachers.py"),
+)
+
+
+@pytest.mark.parametrize(
+    "command", [[name] for name in COMMANDS] + [["-m", "analysis.paired"], ["-m", "tune.cli", "run"]]
+)
+def test_a_command_that_is_still_importing_ends_at_once(command: list[str]) -> None:
+    process = started([*command, "--help"])
+    wait_for_handler(process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=15)
+    assert (process.returncode, output) == (130, "interrupted before the work began: repeat the command\n")
+
+
+@pytest.mark.slow
+def test_a_study_that_is_still_prepared_ends_in_order(typed: Commands, tmp_path: Path) -> None:
+    """The signal comes while Ray starts, where `ray.init` has handlers of its own."""
+    words = ["--space", "kd", "--name", "x", "--storage", str(typed.storage), *typed.arguments]
+    process = started(["tune/run.py", *words])
+    assert process.stdout
+    printed = []
+    while not printed or not printed[-1].startswith("baseline:"):
+        printed.append(process.stdout.readline())
+        assert printed[-1], printed
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert output.splitlines()[-1].endswith("--name x --resume auto") and "Traceback" not in output
+    assert not [path for path in typed.storage.rglob("*") if path.suffix in (".tmp", ".old")]
+    assert not list((typed.storage / "x").iterdir())
+
+
+def test_the_line_says_how_to_continue(typed: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of --extend works again until the study has the new trials; afterwards it would add more of them."""
+    folder = typed.start("x", "--num-samples", "1", ended=1, opened=0)
+    write_manifest(folder, read_manifest(folder).changed(status="complete"))
+    again, seen = Repeat(), list[str]()
+
+    def interrupted(access: Any, manifest: Any, *rest: Any) -> int:
+        seen.append(again.how())
+        write_manifest(folder, manifest)
+        seen.append(again.how())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tune.run.run_study", interrupted)
+    assert again.how() == "repeat the command"
+    words = ["--storage", str(typed.storage), "--extend", "2"]
+    with pytest.raises(KeyboardInterrupt):
+        run_command(read_request(words), again, SimpleNamespace(print=print))  # type: ignore[arg-type]
+    assert seen[0] == "repeat the command with --name x"
+    assert f"--resume --name x --storage {typed.storage}" in seen[1]
+
+
+def test_an_interrupted_evaluation_says_how_to_continue(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr(evaluate, "place_of", lambda text: signal.raise_signal(signal.SIGTERM))
+    assert evaluate.main([str(tmp_path)]) == 130
+    assert capsys.readouterr().out.replace("\n", "").endswith(f"tune/evaluate.py {tmp_path}")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_dashboard_that_does_not_start_is_a_line(tmp_path: Path) -> None:
+    code = """
+import sys
+from io import StringIO
+from pathlib import Path
+import ray
+from rich.console import Console
+from tune.ray_start import log_to_file, start_ray
+log_to_file(Path(sys.argv[1]))
+start_ray(None, Console(), Path(sys.argv[1]))
+print(ray.get(ray.remote(lambda: 6 * 7).remote()))
+"""
+    path = os.pathsep.join([str(ROOT / "tests" / "support" / "broken_dashboard"), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ray.log")],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 0 and len(lines) == 2, lines
+    assert lines[0].startswith("dashboard: not running") and lines[1] == "42"
+    assert "Failed to start the dashboard" in (tmp_path / "ray.log").read_text()
+
+
+def test_ray_is_started_once_more_and_then_the_failure_is_one_line(tmp_path, monkeypatch) -> None:
+    """`ray.init` raises bare exceptions with many lines on a machine that is too busy."""
+    failures = [Exception("the node timed out\nsecond line"), ValueError("no port")]
+
+    def start() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "127.0.0.1:8265"
+
+    monkeypatch.setattr(ray_start, "start_here", start)
+    monkeypatch.setattr(ray_start, "check_access", lambda *arguments: None)  # asks the cluster, which is not there
+    printed = StringIO()
+    with interruptible(), pytest.raises(StudyError, match="no port") as raised:
+        ray_start.start_ray(None, Console(file=printed, width=200), tmp_path / "log")
+    assert "\n" not in str(raised.value) and str(tmp_path / "log") in str(raised.value)
+    failures.append(Exception("the node timed out\nsecond line"))
+    with interruptible():
+        ray_start.start_ray(None, Console(file=printed, width=200), tmp_path / "log")
+    assert len(printed.getvalue().splitlines()) == 3 and "127.0.0.1:8265" in printed.getvalue()
+    assert "second line" not in printed.getvalue()
+
+
+def test_sigterm_in_the_start_of_ray_is_an_interrupt(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ray_start, "start_here", lambda: sys.exit(15))  # as the handler that `ray.init` installs
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        ray_start.start_ray(None, Console(file=StringIO()), tmp_path / "log")
