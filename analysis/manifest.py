@@ -3,7 +3,7 @@
     manifest = read_manifest(Path("runs/my-study/study.json"))
     manifest.requested.n_trials, manifest.resolved.limits.macs, manifest.prepared.baseline, manifest.progress.status
 
-A manifest has four parts: the request of the user (`requested`), the values that follow from it (`resolved`), data set,
+A manifest has four parts: the user's options (`requested`), the settings derived from them (`resolved`), the data set,
 baseline and teachers (`prepared`), and the status (`progress`). The file is one flat JSON object; its keys are the
 fields of the four parts. Format 1 (a file without the key `format`) can also be read: a missing key has the default of
 its field. `tune/` writes the file, `analysis/` only reads it.
@@ -86,7 +86,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Requested:
-    """The request of the user: the options of `tune/run.py` with which the study was started or continued."""
+    """The user's options: those of `tune/run.py` with which the study was started or continued."""
 
     name: str
     created: str = ""  # UTC
@@ -112,7 +112,7 @@ class Requested:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Values that follow from the request, determined when the study was started or resumed."""
+    """Settings derived from the user's options when the study was started or resumed, and the code that it uses."""
 
     folder: str = ""
     remote: str | None = None  # URI of a study in an object store
@@ -152,7 +152,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class StudyManifest:
-    """Content of `study.json` in four typed parts."""
+    """Content of `study.json`: the user's options, settings derived from them, prepared data and teachers, status."""
 
     requested: Requested
     resolved: Resolved = field(default_factory=Resolved)

@@ -107,7 +107,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_tables(options: argparse.Namespace, console: Console) -> int:
-    """Print the means of the arms and the differences of the pairs; return the exit status of the command."""
+    """Print two tables: the mean of --metric for each arm, and its mean difference for each pair of arms in --pairs.
+
+    Return the exit status of the command: 0, or 2 for invalid input.
+    """
     try:
         raw = read_raw(options.raw, options.metric)
         pairs = [pair.split(":") for pair in options.pairs.split(",") if pair]

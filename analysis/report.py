@@ -38,8 +38,8 @@ def write_report(study_dir: Path) -> dict[str, Path]:
     """Write front.csv, front.png and report.html into a study folder.
 
     Return their paths as a dict with the keys "csv", "png" and "html". Raise ResultsError if the study cannot be
-    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error leaves
-    the files of an earlier report unchanged.
+    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error while
+    they are made leaves the files of an earlier report unchanged.
     """
     study = load_study(study_dir)
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
@@ -136,7 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
             print_front(load_study(study_dir))
     except KeyboardInterrupt:
         print(
-            "interrupted; the files of an earlier report are unchanged, or all new: repeat the command", file=sys.stderr
+            "interrupted; front.csv, front.png and report.html may still be those of an earlier report, or be missing: "
+            "repeat the command",
+            file=sys.stderr,
         )
         return INTERRUPTED
     except (ResultsError, OSError) as error:

@@ -234,9 +234,9 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
     text. Text in any other column of numbers raises ResultsError.
     """
     if column in TEXT_COLUMNS:
-        valid = is_relative_path if column == "checkpoint" else is_name
+        valid, kind = (is_relative_path, "path in the study") if column == "checkpoint" else (is_name, "name")
         if wrong := [text for text in texts if not valid(text)]:
-            raise ResultsError(f"{file}: {column} is {wrong[0]!r}; expected a name, or a path in the study: {_RESTORE}")
+            raise ResultsError(f"{file}: {column} is {wrong[0]!r}; expected a {kind}: {_RESTORE}")
         return pd.Series(texts, dtype=str)
     if column == "feasible":
         if unknown := set(texts) - {"True", "False"}:

@@ -25,7 +25,7 @@ from data.seals import SealError
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
-# the only functions and classes that a file of `torch.save` may name: those of tensors, parameters and ordered dicts
+# the only Python objects that a file of `torch.save` may refer to: those of tensors, parameters and ordered dicts
 _NAMED = re.compile(
     r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]*Storage"
 )
@@ -50,8 +50,8 @@ def describe(student: Student) -> dict[str, Any]:
 def build(description: Mapping[str, Any], where: Path | str) -> Student:
     """Return a student with new random weights and the architecture in `description`, a dict from `describe`.
 
-    `where` is the file from which `description` was read. CheckpointError, which names it, if `description` has another
-    format version than FORMAT, a missing or unknown field, or an invalid value.
+    `where` is the file from which `description` was read; error messages contain it. CheckpointError if `description`
+    has another format version than FORMAT, a missing or unknown field, or an invalid value.
     """
     try:
         if description["format"] != FORMAT:
@@ -102,7 +102,10 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
         description = read_json(source)
         blocks, tensors = description["config"].get("n_blocks", ()), stored_shapes(weights)
         if sum(blocks) > len(tensors):
-            raise ValueError(f"config.n_blocks={blocks} is more blocks than there are tensors in {weights}")
+            raise ValueError(
+                f"config.n_blocks={blocks} in student.json describes {sum(blocks)} blocks, but {WEIGHTS} has only "
+                f"{len(tensors)} tensors; expected at least one for each block"
+            )
         with torch.device("meta"):  # takes no memory, whatever sizes the description declares
             check_weights(build(description, source), weights)
         with torch.random.fork_rng(devices=[]):  # keep the caller's random state; load_state_dict sets all weights
@@ -137,7 +140,8 @@ def stored_shapes(weights: Path) -> dict[str, list[int]]:
 def check_weights(network: nn.Module, weights: Path) -> None:
     """Raise CheckpointError if the tensors in the file `weights` have other names or shapes than those of `network`.
 
-    If `network` is on PyTorch's meta device, the check takes no memory: a few bytes of JSON can declare gigabytes.
+    Build `network` on PyTorch's meta device, where it takes no memory, because a checkpoint of a few bytes can describe
+    a network of gigabytes.
     """
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     found = stored_shapes(weights)
@@ -176,7 +180,7 @@ def load_tensors(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError(f"it holds a {type(found).__name__} instead of a dict")
         if any(x.nbytes > x.untyped_storage().nbytes() for x in _tensors(found)):
-            raise ValueError("it has a tensor that repeats its elements")
+            raise ValueError("it has a tensor that needs more bytes than are stored for it")
         return found
     except FileNotFoundError as error:
         raise CheckpointError(
@@ -190,21 +194,23 @@ def load_tensors(path: Path) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raise an error if the file `path` of `torch.save` would take more memory than its size, or names other objects.
+    """Raise an error if loading `path`, a file of `torch.save`, could take much more memory than the file has bytes.
 
-    PyTorch's loader for tensors (`weights_only`) would decompress entries, allocate storages of any declared size, and
-    call some constructors, such as `bytearray(10**10)`.
+    The error is also raised if the file refers to Python objects other than those of `_NAMED`. PyTorch's loader for
+    tensors (`weights_only`) does not prevent this: it decompresses the parts of the file, allocates storages of any
+    declared size, and calls some constructors, such as `bytearray(10**10)`.
     """
     with zipfile.ZipFile(path) as archive:
         found = archive.infolist()
         entries = {entry.filename.partition("/")[2]: entry for entry in found}
         if len(entries) < len(found) or any(entry.compress_type != zipfile.ZIP_STORED for entry in found):
-            raise ValueError("it has compressed entries, or two of one name")
-        if sum(entry.file_size for entry in found) > path.stat().st_size:
-            raise ValueError("its entries are larger than the file")
+            raise ValueError("its zip archive has a compressed file, or two files of the same name")
+        declared, size = sum(entry.file_size for entry in found), path.stat().st_size
+        if declared > size:
+            raise ValueError(f"its zip archive declares {declared:,} bytes of content, but has only {size:,} bytes")
         for operation, argument, _ in pickletools.genops(archive.read(entries["data.pkl"])):
             if operation.name == "GLOBAL" and not _NAMED.fullmatch(str(argument)):
-                raise ValueError(f"it names {argument}")
+                raise ValueError(f"it refers to the Python object {argument}, which no file of tensors needs")
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

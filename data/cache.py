@@ -63,7 +63,10 @@ class WaveformCache:
             self._samples = np.lib.format.open_memmap(folder / "waveforms.npy", mode="r")
             found = [(x.dtype, x.shape) for x in (scales, self._samples)]
             if found != [(np.float32, (n_clips,)), (np.int16, (n_clips, length))]:
-                raise ValueError(f"scales and samples are {found} for {n_clips} clips of {length} samples")
+                raise ValueError(
+                    f"scales.npy and waveforms.npy have the types and shapes {found}; expected float32 ({n_clips},) "
+                    f"and int16 ({n_clips}, {length})"
+                )
             self._scales = np.array(scales)
         except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, EOFError) as error:
             raise DatasetError(

@@ -3,7 +3,7 @@
     seal(folder, epochs=3)                  # write seal.json: checksums of all files, and facts such as epochs=3
     check_seal(folder)["epochs"]            # compare the checksums, return the facts; the folder may have been moved
 
-A seal protects from damage, and from files that others added. It is no signature: whoever may write to the folder can
+A seal shows whether a file was damaged, removed or added later. It is no signature: whoever may write to the folder can
 write a valid seal, so the files of a sealed folder are still read by loaders that execute no code.
 """
 
@@ -53,8 +53,8 @@ def check_seal(folder: Path) -> dict[str, Any]:
         raise SealError(f"{folder / SEAL} is damaged ({error}): {_REMEDY}") from error
     if strange := sorted(found - set(files)):
         raise SealError(
-            f"{folder / strange[0]} is not listed in {SEAL}; expected only files that asc-tune wrote, because others "
-            f"may have added it: delete the file if you know it, or {_REMEDY}"
+            f"{folder / strange[0]} is not listed in {SEAL}, so asc-tune did not write it; expected only the listed "
+            f"files: if you know where this one comes from, move it to another folder; otherwise {_REMEDY}"
         )
     for name, (size, digest) in files.items():
         path = folder / name

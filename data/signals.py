@@ -4,9 +4,11 @@
     with interruptible():                # body of `main`: a signal raises KeyboardInterrupt, also where it was ignored
         ...
 
-A shell starts a background job of a script with SIGINT ignored, and so do nohup, cron and CI systems. Python then
-leaves SIGINT ignored. A handler of SIGTERM that sends SIGINT has no effect there, and nor has Ctrl-C. This file uses
-only the standard library, so that a command can import it before its other imports, which take seconds.
+Shells (for background jobs of a script), nohup, cron and CI systems can start a process with SIGINT ignored, and Python
+leaves it ignored. In such a process, Ctrl-C would have no effect, nor would SIGTERM if its handler passes it on as
+SIGINT, as that of `handle_signals` does. The functions of this file therefore set the handlers of both signals.
+
+This file uses only the standard library, so that a command can import it before its other imports, which take seconds.
 """
 
 import atexit
@@ -36,9 +38,10 @@ def interruptible() -> Iterator[None]:
     """In the `with` block, let SIGINT and SIGTERM raise KeyboardInterrupt, even if the process was started with them
     ignored or blocked. Outside the main thread, which alone can handle signals, do nothing.
 
-    After the block, the handlers are those of before; after `end_at_once`, a signal ends the process without a message.
-    A process that used `end_at_once` skips the clean-up of its libraries after an interrupt: Ray, for example, crashes
-    in it if its start was interrupted. The processes of Ray end with the process that started them.
+    After the block, the former handlers are restored. Two things differ if `end_at_once` was called before the block:
+    after the block, a signal ends the process without a message; and if the block was interrupted, the process exits
+    without the exit functions (`atexit`) of its libraries, because Ray's function crashes if the start of Ray was
+    interrupted. Ray's processes need no such function: they end when this process ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

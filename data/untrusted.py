@@ -65,9 +65,9 @@ def link_out_of(folder: Path, skipped: str = "") -> Path | None:
 
 
 def credentials_in(text: str) -> str | None:
-    """Return what in `text`, a URI or a command-line argument, is or may be a credential; None if nothing is.
+    """Return where `text`, a URI or a command-line argument, has a credential or may have one; None: nowhere.
 
-    The result does not show the credential.
+    The result is a description for messages, such as "a user name or a password before '@'", without the credential.
     """
     if _USER.search(text):
         return "a user name or a password before '@'"

@@ -62,14 +62,15 @@ def check_range(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
         steering = auxiliary.get(value) if isinstance(value, str) else None
         if not isinstance(steering, dict) or "int" not in steering:
             raise SpaceError(
-                f"{where}: the key `each` is {value!r}; expected the name of an int range under `auxiliary`, which is "
-                "the length of the list (no list is allowed under `auxiliary` or `item`): add the range, for example "
-                "prune.steps: {int: [1, 3]}, or correct the name"
+                f"{where}: the key `each` is {value!r}; expected the name of an int range under `auxiliary`, which "
+                "gives the length of the list: add this range, for example prune.steps: {int: [1, 3]}, or correct the "
+                "name. A list under `auxiliary` or within the `item` of another list is not allowed: replace it by a "
+                "range of another kind"
             )
         if _top(steering) > _LONGEST:
             raise SpaceError(
-                f"{where}: the list may have {_top(steering)!r:.60} entries (auxiliary.{value}); expected at most "
-                f"{_LONGEST}: lower the upper limit"
+                f"{where}: the list may have {_top(steering)!r:.60} entries, the upper limit of auxiliary.{value}; "
+                f"expected at most {_LONGEST}: lower this limit"
             )
         check_range(spec.get("item"), f"{where}[item]", {})
 

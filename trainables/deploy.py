@@ -129,9 +129,10 @@ def used_with(folder: Path, extra: Mapping[str, Any]) -> FrontEndConfig:
 
 
 def configuration(folder: Path, extra: Mapping[str, Any], words: Sequence[str], storage: Path) -> TrialConfig:
-    """Return the configuration of checkpoint `folder`, changed by the flags `words`; `storage` contains the cache.
+    """Return the configuration of the training of checkpoint `folder`, changed by the flags `words`.
 
-    It is that in the run's info.json, else in the metadata `extra`, else the default without distillation.
+    It is read from the run's info.json, else from the metadata `extra` of the checkpoint. If neither has it, the result
+    is the default configuration without distillation, changed by `words`, with its caches in the folder `storage`.
     """
     info = folder.parent / "info.json"
     try:
@@ -168,8 +169,7 @@ class Deployment:
             self.device = pick_device(config.train.device if options.qat_epochs else "cpu")
         except ValueError as error:
             raise RunError(f"--qat_epochs {options.qat_epochs} cannot be run: {error}") from error
-        # only fine-tuning needs the teachers' logits
-        distill = config.distill if options.qat_epochs else DistillConfig(kd_alpha=1.0)
+        distill = config.distill if options.qat_epochs else DistillConfig(kd_alpha=1.0)  # only QAT needs teachers
         self.data = load_trial_data(replace(config, distill=distill), progress=True)
         rng = np.random.default_rng([config.seed, QAT_STAGE])
         rows = rng.permutation(self.data.train.rows)[: options.calibration_clips]
@@ -226,7 +226,7 @@ class Deployment:
         return export.check_equal(path.name, export.save_program(program, path)(waveforms), expected)
 
     def measure(self, folder: Path, variants: list[Variant], details: dict[str, Any]) -> None:
-        """Measure `variants` on the validation clips; write deploy.json (with the entries `details`) and deploy.csv."""
+        """Measure accuracy, size, latency of the forms `variants`; write deploy.csv, and deploy.json with `details`."""
         validation, o = self.data.validation, self.options
         forms, front_end = compare(variants, validation, self.front_end, o.latency_runs)
         info = {

@@ -65,6 +65,7 @@ from trainables.trial.trial import Trial
 
 KIND = "prune"
 BASE = "base.ckpt"  # folder of the run's own copy of its base, the student that it prunes
+BASES = "a run's id, a checkpoint's folder, or the word last.ckpt for the newest finished run of run_training.py"
 DEPLOYED = "branches pruned together, then fused into one convolution with bias; BN kept; parameters rounded to "
 
 
@@ -74,11 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     p = parser(__doc__ or "")
     plans = ", ".join(f.stem for f in SHIPPED.glob("*.yaml"))
     p.add_argument("--config", help=f"pruning plan: a YAML file, or one of {plans}")
-    p.add_argument(
-        "--base_ckpt",
-        help="student to prune: a run's id, a checkpoint's folder, or last.ckpt for the newest training run",
-    )
-    p.add_argument("--controls", default="", help=f"comma-separated control runs: {','.join(CONTROLS)} (default: none)")
+    p.add_argument("--base_ckpt", help=f"student to prune: {BASES}")
+    p.add_argument("--controls", default="", help=f"comma-separated controls: {','.join(CONTROLS)} (default: none)")
     p.add_argument("--resume", metavar="ID", help="id of a killed run to continue")
     p.add_argument("--new", action="store_true", help="start a new run even if this command was run before")
     options, rest = p.parse_known_args(words)
@@ -111,10 +109,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def find_or_create_run(options: Any, rest: list[str], words: list[str], console: Console) -> Run:
-    """Return the earlier run with the same configuration, student to prune (base) and control runs, else a new run.
+    """Return the earlier run with the same configuration, base (student to prune) and --controls, else a new run.
 
     `words` are all command-line arguments, `rest` those that are not in `options` (flags and Hydra overrides). A new
-    run gets a copy of the base. With --new, the run is always new.
+    run gets a copy of the base. With --new, the run is always new. --controls lists the trainings (dense, ...) with
+    which progressive pruning is compared.
     """
     controls = [name.strip() for name in options.controls.split(",") if name.strip()]
     unknown = [name for name in controls if name not in CONTROLS]
@@ -123,9 +122,7 @@ def find_or_create_run(options: Any, rest: list[str], words: list[str], console:
             f"--controls {options.controls}: expected any of {','.join(CONTROLS)}, each once at most; correct the list"
         )
     if not options.base_ckpt:
-        raise RunError(
-            "--base_ckpt is missing; expected a student to prune: give a run's id, a checkpoint's folder, or last.ckpt"
-        )
+        raise RunError(f"--base_ckpt is missing; expected the student to prune: give {BASES}")
     folder = find_checkpoint(options.storage, options.base_ckpt)
     base, extra = load_base(folder)
     config, parent = compose_config(options, rest, folder, base, extra)
@@ -220,8 +217,9 @@ def compose_config(
     for key in ("seed", "data.subset", "data.validation_share"):
         if trained_by and config.flat()[key] != trained_by.flat()[key]:
             raise ConfigError(
-                f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, with which the network was trained "
-                f"(else its training clips could be validated on): remove {key} from the command and the plan file"
+                f"{key}={config.flat()[key]}; expected {trained_by.flat()[key]}, as in the training of the network; "
+                "otherwise, the validation clips could include clips that it was trained on: remove "
+                f"{key} from the command and the plan file"
             )
     return config, parent
 

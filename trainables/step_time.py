@@ -101,9 +101,9 @@ def random_training(config: TrialConfig, batch_size: int | None = None) -> Itera
 def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTime:
     """Measure the time of a training step and of the validation of one clip for `config`.
 
-    After a warm-up, at least one and at most `most` training steps are timed. The last one is the first that ends more
-    than `budget_s` seconds after the start of the warm-up. The validation is timed in the same way, with a quarter of
-    `budget_s`.
+    After a warm-up, training steps are timed until `most` of them are timed, or until one ends more than `budget_s`
+    seconds after the start of the warm-up; at least one is timed. The validation is timed in the same way, with a
+    quarter of `budget_s`.
     """
     cpu = training_device(config.train).type == "cpu"
     batch_size = min(config.train.batch_size, CPU_BATCH) if cpu else config.train.batch_size
@@ -119,8 +119,9 @@ def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTi
 def _timed(work, budget_s: float, most: int) -> list[float]:
     """Call `work` repeatedly, and return the seconds of each timed call: at least one, at most `most` calls.
 
-    The first two calls are the warm-up. Then calls are timed, until one ends more than `budget_s` seconds after the
-    start of the warm-up. If the warm-up itself takes longer than that, only the time of its second call is returned.
+    The first two calls are the warm-up. Then calls are timed until `most` are timed, or until one ends more than
+    `budget_s` seconds after the start of the warm-up. If the warm-up itself takes longer, only the time of its second
+    call is returned.
     `work` must wait for the GPU, for example by copying a result to the CPU.
     """
     until, times = time.perf_counter() + budget_s, []

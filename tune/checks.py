@@ -149,15 +149,16 @@ def check_space(space: Space, config: TrialConfig) -> None:
 
 
 def check_cache(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
-    """Return `manifest`; raise StudyError if its data.cache_dir may be a folder of somebody else (`is_own_cache`).
+    """Return `manifest`; raise StudyError if its data.cache_dir may be a folder with other files (`is_own_cache`).
 
-    A folder that one of the `overrides` on the command line names is accepted.
+    Every folder is accepted if one of the `overrides` on the command line sets data.cache_dir.
     """
     cache = manifest.resolved.config.get("data.cache_dir")
     if cache and not is_own_cache(folder, cache) and not any(o.startswith("data.cache_dir=") for o in overrides):
         raise StudyError(
-            f"study.json of study {folder.name} has data.cache_dir={cache}, which is neither in {folder.parent} nor a "
-            "cache of asc-tune; expected one of them, because the file may come from elsewhere: add --cache_dir=FOLDER"
+            f"study.json of study {folder.name} has data.cache_dir={cache}; expected a folder in {folder.parent} or an "
+            "existing cache of asc-tune, because files in it are replaced and deleted. Add --cache_dir=FOLDER, with "
+            "this folder if it may be used as a cache, or with another one"
         )
     return manifest
 
@@ -165,23 +166,25 @@ def check_cache(folder: Path, manifest: StudyManifest, overrides: Sequence[str])
 def is_own_cache(folder: Path, cache: str) -> bool:
     """Return whether `cache` is in the storage of the study in `folder`, or is a folder that asc-tune used as a cache.
 
-    A study.json that came from elsewhere may name any other folder, in which files would be written and deleted.
+    The path `cache` is from study.json. If somebody else made this file, it may name any folder of this user, in which
+    asc-tune would then write and delete files.
     """
     place = Path(cache).expanduser().resolve()
     return place.is_relative_to(folder.parent) or (place / CACHE_LOCK).is_file()
 
 
 def check_warm_start(manifest: StudyManifest, typed: Sequence[str] | None, state: StudyState) -> None:
-    """Raise StudyError if the study is to read an object store that only its study.json names.
+    """Raise StudyError if an earlier study would be read from a URI in study.json that is not on the command line.
 
-    `typed` is the value of --warm-start on the command line. The earlier studies are read before the first sample.
+    If somebody else made study.json, it must not decide what is read with this user's credentials. `typed` is the value
+    of --warm-start on the command line. A study whose `state` has a sample has read its earlier studies already.
     """
     uris = [text for text in manifest.requested.warm_start if "://" in text]
     if uris and not typed and not state.trials and not state.rejected:
         raise StudyError(
-            f"study.json of study {manifest.requested.name} names {uris[0]} under the key warm_start, which was not "
-            f"read yet; expected the option on the command line, because the file may come from elsewhere: add "
-            f"--warm-start {' '.join(manifest.requested.warm_start)}"
+            f"study.json of study {manifest.requested.name} has the earlier study {uris[0]} under the key warm_start; "
+            "expected this URI on the command line, too, because it is read with your credentials: if you trust it, "
+            f"add --warm-start {' '.join(manifest.requested.warm_start)}"
         )
 
 

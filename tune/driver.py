@@ -95,8 +95,8 @@ class Search:
         """Write the first events of this driver, and return the manifest.
 
         Crashed trials are retried, missing replicates are created, and a new study gets the points of the --warm-start
-        studies. `confirm` is the value of --confirm, or None: the number of new trials, with other seeds, for each
-        configuration on the front. The returned manifest lists the names of these trials.
+        studies. `confirm`, the value of --confirm, is the number of new trials with other seeds for each configuration
+        on the front (None: no such trials). The returned manifest lists the names of the trials of every --confirm.
         """
         log, state, folder = self.log, self.log.state, self.access.folder
         first, n_open, crashed = not state.drivers, len(state.open), state.crashed

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 
@@ -98,6 +99,9 @@ def connect(address: str) -> str | None:
 def start_here() -> str | None:
     """Start Ray on this machine; return the address of its dashboard, None or "" if the dashboard did not start."""
     private_token(create=True)
+    # Ray's processes inherit the mask: a SIGTERM to all processes of a job (scancel, systemd, timeout) must leave them to
+    # the driver, which needs them to end in order. The caller unblocks SIGTERM here (`handle_signals`)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     with on_loopback():
         # `include_dashboard` is not set: with True, `ray.init` fails if the dashboard does

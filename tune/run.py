@@ -99,7 +99,7 @@ class Repeat:
     cluster: str | None = None  # `cluster_options`
 
     def how(self) -> str:
-        """Return the text, such as "repeat the command with --name x --resume auto"."""
+        """Return how to continue, as a part of a message, such as "repeat the command with --name x --resume auto"."""
         if self.folder is None:
             return "repeat the command"
         if self.before is None:
@@ -112,7 +112,8 @@ class Repeat:
 
 
 def run_command(request: Request, again: Repeat, console: Console) -> int:
-    """Start or continue the study of `request`; return the exit status. Set the fields of `again`."""
+    """Start or continue the study of `request`; return the exit status. Set the fields of `again`, from which a message
+    about an interrupt or an error tells the user how to continue."""
     options = request.options
     more = bool(options.extend or options.confirm)
     name = find_study(request.storage, request.remote, options) if options.resume or more else None

@@ -103,10 +103,11 @@ def _error_text(study: Study, point: dict[Any, Any]) -> str:
 
 
 def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
-    """Add the traces of the front to `figure`: error bars, rings, and the step line.
+    """Add error bars, rings and a staircase line to `figure`, for `chosen`, the points of the front.
 
-    `chosen` are the points of the front. If they are means over seeds, each ring shows the network of one seed. Only
-    the plot over MACs has the step line: along the front, accuracy increases with MACs, but not always with bytes.
+    The rings are small circles, one at the accuracy of each seed. A study without replicates has no rings, because its
+    points are not means over seeds. Only the plot over MACs has the staircase line: along the front, accuracy increases
+    with MACs, but not always with bytes.
     """
     x, y = parts.coordinates(chosen, axis)
     below, above = parts.errors_percent(study, chosen)

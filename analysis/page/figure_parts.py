@@ -102,7 +102,7 @@ def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
 
 
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
-    """Return x and y of the points that the step line of the front connects: the best accuracy up to each x.
+    """Return x and y of the points that the staircase line of the front connects: the best accuracy up to each x.
 
     `best` are the points of the front. In a study with three objectives, the line does not pass through all of them.
     """

@@ -100,8 +100,9 @@ def warnings(study: Study) -> list[str]:
     """Return warnings about the front as sentences; an empty list if there is no reason for a warning.
 
     Reasons for warnings: the study is not complete; the option --allow-changes accepted a change of code, space or
-    data; study.json and points.csv have different numbers of complete trials; a point with one seed would be on the
-    front if the front could contain single runs; a mean on the front lacks some seeds of its configuration.
+    data; study.json and points.csv have different numbers of complete trials; the study has replicates, and a point
+    with only one seed would be on the front if single runs were compared with means; a mean on the front lacks some
+    seeds of its configuration.
     """
     lines, progress = [], study.manifest.progress
     if progress.status in ("running", "interrupted"):  # a study whose driver was killed is "running", too
@@ -205,9 +206,10 @@ def _trials_of_front(study: Study) -> Counter[str]:
 
 
 def _singles_beyond_front(study: Study) -> int:
-    """Return the number of points with only one seed that would be on the front if they were candidates.
+    """Return how many points with only one seed would be on the front if single runs were compared with means.
 
-    The number is 0 for a study without replicates, in which all points are single runs and candidates.
+    In a study with replicates, only means over two or more seeds can be on the front. Without replicates, all points
+    are single runs that can be on the front, and the number is 0.
     """
     role = roles(study)
     admitted = np.isin(role, ("front", "single"))

@@ -293,8 +293,8 @@ def _ties(config: StudentConfig, widths: Widths) -> Ties:
 
 
 def _figure(name: str, size: tuple[int, int], precision: str) -> float:
-    """Return the size that a target limits; `size` is (MACs, parameters).
+    """Return the number that the pruning target `name` limits, for a deployed network of `size` (MACs, parameters).
 
-    With `name` "macs" it is the MACs, with "bytes" the bytes of the parameters at `precision`.
+    For `name` "macs", these are the MACs; for "bytes", the bytes of the parameters at `precision`.
     """
     return size[0] if name == "macs" else size_bytes(size[1], precision)

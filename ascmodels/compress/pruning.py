@@ -71,8 +71,8 @@ class Ties:
     def narrowed(self, widths: Widths, ratio: float, round_to: int) -> Widths:
         """Return the widths to which `prune` with scope local would reduce a network; no network is built.
 
-        `widths` are those before pruning. `ratio` is the share of channels to remove, and the numbers that remain are
-        multiples of `round_to`. PruningError in the same cases as in `prune`.
+        `widths` are those before pruning. `ratio` is the share of channels to remove; the numbers that remain are
+        rounded to multiples of `round_to`. PruningError in the same cases as in `prune`.
         """
         check_ratio(ratio, "pruning ratio")
         remaining = {name: list(getattr(widths, name)) for name in ("stem", "expand", "out")}
@@ -214,7 +214,8 @@ def removed_channels(total: int, ratio: float) -> int:
 def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple[int, ...]:
     """Return the number of channels that each group loses with scope local, where all groups lose the share `ratio`.
 
-    PruningError if a group would become empty.
+    The number of channels that remain in a group is rounded to a multiple of `round_to` as in `_counts`. PruningError
+    if `ratio` would empty a group.
     """
     smallest = min((g.size for g in groups), default=0)
     if smallest and removed_channels(smallest, ratio) >= smallest:
@@ -239,9 +240,9 @@ def _counts(
     """Return the number of channels that each group loses: at most `limits[i]` for group i.
 
     `scope` (local, global or isomorphic) selects the groups whose channels are ranked together; the share `ratio` of
-    them is removed. The numbers of channels that remain in pruned groups are multiples of `round_to` if the limits
-    allow it. If the limits allow fewer removals than `ratio` requires: with `strict`, raise PruningError; else remove
-    as many as they allow.
+    them is removed. If the limits allow fewer removals than `ratio` requires: with `strict`, raise PruningError; else
+    remove as many as they allow. Then the number of channels that remain in a pruned group is rounded down to a
+    multiple of `round_to`, or up if its limit forbids the lower multiple, but not above its size.
     """
     competing: dict[str, list[int]] = {}
     for i, group in enumerate(groups):

@@ -98,7 +98,10 @@ class StudentConfig:
                 )
 
     def _refuse_huge(self) -> None:
-        """Raise ValueError for a network that would take gigabytes: nobody can build it to measure that it is large."""
+        """Raise ValueError for a network that would take gigabytes.
+
+        The size is estimated from the configuration, because building the network to measure it would use this memory.
+        """
         growth = max(0.0, math.log2(self.channels_multiplier)) * (len(self.n_blocks) - 1)
         widest = math.log2(self.base_channels) + growth + max(0.0, math.log2(self.expansion_rate))
         if 2 * widest + math.log2(sum(self.n_blocks)) > math.log2(MAX_WEIGHTS):

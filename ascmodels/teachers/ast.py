@@ -63,12 +63,15 @@ class AST(Teacher):
         stored = stored_shapes(folder / "model.safetensors")
         if config.num_hidden_layers > len(stored):
             raise ValueError(
-                f"num_hidden_layers={config.num_hidden_layers} in config.json is more than there are tensors"
+                f"config.json describes num_hidden_layers={config.num_hidden_layers}, but model.safetensors has only "
+                f"{len(stored)} tensors; expected at least one for each layer"
             )
         with torch.device("meta"):  # takes no memory, whatever sizes the file declares
             needed = sum(x.numel() for x in ASTForAudioClassification(config).state_dict().values())
         if needed > (there := sum(map(math.prod, stored.values()))):
-            raise ValueError(f"config.json describes a network of {needed} weights, but {there} are stored")
+            raise ValueError(
+                f"config.json describes a network of {needed:,} weights, but model.safetensors has only {there:,}"
+            )
         network = ASTForAudioClassification.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True
         )

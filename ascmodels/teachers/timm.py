@@ -66,8 +66,11 @@ class _TimmTeacher(Teacher):
     def load(cls, folder: Path, description: dict[str, Any]) -> "_TimmTeacher":
         # without `pretrained`, which could name weights on the Hugging Face hub: the folder alone gives the weights
         d, config = description, replace(TeacherModelConfig(**description["config"]), pretrained=None)
-        if config.layers > len(stored_shapes(folder / WEIGHTS)):
-            raise ValueError(f"model.config.layers={config.layers} is more than the number of tensors in {WEIGHTS}")
+        if config.layers > (n_tensors := len(stored_shapes(folder / WEIGHTS))):
+            raise ValueError(
+                f"teacher.json describes model.config.layers={config.layers}, but {WEIGHTS} has only {n_tensors} "
+                "tensors; expected at least one for each layer"
+            )
         with torch.device("meta"):  # takes no memory, whatever sizes the description declares
             check_weights(cls(config, d["n_classes"], d["n_mels"], d["frames"]).network, folder / WEIGHTS)
         with torch.random.fork_rng(devices=[]):  # the new random weights are overwritten below

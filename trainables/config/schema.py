@@ -121,7 +121,10 @@ class TrialConfig:
         Raise ConfigError for an unknown key or an invalid value.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"a configuration is {values!r:.60}: expected keys with values; restore its file")
+            raise ConfigError(
+                f"the stored configuration is {values!r:.60}; expected a dict of keys and values: restore the file "
+                "that contains it (info.json of a run or trial, study.json of a study, student.json of a checkpoint)"
+            )
         known, default = key_types(), _default_flat()
         tree = copy.deepcopy(default_tree())  # the template is built once: a search builds thousands of configurations
         for key, value in values.items():

@@ -154,7 +154,10 @@ class Store:
 
 
 def _newest_first(names: list[str]) -> list[str]:
-    """Return `names` with numbers of at least three digits (run009, run1000), sorted by them, the highest first."""
+    """Return all `names`, sorted by the number in them (run009-1f0c, run1000-a2b3), the highest number first.
+
+    The numbers have leading zeros up to a fixed width (three digits for runs), so a longer name has a higher number.
+    """
     return sorted(names, key=lambda name: (len(name), name), reverse=True)
 
 
@@ -177,7 +180,10 @@ class TrialCheckpoints:
         return [name for name in found if not self._is_linked(name)]
 
     def _is_linked(self, name: str) -> bool:
-        """Return whether a symbolic link on a local disk is a part of the path `name`: no link was made by us."""
+        """Return whether a part of the path `name` on a local disk is a symbolic link.
+
+        asc-tune creates no links, so somebody else put it there, and what it leads to is neither read nor deleted.
+        """
         root = self.store.local
         return root is not None and os.path.realpath(root / name) != str(root / name)
 

@@ -29,14 +29,16 @@ _LOG = logging.getLogger(__name__)
 
 
 def choose_mode(warn: Callable[[str], None] = _LOG.warning) -> str:
-    """Return the W&B mode for new runs: the value of the environment variable WANDB_MODE, if it is set.
+    """Return the W&B mode for new runs, such as `online` or `offline`.
 
-    Otherwise, the mode is that of W&B's settings files (`wandb offline`), and `offline` if W&B has no API key for its
-    server, or if the server does not answer a request within seconds. `warn` is called with a message if there is a
-    key, but the runs must be logged offline. The address of the server, the key and the proxies are those that W&B
-    itself would use: from the environment, W&B's settings files (`wandb login --host`) and ~/.netrc.
+    The environment variable WANDB_MODE has priority, then a mode other than `online` in W&B's settings files (`wandb
+    offline`). If neither is set, the mode is `online` if W&B has an API key for its server and the server answers a
+    request within seconds, else `offline`. `warn` is called with a message if the settings or the key are invalid, or
+    if the server cannot be used. Without a key, no message is needed. The address of the server, the key and the
+    proxies are those that W&B itself would use: from the environment, W&B's settings files (`wandb login --host`) and
+    ~/.netrc.
 
-    A study calls this function once. Without the test, W&B's own retries would delay each trial by 30 s.
+    A study calls this function once. If the server does not answer, W&B's own retries would delay each trial by 30 s.
     """
     if chosen := os.environ.get("WANDB_MODE"):
         return chosen

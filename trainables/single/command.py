@@ -119,8 +119,8 @@ def guarded(work: Callable[[Console], int]) -> int:
 
     `work` gets a console for its output and returns the exit status. If `work` raises an error of `USER_ERRORS`, an
     OSError, or an error because the memory is full, a message is printed without a traceback, and the status is 2.
-    After Ctrl-C or SIGTERM, the status is 130; the printed line says how to continue, which is the text of the
-    KeyboardInterrupt that `work` raised, or else to repeat the command.
+    After Ctrl-C or SIGTERM, the status is 130, and one line on how to continue is printed: the text of the
+    KeyboardInterrupt that `work` raised (`resumed_by`) or, if it has no text, the advice to repeat the command.
     """
     console = Terminal()
     try:
@@ -140,7 +140,10 @@ def guarded(work: Callable[[Console], int]) -> int:
 
 @contextmanager
 def resumed_by(command: str) -> Iterator[None]:
-    """If Ctrl-C or SIGTERM ends the `with` block, let `guarded` print that `command` continues the run."""
+    """If Ctrl-C or SIGTERM ends the `with` block, tell the user that the command line `command` continues the run.
+
+    The block must be in the `work` of `guarded`, which prints this text.
+    """
     try:
         yield
     except KeyboardInterrupt:

@@ -119,7 +119,7 @@ class Run:
 
 
 def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
-    """Return the single runs in `<storage>/experiments`, newest first.
+    """Return the runs of run_training.py and progressive_prune.py in `<storage>/experiments`, newest first.
 
     `kind` selects the runs of one kind (train or prune); None: all runs. A run whose info.json is damaged is left out,
     with a warning.

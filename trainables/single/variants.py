@@ -40,7 +40,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Form:
-    """The results of `compare` for one form of a network. The reference is the first form of the comparison."""
+    """The results of `compare` for one form of a network.
+
+    Some of them compare this form with the reference, the first variant that was passed to `compare`.
+    """
 
     form: str  # name of the variant
     runtime: str  # onnxruntime or PyTorch

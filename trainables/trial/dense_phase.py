@@ -139,7 +139,7 @@ class Parent:
         """Save the state and the records of `trial` in the folder, so that other trials can use its last epoch.
 
         `record` is the record of this epoch, which `trial` has just trained. It must be the epoch after the last one in
-        `self.records`. The caller must hold the lock.
+        `self.records`. The caller must hold the lock of this folder (`self.lock`).
         """
         records = [*self.records, asdict(record)]
         state = self.folder / f"state-{record.epochs:04d}"
@@ -157,8 +157,8 @@ class Parent:
     def take_over(self, trial: Trial) -> None:
         """Load the newest valid state of this shared dense phase into `trial`, which then continues from it.
 
-        Afterwards, `trial` has the weights itself, so `trial.weights` is `Weights.OWN`. The caller must hold the lock,
-        and must have called `read` since it took the lock.
+        Afterwards, `trial` has the weights itself, so `trial.weights` is `Weights.OWN`. The caller must hold
+        `self.lock`, and must have called `read` since it acquired this lock.
         """
         assert self.state is not None
         sizes = trial.sizes  # sizes of this trial's own prune steps
@@ -170,7 +170,10 @@ class Parent:
 
 
 def _are_records(found: Any, state: str) -> bool:
-    """Return whether `found`, which was read from the folder `state`, is a list of the records of all its epochs."""
+    """Return whether `found`, read from the folder named `state`, is a list with one valid record for each epoch.
+
+    The epochs are those from 1 to the number in the name, e.g. 1 to 3 for state-0003.
+    """
     names = {field.name for field in fields(Record)}
     if not isinstance(found, list) or not all(isinstance(record, dict) and record.keys() == names for record in found):
         return False
@@ -178,11 +181,11 @@ def _are_records(found: Any, state: str) -> bool:
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
-    """Yield the records of the remaining epochs of stage 0 of `trial`, which shares them through `parent`.
+    """Yield the records of the remaining epochs of stage 0 of `trial`; `parent` is its shared dense phase.
 
     `trial` trains the epochs that are not saved in `parent`, and copies the records of the others. If `trial` was
-    restored with weights and has more epochs than `parent`, nothing can be shared: return before the end of the stage.
-    The caller must then train the rest with `run_trial`.
+    restored from a checkpoint with weights and has trained more epochs than `parent` has saved, nothing can be shared:
+    return before the end of the stage. The caller must then train the rest with `run_trial`.
     """
     n_epochs = trial.stage_epochs(0)
     loaded = 0 if not trial.epochs else None  # epoch of the parent's state that `trial` has in memory; None: none
@@ -208,11 +211,11 @@ def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
 
 
 def _train(trial: Trial, parent: Parent, epoch: int, has_state: bool) -> Record:
-    """Train `trial` to `epoch` from the newest valid state of `parent`; return the record of `epoch`.
+    """Train `trial` to `epoch` from the newest valid state in `parent`, its shared dense phase.
 
-    Each trained epoch is saved in `parent`. Usually it is only one; it is several if the newest states of `parent` were
-    lost. `has_state` is True if `trial` has the newest valid state in memory, so that the state need not be loaded. The
-    caller must hold the lock.
+    Return the record of `epoch`. Each trained epoch is saved in `parent`. Usually it is only one; it is several if the
+    newest states of `parent` were lost. `has_state` is True if `trial` has the newest valid state in memory, so that
+    the state need not be loaded. The caller must hold `parent.lock`.
     """
     if not has_state and parent.state:
         parent.take_over(trial)

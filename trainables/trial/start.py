@@ -42,7 +42,10 @@ class Start:
 
 
 class Weights(StrEnum):
-    """The origin of a trial's weights after its current epoch, and whether the trial itself has these weights."""
+    """The origin of the weights of a trial's current epoch, and whether the trial has loaded them.
+
+    A trial that reads the epochs of a shared dense phase, instead of training them, loads no weights before the last.
+    """
 
     OWN = "own"  # the trial has weights that were trained with its own configuration
     SHARED = "shared"  # the weights are in a shared dense phase (dense_phase.py); the trial has read only its records

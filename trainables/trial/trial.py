@@ -265,20 +265,26 @@ def restored_point(values: Mapping[str, Any]) -> Point:
 
 
 def _position(saved: Sequence[int], n_stages: int) -> tuple[int, int, int]:
-    """Return the position (stage, epoch, epochs) in the saved state of a trial with `n_stages` stages."""
+    """Return the saved position of a trial: (stage, finished epochs of this stage, finished epochs of all stages).
+
+    After the last stage, `stage` is `n_stages`. ValueError if `saved` is no position of a trial with `n_stages` stages.
+    """
     stage, epoch, epochs = (int(n) for n in saved)
     if not (0 <= stage <= n_stages and 0 <= epoch <= epochs):
-        raise ValueError(f"position={saved} is not (stage up to {n_stages}, epoch, all epochs)")
+        raise ValueError(
+            f"position={saved}; expected (stage from 0 to {n_stages}, finished epochs of this stage, of all stages)"
+        )
     return stage, epoch, epochs
 
 
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if a restored tensor of `optimizer` has another shape than its parameter and is no number."""
+    """Raise ValueError if a restored tensor of `optimizer`, except a scalar, has another shape than its parameter."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
                 raise ValueError(
-                    f"the optimiser's {name} has the shape {list(value.shape)}: {list(parameter.shape)} needed"
+                    f"{name} in the state of the optimiser has the shape {list(value.shape)}; expected "
+                    f"{list(parameter.shape)}, the shape of its parameter"
                 )
 
 

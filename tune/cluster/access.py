@@ -27,7 +27,7 @@ ANSWER_S = 10.0  # timeout of this request
 def check_access(address: str | None, allow_open: bool, console: Console) -> None:
     """Disconnect from Ray and raise StudyError if the connected Ray cluster accepts commands without a token.
 
-    `address` is the value of --address (None: Ray was started on this machine). With `allow_open`
+    `address` is the value of --address (None: Ray was started on this machine; it is checked, too). With `allow_open`
     (--allow-open-cluster), print a warning on `console` instead.
     """
     gcs_address = ray.get_runtime_context().gcs_address
@@ -51,7 +51,8 @@ def check_access(address: str | None, allow_open: bool, console: Console) -> Non
 def requires_token(gcs_address: str) -> bool:
     """Return whether the Ray cluster whose control service listens at `gcs_address` refuses a request without a token.
 
-    A cluster with RAY_USE_TLS requires a client certificate, which is as good. StudyError if there is no clear answer.
+    If RAY_USE_TLS is set, return True without a request: the cluster accepts only clients with a certificate, which
+    protects it as well as a token. StudyError if there is no clear answer.
     """
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return True
@@ -107,10 +108,10 @@ def on_loopback() -> Iterator[None]:
 
 
 class OwnPath(JobConfig):
-    """Ray's description of a job, without the driver's current folder in the search path of the workers.
+    """JobConfig for `ray.init` that keeps the driver's current folder out of the workers' search path for modules.
 
-    Ray puts this folder first, so that a file html.py in it would be imported instead of Python's module. It stays if
-    it is the checkout.
+    Ray would put this folder first, and a file html.py in it would then be imported instead of Python's own module. The
+    current folder is kept if it is the checkout, whose packages the workers import.
     """
 
     def _serialize(self) -> str:

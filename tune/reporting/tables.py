@@ -1,8 +1,9 @@
 """The tables of a study, updated while it runs: points.csv, and info.json and results.csv of each trial.
 
-    tables = StudyTables(folder, log.state, config, Retry(warn))   # log: the StudyLog of the study in `folder`
+    # log: the StudyLog of the study in `folder`; Retry repeats failed writes, and calls `warn` with a message
+    tables = StudyTables(folder, log.state, config, Retry(warn))
     log.attach(tables)                     # now the log passes each event to `tables`
-    replay(Reading(folder), log, tables)   # a resume: applies the events of earlier drivers
+    replay(Reading(folder), log, tables)   # a resume: applies the events of earlier drivers, read from the journal
     tables.flush()                         # writes the tables that changed; called often
 
 The content of all tables is computed from the journal, so the next driver restores a lost or damaged table.
@@ -36,8 +37,8 @@ REPLAY_CHUNK = 500  # number of events between two writes of tables during a rep
 
 @dataclass
 class _Trial:
-    """What StudyTables keeps of a trial: content of its files that is not in its TrialState, and how much of this
-    content is in the files already."""
+    """What StudyTables keeps of a trial: the content for its files that TrialState does not have (rows, whole points),
+    and how much of it was written already."""
 
     events: int = 0  # number of the trial's events, also stored in info.json when it is written
     curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
@@ -105,7 +106,8 @@ class StudyTables:
     def flush_trials(self, names: Collection[str]) -> None:
         """Write info.json and results.csv of the trials in `names`, where these files are missing or out of date.
 
-        Files of an ended trial that are in an object store only (`elsewhere`) are not written.
+        Exception: if a trial has ended, its name is in `elsewhere` (its files are in the object store) and it has no
+        info.json in the local folder, its files are not written.
         """
         for name in list(names):
             self._changed.discard(name)

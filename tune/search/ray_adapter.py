@@ -6,8 +6,9 @@ Ray passes every result to its stopper first, then to its scheduler and callback
 events, and the session decides whether the trial stops. Of Ray's schedulers, only FIFO and a subclass of population
 based training are used. These private names of Ray 2.60 are used: `setproctitle`, and PopulationBasedTraining's
 `_trial_state`, `_exploit`, `_perturbation_interval`, `_checkpoint_or_exploit`, `_get_new_config`.
-Ray loads no pickle from a study: nobody knows the name of a run's folder in advance, the Trainables load checkpoints
-themselves (`KDTrainable.restore`), and no pickled error is read back (`SessionCallback.on_experiment_end`).
+A study may come from somebody else, so Ray must load no pickle from it. The name of a run's folder is random, so nobody
+can put a pickle there in advance. The Trainables load checkpoints themselves (`KDTrainable.restore`), and no pickled
+error is read back (`SessionCallback.on_experiment_end`).
 """
 
 import secrets
@@ -46,7 +47,7 @@ class NamedProcess:
 
 
 class SessionSearcher(Searcher):
-    """Ray searcher that gets trials from `session`, which samples them; none after `stopper.lost` (a write failed).
+    """Ray searcher that gets its trials from `session`, and supplies no more after a failed write (`stopper.lost`).
     The searched values of a trial override `fixed`, the configuration that all trials share."""
 
     def __init__(self, session: SearchSession, fixed: dict[str, Any], stopper: "SessionStopper"):
@@ -190,8 +191,8 @@ def run_tuner(
 
 
 def ray_scheduler(name: str, space: Space, dense_epochs: int, seed: int) -> TrialScheduler:
-    """Return Ray's scheduler for the value `name` of --scheduler: for pbt, `Population` (which explains the other
-    arguments); else FIFO, because for asha and mo_asha the session itself stops trials early."""
+    """Return Ray's scheduler for --scheduler `name`: for pbt, `Population`, which gets the other arguments; else FIFO,
+    which stops no trial (for asha and mo_asha, SearchSession stops trials early)."""
     return Population(space, dense_epochs, seed) if name == "pbt" else FIFOScheduler()
 
 
@@ -211,8 +212,8 @@ class Population(PopulationBasedTraining):
     Every 1/8 of the `dense_epochs`, a trial in the worst quarter copies the weights and the configuration of a trial in
     the best quarter (its donor), and perturbs the searched hyperparameters. After the dense training nothing is copied,
     because the networks are then candidates for the front. If trials outnumber workers, they train in turns, and a
-    donor may have trained fewer epochs than the trial that copies it. Such a copy sets the trial back by up to 1/8 of
-    the dense epochs; at the same epoch, this happens only once. Random numbers depend on `seed`, trial and epoch only.
+    donor may have trained fewer epochs than the trial. The copy then sets the trial back by up to 1/8 of the dense
+    epochs, but not a second time from the same epoch. Random numbers depend on `seed`, trial and epoch only.
     """
 
     def __init__(self, space: Space, dense_epochs: int, seed: int):

@@ -52,16 +52,16 @@ class _Recorded:
     def _value(self, name: str, distribution: BaseDistribution) -> Any:
         if name not in self.params:
             raise SpaceError(
-                f"the Optuna parameters {dict(self.params)} have no value for {name}; expected a value in "
-                f"{distribution}: add {name} to them, or use a space that does not search it"
+                f"{name} is missing in the Optuna parameters {dict(self.params)} of a configuration; expected a value "
+                f"in {distribution}: use the space that drew this configuration, or one that does not search {name}"
             )
         return self.params[name]
 
     def _checked(self, name: str, value: Any, distribution: BaseDistribution, fits: bool) -> Any:
         if not fits:
             raise SpaceError(
-                f"the Optuna parameters {dict(self.params)} have the value {value!r} for {name}; expected a value in "
-                f"{distribution}: correct it in them, or use a space with a wider range for {name}"
+                f"{name} is {value!r} in the Optuna parameters {dict(self.params)} of a configuration; expected a "
+                f"value in {distribution}: use the space that drew this configuration, or a wider range for {name}"
             )
         self.distributions[name] = distribution
         return value

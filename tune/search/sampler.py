@@ -131,8 +131,9 @@ class FeasibleSampler(OptunaHistory):
         return new
 
     def _judge(self, log: StudyLog, params: dict[str, Any]) -> Verdict:
-        """Return the result of the feasibility check for the Optuna parameters `params`, which were not drawn here.
+        """Return the result of the feasibility check for a configuration that this sampler did not draw itself.
 
+        `params` are its Optuna parameters. It has fewer prune steps than a drawn one, or is from a --warm-start study.
         A new result is also added to `log` as the event ConfigurationJudged, so that a resume does not check again.
         """
         if parameters_key(params) not in self._verdicts:

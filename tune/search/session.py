@@ -36,8 +36,8 @@ class SearchSession:
     """Supplies the trials that have not ended, then new ones from `sampler`, and records the results of all in `log`.
 
     `rungs` decides which trials stop early (None: none does). `scheduler` is the value of --scheduler; the event of a
-    stopped trial names it as the cause. If the newest HOPELESS failed trials (or `n_trials`, if that is less) have the
-    same reason and no network was measured, `hopeless` is set to this reason, and the caller must end the search.
+    stopped trial names it as the cause. If the newest `HOPELESS` failed trials (or `n_trials`, if that is less)
+    have the same reason and no network was measured, `hopeless` is set to it, and the caller must end the search.
     """
 
     def __init__(
@@ -122,8 +122,9 @@ class SearchSession:
         return events
 
     def _after_end(self, trial: TrialState) -> None:
-        """Let the sampler check the configurations with fewer prune steps that the ended `trial` also trained, and set
-        `hopeless` if the newest failures have the same reason and no network was measured."""
+        """Let the sampler check the feasibility of the configurations with fewer prune steps that `trial`, which has
+        ended, trained on its way. Set `hopeless` if the study must end: the newest `_hopeless_after` failures have the
+        same reason, and no network was measured."""
         self.sampler.settle(self.log)
         if trial.outcome in ("failed", "crashed") and not self._any_point:
             self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # ignore differences in numbers

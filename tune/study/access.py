@@ -48,7 +48,7 @@ class StudyAccess:
     def ended_elsewhere(self) -> frozenset[str]:
         """Return the names of the trials that have an info.json in the object store; an empty set without a store.
 
-        These are the trials with a measured network, and trials that have ended; the journal tells which ones have. The
+        These are ended trials, and running ones with a measured network; the journal tells which trials have ended. The
         files of an ended trial are complete in the store, and need not be restored in the local folder.
         """
         return self.mirror.ended_elsewhere() if self.mirror else frozenset()

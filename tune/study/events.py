@@ -66,8 +66,8 @@ class DriverFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationJudged(Event):
-    """A configuration that the sampler did not draw was checked for feasibility: a drawn and trained configuration
-    without its last prune steps, or a configuration that `--warm-start` imports from an earlier study."""
+    """The sampler checked the feasibility of a configuration that it did not draw itself: one that a trial trained on
+    its way to a configuration with more prune steps, or one that `--warm-start` imports from an earlier study."""
 
     kind = "configuration_judged"
     params: dict[str, Any]
@@ -240,8 +240,8 @@ def _check_values(kind: str, fields: Mapping[str, Any]) -> None:
     path = fields.get("point", {}).get("checkpoint", "step0")
     if not isinstance(path, str) or not is_relative_path(path):
         raise EventError(
-            f"event {kind!r}: 'checkpoint' is {json.dumps(path)[:80]}; expected a folder in that of the trial, such as "
-            f"step0; {REMEDY}"
+            f"event {kind!r}: 'checkpoint' is {json.dumps(path)[:80]}; expected a path inside the trial's folder, "
+            f"such as step0; {REMEDY}"
         )
     for key, value in fields.get("values", {}).items():
         if key.startswith(SHARED):

@@ -59,11 +59,11 @@ def segments(study: Path) -> list[Segment]:
 
 
 def counting(study: Path) -> list[tuple[Segment, int]]:
-    """Return (segment, number of its valid bytes) for each valid file ("segment") of the journal of a study.
+    """Return (segment, number of valid bytes at its beginning) for each segment that counts, oldest first.
 
-    `study` is the study's folder. The oldest segment comes first. Only the valid bytes, at the beginning of a file,
-    belong to the journal: `after` in the header of a later segment can exclude the end of a segment, and all segments
-    between the two. Raise JournalError if a header is invalid, or if a segment that it names is missing or too short.
+    `study` is the study's folder. `after` in a segment's header names the preceding segment and the number of its bytes
+    that count. Its further bytes, and segments between the two, do not count (the top of this file tells why). Raise
+    JournalError if a header is invalid, or if the preceding segment is missing or has fewer bytes.
     """
     found: list[tuple[Segment, int]] = []
     for segment in segments(study):
@@ -113,7 +113,7 @@ def read_header(segment: Segment) -> dict[str, Any] | None:
         header = json.loads(line)
         after = header["after"]
         if after is not None and (segment_of(Path(after[0])) is None or after[1] < 0):
-            raise ValueError(f"key 'after' is {after}; expected null or [name of the preceding file, its bytes]")
+            raise ValueError(f"key 'after' is {after}; expected null or [preceding file, number of its bytes]")
         if header["segment"] != FORMAT:
             raise ValueError(f"key 'segment' (the format) is {header['segment']!r}; this version reads format {FORMAT}")
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -281,8 +281,8 @@ class Journal:
         self._size += len(lines)
 
     def _check_owner(self) -> None:
-        """Raise StudyLost if another driver has taken over the study: `check` raises it, or the journal has a segment
-        of a newer driver."""
+        """Raise StudyLost if another driver has taken over the study. There are two signs: the constructor's argument
+        `check` raises StudyLost, or the journal has a segment of a newer driver."""
         self._check()
         newest = max((s.generation for s in map(segment_of, self.folder.iterdir()) if s), default=0)
         if newest > self.generation:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from data.signals import interruptible
 from tests.support.driven_study import Commands
+from tests.support.machines import wait_until
 from tests.support.paths import ROOT
 from tests.support.tune.signalled import started, wait_for_handler
 from tune import evaluate, ray_start
@@ -58,6 +59,25 @@ def test_a_study_that_is_still_prepared_ends_in_order(typed: Commands, tmp_path:
     assert output.splitlines()[-1].endswith("--name x --resume auto") and "Traceback" not in output
     assert not [path for path in typed.storage.rglob("*") if path.suffix in (".tmp", ".old")]
     assert not list((typed.storage / "x").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_signal_to_all_processes_of_a_search_ends_it_in_order(typed: Commands) -> None:
+    """As scancel, systemd and timeout send it: Ray's processes get SIGTERM, too."""
+    words = ["--space", "prune", "--name", "x", "--storage", str(typed.storage), *typed.arguments, "distill.kd_alpha=1"]
+    process = started(["tune/run.py", *words, "--num-samples", "3", "train.epochs=40"])
+    assert process.stdout
+    printed = []
+    while not printed or not printed[-1].startswith("dashboard:"):
+        printed.append(process.stdout.readline())
+        assert printed[-1], printed
+    journal = typed.storage / "x" / "journal"
+    wait_until(lambda: any('"epoch' in path.read_text() for path in journal.glob("*.jsonl")), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "--resume --name x" in output.splitlines()[-1] and "Traceback" not in output
 
 
 def test_the_line_says_how_to_continue(typed: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
