@@ -112,7 +112,7 @@ class Requested:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Settings derived from the user's options when the study was started or resumed, and the code that it uses."""
+    """Settings derived from the user's options at the start or a resume of the study, and hashes of the code."""
 
     folder: str = ""
     remote: str | None = None  # URI of a study in an object store

@@ -104,7 +104,7 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
         if sum(blocks) > len(tensors):
             raise ValueError(
                 f"config.n_blocks={blocks} in student.json describes {sum(blocks)} blocks, but {WEIGHTS} has only "
-                f"{len(tensors)} tensors; expected at least one for each block"
+                f"{len(tensors)} tensors; expected at least one for each block: use another checkpoint"
             )
         with torch.device("meta"):  # takes no memory, whatever sizes the description declares
             check_weights(build(description, source), weights)
@@ -170,9 +170,9 @@ def check_same_architecture(found: StudentConfig, expected: StudentConfig, where
 def load_tensors(path: Path) -> dict[str, Any]:
     """Return the dict that `torch.save` wrote to the file `path`, with all tensors on the CPU.
 
-    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed, and
-    what the file declares is compared with its size before it is loaded. CheckpointError if the file is missing or
-    damaged, or if it contains other objects.
+    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed. A
+    file that could take much more memory than it has bytes is not loaded (`_check_archive`). CheckpointError for such a
+    file, for a missing or damaged one, and for one with other objects.
     """
     try:
         _check_archive(path)

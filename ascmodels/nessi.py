@@ -105,6 +105,8 @@ def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, in
     try:
         return get_torch_size(model.fuse(), (1, 1, n_mels, frames))
     except RuntimeError as error:  # such as "Calculated output size: (40x0x8). Output size is too small"
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise
         raise UncountableError(
             f"{model.config.name} cannot process features of {n_mels} mel bins x {frames} frames "
             f"({str(error).splitlines()[0]}); expected more: raise frontend.n_mels, or lower frontend.hop_length"
@@ -127,8 +129,9 @@ def layer_rates(model: nn.Module, input_size: tuple[int, ...]) -> dict[str, Frac
     found = size_at(model, rates)
     if found != expected:
         raise UncountableError(
-            f"{type(model).__name__}: the sum over its layers is {found} (MACs, parameters); expected {expected}, the "
-            "count of the complete network: measure this network with `get_torch_size`"
+            f"{type(model).__name__}: the (MACs, parameters) of its layers add up to {found}; expected {expected}, "
+            "the count of the complete network: this network cannot be counted layer by layer, so measure it with "
+            "`get_torch_size` instead of `layer_rates` and `size_at`"
         )
     return rates
 

@@ -95,8 +95,8 @@ def draw_waveforms(
     """Return a random time roll and a random device impulse response for each clip of a batch.
 
     `devices [B]` holds the TAU recording device of each clip ("a", "s1", ...); only clips of device a get an impulse
-    response. `n_impulses` is the number of impulse responses to choose from. The roll is a multiple of one sample at
-    `sample_rate` Hz.
+    response. `n_impulses` is the number of impulse responses to choose from. Each roll, in seconds, is a whole number
+    of samples at `sample_rate` Hz.
     """
     shifts, impulses, n = None, None, len(devices)
     limit = round(config.roll_s * sample_rate)

@@ -113,8 +113,9 @@ def open_cache(
         if cache := _existing(folder, content):
             if sorted([*cache.filenames, *cache.skipped]) != files:
                 raise DatasetError(
-                    f"the {len(files)} clips in the split's csv file differ from the clips of this study, which are in "
-                    f"the waveform cache {folder}: restore the csv file, or start a new study"
+                    f"split<data.subset>.csv, the csv file of the training split, lists {len(files)} clips; expected "
+                    f"the clips with which this study was started, which are in the waveform cache {folder}: restore "
+                    "the csv file, or start a new study"
                 )
             return cache
     workers = max(1, os.cpu_count() or 1 if num_workers is None else num_workers)
@@ -141,7 +142,10 @@ def open_cache(
 
 
 def _existing(folder: Path, content: str) -> WaveformCache | None:
-    """Return the cache in `folder`; None if it must be built, because it does not exist or is damaged."""
+    """Return the cache in `folder`; None if it must be built, because it does not exist or is damaged.
+
+    `content` is the hash of the clips' names and bytes, of which the name of `folder` was made (`_folder`).
+    """
     if not folder.is_dir():
         return None
     try:

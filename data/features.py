@@ -57,8 +57,9 @@ class FrontEndConfig:
             )
         if self.n_fft // 2 >= self.sample_rate:  # reflection padding of n_fft // 2 must be shorter than a clip of 1 s
             raise ValueError(
-                f"frontend.n_fft={self.n_fft} is too long for a clip of 1 s: expected less than {2 * self.sample_rate} "
-                f"samples (2 s at frontend.sample_rate={self.sample_rate}); lower n_fft"
+                f"frontend.n_fft={self.n_fft} is too long, because half of it must be shorter than a clip (1 s): "
+                f"expected less than {2 * self.sample_rate} samples (2 s at frontend.sample_rate={self.sample_rate}); "
+                "lower n_fft"
             )
         top = self.sample_rate / 2 if self.f_max is None else self.f_max
         if not 0 <= self.f_min < top:
@@ -86,10 +87,10 @@ class FrontEndConfig:
 
 
 def resampling_kernel(source: int, target: int) -> int:
-    """Return about how many values torchaudio's filters have that resample from `source` to `target` Hz.
+    """Return the approximate number of filter values that torchaudio needs to resample from `source` to `target` Hz.
 
-    The fewer common divisors the two rates have, the more filters are needed: 141,120 values for 44100 to 32000 Hz, but
-    1.4e9 for 44100 to 31999 Hz.
+    The smaller the greatest common divisor of the two rates, the more values: 141,120 for 44100 to 32000 Hz, but 1.4e9
+    for 44100 to 31999 Hz.
     """
     common = math.gcd(source, target)
     return (source // common) * (target // common)

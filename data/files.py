@@ -153,10 +153,10 @@ def mend_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path, prefix: str) -> None:
-    """Delete temporary files and folders, left by killed processes, in `folder`.
+    """Delete the temporary files and folders in `folder` whose final name would start with `prefix`.
 
-    Only those are deleted that were to be renamed to a name that starts with `prefix`. Those of a running process are
-    deleted as well: the caller must hold a lock that every writer of such names takes.
+    They are those that killed processes left. Those of a running process would be deleted, too, so the caller must hold
+    a lock that every writer of such names takes.
     """
     for path, match in _temporaries(Path(folder)):
         if match["name"].startswith(prefix):

@@ -33,10 +33,11 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
     """Divide the clips of a split into training and validation clips at random.
 
     `clips` is a table from `tau.read_split`. For each scene, about `share` (between 0 and 1) of its clips are for
-    validation. The same `seed` gives the same division. All clips of a scene from one recording location are in the
-    same part. If the scene has only one location, or if other scenes already need all its locations for one part, it is
-    divided by 10 s segments instead. A scene with only one segment raises DatasetError, because clips of one segment
-    must not be in both parts.
+    validation. The same `seed` gives the same division.
+
+    All clips of a recording location are in the same part, also those of different scenes. A scene is divided by 10 s
+    segments instead if it has only one location, or if all its locations were already put into the same part for other
+    scenes. A scene with only one segment raises DatasetError, because clips of one segment must not be in both parts.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(clips), dtype=bool)

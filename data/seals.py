@@ -71,9 +71,10 @@ def check_seal(folder: Path) -> dict[str, Any]:
 
 
 def sealed_content(sealed: Mapping[str, Any]) -> tuple[dict[str, tuple[int, str]], dict[str, Any]]:
-    """Return {file: (size in bytes, SHA-256)} and the facts in `sealed`, the content of `seal.json`.
+    """Return {file: (size in bytes, SHA-256)} and the facts (the values passed to `seal`) of a `seal.json`.
 
-    ValueError if `sealed` has another format or does not match the hash that it contains.
+    `sealed` is the content of this file. ValueError if it has another format, or does not match the hash that it
+    contains.
     """
     content = sealed.get("content")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -82,7 +83,7 @@ def sealed_content(sealed: Mapping[str, Any]) -> tuple[dict[str, tuple[int, str]
         raise ValueError(f"{SEAL} does not match the hash that it contains")
     files, facts = content.get("files"), content.get("facts")
     if not isinstance(files, dict) or not isinstance(facts, dict):
-        raise ValueError(f"{SEAL} lacks the keys files and facts")
+        raise ValueError(f"{SEAL}: expected a JSON object for each of the keys 'files' and 'facts'")
     try:
         return {name: (int(size), str(digest)) for name, (size, digest) in files.items()}, facts
     except (TypeError, ValueError) as error:

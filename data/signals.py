@@ -1,12 +1,12 @@
-"""SIGINT (Ctrl-C) and SIGTERM end a command in order, in each of its phases, with exit status 130.
+"""SIGINT (Ctrl-C) and SIGTERM end a command cleanly, in each of its phases, with exit status 130.
 
     end_at_once()                        # first statement of a command: a signal during its imports ends it at once
     with interruptible():                # body of `main`: a signal raises KeyboardInterrupt, also where it was ignored
         ...
 
 Shells (for background jobs of a script), nohup, cron and CI systems can start a process with SIGINT ignored, and Python
-leaves it ignored. In such a process, Ctrl-C would have no effect, nor would SIGTERM if its handler passes it on as
-SIGINT, as that of `handle_signals` does. The functions of this file therefore set the handlers of both signals.
+leaves it ignored. In such a process, Ctrl-C would have no effect. While a command does its work, SIGTERM would have
+none either, because its handler (of `handle_signals`) raises SIGINT. So the functions here set both handlers.
 
 This file uses only the standard library, so that a command can import it before its other imports, which take seconds.
 """
@@ -26,22 +26,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def end_at_once() -> None:
-    """Let SIGINT and SIGTERM end this process with one line and exit status 130, for the time of its imports.
+    """Let SIGINT and SIGTERM end this process at once, with one printed line and exit status 130.
 
-    An exception could not do so: some imports catch it, and others print a traceback of many lines.
+    Call this function before the slow imports; `interruptible` replaces the handlers after them. An exception could not
+    end the process: some imports catch it, and others print a traceback of many lines.
     """
     _handle(_end_before_work)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """In the `with` block, let SIGINT and SIGTERM raise KeyboardInterrupt, even if the process was started with them
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt in the `with` block, even if the process was started with them
     ignored or blocked. Outside the main thread, which alone can handle signals, do nothing.
 
-    After the block, the former handlers are restored. Two things differ if `end_at_once` was called before the block:
-    after the block, a signal ends the process without a message; and if the block was interrupted, the process exits
-    without the exit functions (`atexit`) of its libraries, because Ray's function crashes if the start of Ray was
-    interrupted. Ray's processes need no such function: they end when this process ends.
+    After the block, the former handlers are restored, unless `end_at_once` was called before the block. In this case,
+    a signal after the block ends the process without a message. And if the block was interrupted, the process exits
+    without running the exit functions (`atexit`) of its libraries: the one that Ray registers would crash if Ray was
+    interrupted while it started. Ray's processes do not need it: they end when this process ends.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,10 +61,11 @@ def interruptible() -> Iterator[None]:
 
 
 def handle_signals() -> None:
-    """Let SIGINT raise KeyboardInterrupt, and let SIGTERM do what SIGINT does at that moment: Ray Tune replaces the
-    handler of SIGINT during a search.
+    """Let SIGINT raise KeyboardInterrupt, and let SIGTERM raise SIGINT.
 
-    Call this function again after `ray.init`, which replaces the handler of SIGTERM.
+    So SIGTERM always calls the present handler of SIGINT. During a search this is the handler of Ray Tune, and both
+    signals end the search in the same way. Call this function again after `ray.init`, which replaces the handler of
+    SIGTERM.
     """
     _handle(signal.default_int_handler)
     signal.signal(signal.SIGTERM, _as_sigint)

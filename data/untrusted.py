@@ -32,7 +32,10 @@ _NAME_BYTES = 200  # file systems allow 255 bytes; names of temporary files and 
 
 
 def is_name(text: str) -> bool:
-    """Return whether `text` can be the name of a file or folder: one visible component of a path, printable."""
+    """Return whether `text` is a safe name of a file or folder.
+
+    It must have 1 to 200 bytes, be printable, not contain a slash or backslash, and not start with a dot or a space.
+    """
     return (
         text.isprintable()
         and not text.startswith((".", " "))

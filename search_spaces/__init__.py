@@ -191,7 +191,8 @@ def space_from_dict(content: Mapping[str, Any], where: str = "space") -> Space:
 def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[str, int]) -> Any:
     """Return a value of the range `spec`, sampled with `trial` as Optuna's parameter `key`.
 
-    `steering` maps each auxiliary parameter to its sampled value, the length of a list.
+    `steering` maps each auxiliary parameter, such as prune.steps, to its sampled value: the length of the lists whose
+    range names this parameter under `each`.
     """
     if "uniform" in spec:
         return trial.suggest_float(key, *map(float, spec["uniform"]))

@@ -56,7 +56,8 @@ def check_range(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
         least = spec.get("min", 0)
         if not isinstance(least, int) or isinstance(least, bool) or not 0 <= least <= len(value):
             raise SpaceError(
-                f"{where}: min {least!r} of {len(value)} members is invalid; expected an integer from 0 to {len(value)}"
+                f"{where}: min {least!r} of {len(value)} members is invalid; expected an integer from 0 to "
+                f"{len(value)}, because `min` is the smallest number of members to choose: correct it"
             )
     else:
         steering = auxiliary.get(value) if isinstance(value, str) else None
@@ -64,8 +65,8 @@ def check_range(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
             raise SpaceError(
                 f"{where}: the key `each` is {value!r}; expected the name of an int range under `auxiliary`, which "
                 "gives the length of the list: add this range, for example prune.steps: {int: [1, 3]}, or correct the "
-                "name. A list under `auxiliary` or within the `item` of another list is not allowed: replace it by a "
-                "range of another kind"
+                "name. But if this range (with `each`) is itself under `auxiliary`, or the `item` of another list, "
+                "it must not be a list: use a range of another kind"
             )
         if _top(steering) > _LONGEST:
             raise SpaceError(

@@ -17,11 +17,14 @@ MAX_BYTES = 100_000  # the shipped files have less than 2,000
 
 
 class YamlFileError(ValueError):
-    """A YAML file cannot be read or is not plain YAML; the message names the file."""
+    """A YAML file cannot be read or is not plain YAML (see the top of this file); the message names the file."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the content of the YAML file `path`; raise YamlFileError if it cannot be read or is not plain YAML."""
+    """Return the content of the YAML file `path`.
+
+    Raise YamlFileError if it cannot be read or is not plain YAML (see the top of this file).
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -39,7 +42,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def exists(path: Path) -> bool:
-    """Return whether `path` is a file; False also for a name that is too long and in a folder that cannot be read."""
+    """Return whether `path` is a file; False, without OSError, if its name is too long or its folder unreadable."""
     try:
         return path.is_file()
     except OSError:

@@ -176,7 +176,7 @@ class Deployment:
         self.calibration = list(features(self.data.train, self.front_end, rows))
 
     def write(self, folder: Path) -> None:
-        """Export the student to `folder` in all forms, check and measure them; write deploy.json and deploy.csv."""
+        """Export the student (.pt2; ONNX in fp32, fp16, int8); measure each form; write deploy.json and deploy.csv."""
         x, params = self.calibration[0], self.size[1]
         network = eager(self.student)
         expected = network(x)
@@ -226,7 +226,7 @@ class Deployment:
         return export.check_equal(path.name, export.save_program(program, path)(waveforms), expected)
 
     def measure(self, folder: Path, variants: list[Variant], details: dict[str, Any]) -> None:
-        """Measure accuracy, size, latency of the forms `variants`; write deploy.csv, and deploy.json with `details`."""
+        """Measure each form in `variants` (e.g. fp16 ONNX). Write deploy.csv, and deploy.json with `details` added."""
         validation, o = self.data.validation, self.options
         forms, front_end = compare(variants, validation, self.front_end, o.latency_runs)
         info = {

@@ -241,9 +241,9 @@ def text(value: Any) -> str:
 
 
 def run_arms(run: Run, console: Console) -> None:
-    """Train progressive pruning and then each control of `run`; continue each from its last saved epoch.
+    """Train the arms of `run`: progressive pruning, then each control (a training to compare it with, e.g. one_shot).
 
-    prune_steps.csv and prune_steps.json are rewritten after each measured network.
+    Each arm continues from its last saved epoch. prune_steps.csv and .json are rewritten after each measured network.
     """
     console.print(f"[bold]asc-tune[/bold] run {run.id} in {escape(shown(run.folder))}", highlight=False)
     base, _ = load_base(run.folder / BASE)

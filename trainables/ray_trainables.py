@@ -39,6 +39,7 @@ from data.seals import SealError, check_seal, seal
 from data.tau import DatasetError
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.loop import TrainingDiverged
+from trainables.engine.memory import out_of_memory
 from trainables.inputs.code import check_code
 from trainables.inputs.fingerprint import DataFingerprint
 from trainables.outputs.records import EXPERIMENTS, Record, point_dict
@@ -99,7 +100,7 @@ class KDTrainable(rt.Trainable):
         except (TrainingDiverged, PruningError) as error:  # deterministic: no retry, the trial fails
             return self._failed(str(error))
         except torch.OutOfMemoryError as error:
-            return self._failed(f"out of GPU memory: {str(error).splitlines()[0]}")
+            return self._failed(out_of_memory(error) or str(error))
         if record is None:  # restored after its last epoch
             return self._reported(self._last | {"done": True, "trained": False})
         self._last = self._result(record)

@@ -177,7 +177,8 @@ def check_warm_start(manifest: StudyManifest, typed: Sequence[str] | None, state
     """Raise StudyError if an earlier study would be read from a URI in study.json that is not on the command line.
 
     If somebody else made study.json, it must not decide what is read with this user's credentials. `typed` is the value
-    of --warm-start on the command line. A study whose `state` has a sample has read its earlier studies already.
+    of --warm-start on the command line. If `state` shows that samples were drawn, nothing is checked: the earlier
+    studies were read before the first draw and are not read again.
     """
     uris = [text for text in manifest.requested.warm_start if "://" in text]
     if uris and not typed and not state.trials and not state.rejected:

@@ -204,7 +204,10 @@ class ReplayCheck:
 
 
 def confirmations(manifest: StudyManifest, state: StudyState) -> list[TrialCreated]:
-    """Return the events that create the trials of --confirm that `manifest` lists but `state` does not have yet."""
+    """Return the events that create the missing trials of --confirm, which repeat configurations with new seeds.
+
+    `manifest` lists the names of all trials of --confirm; those that `state` does not have are missing.
+    """
     new = []
     for name in manifest.requested.confirmations:
         if name not in state.trials:

@@ -57,7 +57,7 @@ class Watched:
         self._study: Study | None = None
 
     def read(self) -> tuple[str, Study, dict[str, Any]]:
-        """Return a version string, the study with its present points, and its status (`study_status`).
+        """Return the version string of the report, the study with its present points, and its status (`study_status`).
 
         The version string changes when points are added, and when study.json or test.csv changes.
         """
@@ -82,8 +82,9 @@ class Watched:
         """Return (content type, content) for the `path` of a URL; None for an unknown path. The paths are:
 
         - /: the page
-        - /version: the version string (`read`) and the HTML above the report, which live.js requests again and again
-        - /report.json: HTML and plots of the report, which live.js requests when the version string has changed
+        - /version: a string that changes when the report does (see `read`), and the HTML above the report; live.js
+          requests both again and again
+        - /report.json: HTML and plots of the report, which live.js requests when that string has changed
         - /status.json and /points.csv: the status and the points of the study, for programs
         """
         if path == "/":

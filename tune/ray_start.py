@@ -26,10 +26,11 @@ RAY_LOG = ".ray.log"  # file in the study's folder on this machine: what Ray log
 def start_ray(address: str | None, console: Console, log: Path, allow_open: bool = False) -> None:
     """Connect this process to the Ray cluster at `address`, or start Ray on this machine if `address` is None.
 
-    Print the address of Ray's dashboard on `console`; go on without a dashboard if it does not start. Messages
-    name the file `log` (`log_to_file`). If Ray does not start on this machine, which may be busy, try once more. Do
-    nothing if the process is connected already. StudyError if the cluster does not answer, if Ray does not start, or
-    if Ray accepts commands without a token and `allow_open` (--allow-open-cluster) is False.
+    Print the address of Ray's dashboard on `console`; go on without a dashboard if it does not start. `log` is the
+    file to which `log_to_file` directed Ray's log: messages tell the user to look there. If Ray does not start on this
+    machine, which may be busy, try once more. Do nothing if the process is connected already. StudyError if the cluster
+    does not answer, if Ray does not start, or if Ray accepts commands without a token and `allow_open`
+    (--allow-open-cluster) is False.
     """
     if ray.is_initialized():
         return
@@ -47,9 +48,9 @@ def start_ray(address: str | None, console: Console, log: Path, allow_open: bool
     os.environ["PYTHONSAFEPATH"] = "1"  # Ray's processes must not import modules from the current folder
     if (address or "").startswith("ray://"):
         raise StudyError(
-            f"--address {address}; expected auto or host:port, because with Ray's client (ray://) the search would run "
-            "on the cluster, which does not have the study's folder: submit the command with `ray job submit`, or run "
-            "it on a machine of the cluster with --address auto"
+            f"--address {address}; expected auto or host:port, because with Ray's client (ray://) only the search "
+            "would run on the cluster, and the study's folder would be on this machine: run the whole command on the "
+            "cluster (submit it with `ray job submit`, or start it on a machine of the cluster with --address auto)"
         )
     try:
         if address:
@@ -99,8 +100,8 @@ def connect(address: str) -> str | None:
 def start_here() -> str | None:
     """Start Ray on this machine; return the address of its dashboard, None or "" if the dashboard did not start."""
     private_token(create=True)
-    # Ray's processes inherit the mask: a SIGTERM to all processes of a job (scancel, systemd, timeout) must leave them to
-    # the driver, which needs them to end in order. The caller unblocks SIGTERM here (`handle_signals`)
+    # Ray's processes inherit this mask. Otherwise a SIGTERM to all processes of a job (scancel, systemd, timeout) would
+    # end Ray before the driver, which needs it to end in order. The caller unblocks SIGTERM here (`handle_signals`)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     with on_loopback():

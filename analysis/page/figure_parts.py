@@ -77,9 +77,10 @@ def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[flo
 
 
 def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return the lengths [2, N] of the error bars of `points`: first below, then above the accuracy.
+    """Return the lengths [2, N] of the error bars of `points` in percentage points: below and above the accuracy.
 
-    The unit is percentage points. An unknown length is 0.
+    A bar is the 95 % interval of a mean over seeds or, in a study without replicates, one standard error. A length that
+    is unknown, such as that of a mean over one seed, is 0.
     """
     ends = summary.error_bars(study, points) - points["val_macro_avg_acc"].to_numpy(float)
     return np.nan_to_num(100 * np.abs(ends))
@@ -104,7 +105,8 @@ def single_seeds(study: Study, points: pd.DataFrame) -> pd.DataFrame:
 def step_line(best: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
     """Return x and y of the points that the staircase line of the front connects: the best accuracy up to each x.
 
-    `best` are the points of the front. In a study with three objectives, the line does not pass through all of them.
+    `best` are the points of the front. Points that are on the front because of an objective that the plot does not show
+    may lie below the line.
     """
     x, y = coordinates(best, axis)
     mask = front.pareto_mask(np.column_stack([x, y]), ("min", "max"))

@@ -221,10 +221,10 @@ def _singles_beyond_front(study: Study) -> int:
 def _partial_means(study: Study) -> int:
     """Return the number of partial means on the front: means over only a part of the seeds of their configuration.
 
-    A seed is missing from a mean if its trial was stopped early, failed or crashed before the prune step of the point.
-    A trial that ended before its first measurement has no row in points.csv. In a complete study, the missing seed is
-    found all the same: the mean has fewer seeds than requested. In an unfinished study, it is not counted, because a
-    trial without a row may still be training.
+    A mean is partial if a trial of its configuration was stopped early, failed or crashed before the prune step of the
+    point. Trials that ended before their first measurement have no row in points.csv. So in a complete study, each mean
+    with fewer seeds than requested is partial, too. In an unfinished study, such a mean does not count as partial,
+    because a trial without a row may still be training.
     """
     if not study.replicated:
         return 0

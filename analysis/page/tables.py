@@ -95,8 +95,7 @@ def test_section(study: Study) -> str:
 def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
     """Return an HTML table of accuracies with shaded cells, one row per point.
 
-    Each item of `names` gives one column of the table: its key is the key of the value in `points`, its value the
-    header.
+    `names` maps each key of `points` that becomes a column of the table to the header of this column.
     """
     head = '<th class="text">trial, step</th><th>M MACs</th>'
     head += "".join(f"<th>{_text(name)}</th>" for name in names.values())

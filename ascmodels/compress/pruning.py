@@ -60,10 +60,10 @@ def prune(
 
 @dataclass(frozen=True)
 class Ties:
-    """Groups of numbers in the `Widths` (channels per layer) of a network that pruning can only reduce together.
+    """Which numbers in the `Widths` (channels per layer) of a network become smaller together when it is pruned.
 
-    `groups` has one tuple for each group of tied layers. Each of its entries (field, index, decrease) describes one
-    number: if the group loses one channel, entry `index` of the `Widths` field `field` becomes smaller by `decrease`.
+    `groups` has one tuple for each group of tied layers. It lists (field, index, decrease) for each affected number:
+    when the group loses one channel, entry `index` of the `Widths` field `field` becomes smaller by `decrease`.
     """
 
     groups: tuple[tuple[tuple[str, int, int], ...], ...]
@@ -141,8 +141,8 @@ def prune_below(
     best = remove_channels(student, groups, enough)
     if figure(best) > target:
         raise PruningError(
-            f"target {target:,.0f} is out of reach: expected at least {figure(best):,.0f}, the size of the smallest "
-            f"network after one step with prune.max_ratio={max_ratio}; set a larger target or a larger prune.max_ratio"
+            f"target {target:,.0f} is out of reach: expected at least {figure(best):,.0f} (same unit), the smallest "
+            f"network of this prune step with prune.max_ratio={max_ratio}; set a larger target or prune.max_ratio"
         )
     while high - low > 1e-7:  # finer than one channel of any network
         middle = (low + high) / 2
@@ -163,8 +163,8 @@ def prune_below(
 def smallest_step(student: Student, round_to: int, max_ratio: float) -> Student:
     """Return a copy of `student` with as few channels as one prune step to a target size can leave.
 
-    Each layer keeps the share 1 - `max_ratio` of its channels, but at least `NARROWEST`; the numbers of channels that
-    remain are multiples of `round_to` if these limits allow it.
+    Each layer keeps the share 1 - `max_ratio` of its channels, and at least `NARROWEST` channels. These minimum numbers
+    are rounded up to multiples of `round_to`; a layer with fewer channels than the higher multiple keeps all of them.
     """
     groups = rank_channels(student, "l1", 0, None)
     return remove_channels(student, groups, _counts(groups, 1.0, "local", round_to, _limits(groups, max_ratio)))
@@ -229,7 +229,8 @@ def _local_counts(groups: Sequence[Group], ratio: float, round_to: int) -> tuple
 def _limits(groups: Sequence[Group], max_ratio: float) -> list[int]:
     """Return the maximum number of channels that each group may lose in one prune step.
 
-    A group may lose the share `max_ratio` of its channels, and must keep NARROWEST channels.
+    A group keeps at least the share 1 - `max_ratio` of its channels, and at least `NARROWEST` channels; a group with
+    fewer channels loses none.
     """
     return [max(0, min(g.size - removed_channels(g.size, 1 - max_ratio), g.size - NARROWEST)) for g in groups]
 
@@ -241,8 +242,9 @@ def _counts(
 
     `scope` (local, global or isomorphic) selects the groups whose channels are ranked together; the share `ratio` of
     them is removed. If the limits allow fewer removals than `ratio` requires: with `strict`, raise PruningError; else
-    remove as many as they allow. Then the number of channels that remain in a pruned group is rounded down to a
-    multiple of `round_to`, or up if its limit forbids the lower multiple, but not above its size.
+    remove as many as they allow. Then the number of channels that a pruned group keeps is rounded down to a multiple of
+    `round_to`. If the group would lose more than its limit, the number is rounded up instead; a group that has fewer
+    channels than the higher multiple keeps all of them.
     """
     competing: dict[str, list[int]] = {}
     for i, group in enumerate(groups):

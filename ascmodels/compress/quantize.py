@@ -282,10 +282,10 @@ def observe(network: fx.GraphModule, batches: Iterable[np.ndarray]) -> None:
 
 
 def plain(network: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy of a fine-tuned `network` in evaluation mode, which does not round activations.
+    """Return a copy of a fine-tuned `network`, in evaluation mode and without the rounding of activations.
 
-    `network` is the result of `fake_quantized` after training. The weights of the copy have values that int8 can
-    represent, so `quantize_onnx` does not change them.
+    `network` is the result of `fake_quantized` after training. The weights of the copy are rounded already, to values
+    that int8 can represent, so `quantize_onnx` does not change them.
     """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):

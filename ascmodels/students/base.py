@@ -92,8 +92,8 @@ class StudentConfig:
             value = getattr(self, item.name)
             if item.name not in ("family", *FAMILY_OPTIONS[self.family]) and value != item.default:
                 raise ValueError(
-                    f"student.{item.name}={value!r} is not an option of student.family={self.family}: expected "
-                    f"{item.default!r}, the default; remove it ({self.family} has the options "
+                    f"student.{item.name}={value!r} is not used by student.family={self.family}: expected "
+                    f"{item.default!r}, the default of this key: remove it (the options of {self.family} are "
                     f"{', '.join(FAMILY_OPTIONS[self.family])})"
                 )
 

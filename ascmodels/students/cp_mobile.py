@@ -48,8 +48,9 @@ class Block(nn.Module):
     """Inverted bottleneck: expand 1x1, depthwise, project 1x1, each with BN; then shortcut, GRN and activation.
 
     `channels` are those of the input, of the depthwise convolution, and of the output. The depthwise convolution has
-    the given `stride`, and RepConv `branches` unless these are empty (`fused`: in deployed form). The shortcut from
-    input to output exists only if `shortcut` is true; it is average-pooled if `stride` is not (1, 1).
+    the given `stride`. It is a RepConv with parallel `branches`, or a plain convolution if `branches` is empty or the
+    block is built in its deployed form (`fused`). The shortcut from input to output exists only if `shortcut` is true;
+    it is average-pooled if `stride` is not (1, 1).
     """
 
     def __init__(

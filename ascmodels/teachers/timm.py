@@ -159,9 +159,11 @@ class Patchout(nn.Module):
         self.grid, self.freq, self.time, self.n_prefix = grid, freq, time, n_prefix
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the kept tokens `[B, n_prefix + (rows - freq) * (columns - time), D]`; in evaluation mode, all tokens.
+        """Return the prefix tokens (e.g. the class token) and the tokens of the patches that are not dropped.
 
-        `x` holds all tokens `[B, n_prefix + rows * columns, D]`. Prefix tokens (e.g. class token) are never dropped.
+        `x` holds all tokens `[B, n_prefix + rows * columns, D]`. In training, `freq` random rows and `time` random
+        columns of patches are dropped: the result is `[B, n_prefix + (rows - freq) * (columns - time), D]`. In
+        evaluation mode, the result is `x`.
         """
         if not self.training or not (self.freq or self.time):
             return x

@@ -105,6 +105,7 @@ def rewrite(file: Path, compression: int, pickled: bytes | None = None) -> None:
             new.writestr(name, pickled if pickled is not None and name.endswith("data.pkl") else data)
 
 
+@pytest.mark.slow
 def test_a_file_of_tensors_takes_no_more_memory_than_its_size(tmp_path: Path) -> None:
     file = tmp_path / "state.pt"
     torch.save({"t": torch.zeros(2**29, dtype=torch.uint8)}, file)

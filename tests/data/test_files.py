@@ -104,6 +104,7 @@ def test_two_writers_and_a_reader(tmp_path, fresh_processes):
     assert names(tmp_path) == ["file", "number", "seen0", "seen1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_file", [True, False])
 def test_a_lock_excludes_other_processes_and_ends_with_its_own(by_file, tmp_path, fresh_processes):
     (tmp_path / "number").write_text("0")

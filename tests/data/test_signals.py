@@ -57,6 +57,7 @@ def blocked() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, BOTH)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inherited", [default, ignored, blocked])
 @pytest.mark.parametrize("sent", BOTH)
 @pytest.mark.parametrize(

@@ -227,10 +227,10 @@ def build_config(tree: Any) -> TrialConfig:
 
 
 def _of_teacher(tree: Any) -> str:
-    """Return the error message about an invalid part `teacher.<part>` of `tree`, with full names of its keys.
+    """Return the error message about an invalid part `teacher.<part>` of `tree`; empty if these parts are valid.
 
-    The parts `train`, `augment` and `frontend` of the teacher are of the same classes as those of the student, whose
-    messages name the student's keys. The result is empty if these parts are valid.
+    The parts are `train`, `augment` and `frontend`. The student has parts of the same classes, and the messages of
+    these classes name the student's keys, e.g. train.lr. This function changes them to e.g. teacher.train.lr.
     """
     for part in ("frontend", "augment", "train"):
         try:

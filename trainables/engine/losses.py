@@ -49,8 +49,8 @@ def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
     """Return the similarity-preserving loss ||G_T - G_S||_F^2 / B^2, a scalar (Tung and Mori 2019).
 
     `student [B, D]` and `teacher [B, E]` are the features of a batch of B clips. G_S and G_T `[B, B]` contain the
-    similarities between these clips: the products F F^T of each network's features F, with rows scaled to length 1. So
-    D and E may differ, and no projection is needed.
+    similarities between these clips: the product F F^T of a network's features F, each row of which is then divided by
+    its L2 norm. So D and E may differ, and no projection is needed.
     """
     ours, theirs = (F.normalize(f @ f.T, dim=1) for f in (student, teacher))
     return (theirs - ours).square().sum() / len(student) ** 2

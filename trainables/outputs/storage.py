@@ -214,7 +214,7 @@ class TrialCheckpoints:
                 keep -= 1
 
     def _is_complete(self, name: str) -> bool:
-        """Return whether checkpoint `name` has the files that are listed in its seal.json and no others, by size.
+        """Return whether checkpoint `name` has exactly the files that its seal.json lists, with the listed sizes.
 
         The hashes in seal.json are not compared, because that would require reading all files.
         """

@@ -142,7 +142,8 @@ def guarded(work: Callable[[Console], int]) -> int:
 def resumed_by(command: str) -> Iterator[None]:
     """If Ctrl-C or SIGTERM ends the `with` block, tell the user that the command line `command` continues the run.
 
-    The block must be in the `work` of `guarded`, which prints this text.
+    Use it only in the function `work` that is passed to `guarded`: this context manager raises a KeyboardInterrupt with
+    the text for the user, and `guarded` prints it.
     """
     try:
         yield

@@ -93,9 +93,10 @@ def _tensor_hash(x: torch.Tensor | None) -> str | None:
 
 
 class Parent:
-    """The folder of a shared dense phase, and what one trial last read in it: the newest valid state, its records.
+    """One trial's view of a parent, the folder of its shared dense phase: the newest valid state, and its records.
 
-    Each trial has its own `Parent` object; the folder is common to the trials.
+    Each trial has its own `Parent` object; the folder is common to the trials. `state` and `records` are those of the
+    last time that this trial read or wrote the folder.
     """
 
     def __init__(self, folder: Path):
@@ -107,7 +108,7 @@ class Parent:
         make_folder(folder)
 
     def refresh(self) -> int:
-        """Call `read` if the folder has a state that was not there before; return the number of saved epochs.
+        """Call `read` if a new state was saved in the folder; return the number of epochs of the newest valid state.
 
         This may be called often: without a new state, no file is opened.
         """
@@ -117,10 +118,10 @@ class Parent:
         return len(self.records)
 
     def read(self) -> int:
-        """Set `state` and `records` to the newest valid state and its records; return the number of its epochs.
+        """Set `state` to the newest valid state and `records` to its records; return the number of its epochs.
 
-        A state is valid if its seal is valid (`check_seal`) and has a record of each epoch. Without a valid state, the
-        number is 0.
+        A state is a folder such as state-0003. It is valid if its seal.json is valid (`check_seal`) and contains one
+        record for each epoch. Without a valid state, `state` is None, `records` is empty, and the number is 0.
         """
         states = self._states()
         self._newest_read = states[0].name if states else ""

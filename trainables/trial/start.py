@@ -1,7 +1,7 @@
-"""The origin of a trial's network.
+"""Where the network of a trial comes from.
 
-`Start` describes the network with which the trial starts. `Weights` is the origin of its present weights: trained with
-its own configuration, by the trials of a shared dense phase, or with the configuration of another trial.
+`Start` describes the network with which the trial starts: a new one, or a trained student. `Weights` says which
+training gave the present weights: the trial's own, a shared dense phase, or one with another trial's configuration.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from ascmodels.students import Student, Widths
 
 @dataclass(frozen=True)
 class Start:
-    """The origin of the first network of a trial: a new network, or a trained student (the base).
+    """The network with which a trial starts: a new network, or a trained student (the base).
 
     Start()                         a new network with initial weights and the widths of the configuration
     Start(widths=w)                 a new network with initial weights and the widths w
@@ -42,9 +42,10 @@ class Start:
 
 
 class Weights(StrEnum):
-    """The origin of the weights of a trial's current epoch, and whether the trial has loaded them.
+    """Which training gave the weights of a trial's current epoch, and whether the trial has loaded them.
 
-    A trial that reads the epochs of a shared dense phase, instead of training them, loads no weights before the last.
+    A trial that copies the records of a shared dense phase, instead of training its epochs, loads weights only at the
+    last epoch of this phase.
     """
 
     OWN = "own"  # the trial has weights that were trained with its own configuration

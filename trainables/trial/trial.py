@@ -181,9 +181,9 @@ class Trial:
         weights = _weights_of(state)
         if differing and weights is Weights.SHARED:
             raise CheckpointError(
-                f"checkpoint {folder} has no weights, because its trial used a shared dense phase; expected weights, "
-                f"because this trial has another value of {', '.join(differing)}: use a checkpoint of a later stage, "
-                "or set the same values"
+                f"checkpoint {folder} has no weights: its trial read a shared dense phase. Expected weights, because "
+                f"this trial does not use this phase (it differs in {', '.join(differing)}): use a checkpoint of a "
+                "later stage, or set these keys to the checkpoint's values"
             )
         if state.get("clips", self.clips_hash) != self.clips_hash:
             raise CheckpointError(
@@ -254,9 +254,9 @@ class Trial:
 
 
 def restored_point(values: Mapping[str, Any]) -> Point:
-    """Return the point with the fields `values`, which were read from a file; ValueError if its network has no name.
+    """Return the point with the fields `values`, which were read from a file.
 
-    The network of a point is written to the folder with this name in the folder of the trial.
+    ValueError if `checkpoint`, the folder of its network in the trial's folder, is not a valid name (`is_name`).
     """
     point = Point(**values)
     if not is_name(point.checkpoint):
@@ -272,7 +272,7 @@ def _position(saved: Sequence[int], n_stages: int) -> tuple[int, int, int]:
     stage, epoch, epochs = (int(n) for n in saved)
     if not (0 <= stage <= n_stages and 0 <= epoch <= epochs):
         raise ValueError(
-            f"position={saved}; expected (stage from 0 to {n_stages}, finished epochs of this stage, of all stages)"
+            f"position={saved}; expected 3 integers: stage (0 to {n_stages}), its finished epochs, those of all stages"
         )
     return stage, epoch, epochs
 
@@ -289,7 +289,7 @@ def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _weights_of(state: Mapping[str, Any]) -> Weights:
-    """Return the `Weights` (origin of the weights) in the saved `state` of a trial.
+    """Return which training gave the weights in the saved `state`: the trial's own, a shared dense phase, or another's.
 
     States of older versions of asc-tune have the flags `in_parent` and `adopted` instead of the key `weights`.
     """

@@ -37,8 +37,8 @@ REPLAY_CHUNK = 500  # number of events between two writes of tables during a rep
 
 @dataclass
 class _Trial:
-    """What StudyTables keeps of a trial: the content for its files that TrialState does not have (rows, whole points),
-    and how much of it was written already."""
+    """What StudyTables keeps of a trial in addition to its TrialState: the rows of results.csv, the points with all
+    their keys (TrialState omits the large ones), and what was written already."""
 
     events: int = 0  # number of the trial's events, also stored in info.json when it is written
     curve: list[dict[str, Any]] = field(default_factory=list)  # rows of results.csv
@@ -106,8 +106,8 @@ class StudyTables:
     def flush_trials(self, names: Collection[str]) -> None:
         """Write info.json and results.csv of the trials in `names`, where these files are missing or out of date.
 
-        Exception: if a trial has ended, its name is in `elsewhere` (its files are in the object store) and it has no
-        info.json in the local folder, its files are not written.
+        The files of a trial are not written if all of this holds: the trial has ended, its name is in `elsewhere` (its
+        files are in the object store), and the local folder has no info.json of it.
         """
         for name in list(names):
             self._changed.discard(name)

@@ -212,8 +212,8 @@ class Population(PopulationBasedTraining):
     Every 1/8 of the `dense_epochs`, a trial in the worst quarter copies the weights and the configuration of a trial in
     the best quarter (its donor), and perturbs the searched hyperparameters. After the dense training nothing is copied,
     because the networks are then candidates for the front. If trials outnumber workers, they train in turns, and a
-    donor may have trained fewer epochs than the trial. The copy then sets the trial back by up to 1/8 of the dense
-    epochs, but not a second time from the same epoch. Random numbers depend on `seed`, trial and epoch only.
+    donor may have fewer epochs than the trial. The copy then sets the trial back by up to 1/8 of the dense epochs, at
+    most once at each epoch of the trial. Random numbers depend on `seed`, trial and epoch only.
     """
 
     def __init__(self, space: Space, dense_epochs: int, seed: int):

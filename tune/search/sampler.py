@@ -133,8 +133,9 @@ class FeasibleSampler(OptunaHistory):
     def _judge(self, log: StudyLog, params: dict[str, Any]) -> Verdict:
         """Return the result of the feasibility check for a configuration that this sampler did not draw itself.
 
-        `params` are its Optuna parameters. It has fewer prune steps than a drawn one, or is from a --warm-start study.
-        A new result is also added to `log` as the event ConfigurationJudged, so that a resume does not check again.
+        `params` are its Optuna parameters. The configuration has only the first prune steps of a drawn one, whose
+        trials trained it, too, or it is from an earlier study (--warm-start). A new result is also added to `log` as
+        the event ConfigurationJudged, so that a resume does not check again.
         """
         if parameters_key(params) not in self._verdicts:
             verdict = self._gate(replay(self._space, params)[0])

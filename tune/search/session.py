@@ -122,9 +122,12 @@ class SearchSession:
         return events
 
     def _after_end(self, trial: TrialState) -> None:
-        """Let the sampler check the feasibility of the configurations with fewer prune steps that `trial`, which has
-        ended, trained on its way. Set `hopeless` if the study must end: the newest `_hopeless_after` failures have the
-        same reason, and no network was measured."""
+        """Update the sampler and `hopeless` after the end of `trial`.
+
+        The networks after the earlier prune steps of `trial` are results of configurations with fewer prune steps. The
+        sampler checks whether these fit the limits, and reports the results to Optuna. `hopeless` is set if the study
+        must end: the newest `_hopeless_after` failures have the same reason, and no network was measured.
+        """
         self.sampler.settle(self.log)
         if trial.outcome in ("failed", "crashed") and not self._any_point:
             self._failures.append(re.sub(r"\d+", "#", str(trial.reason)))  # ignore differences in numbers

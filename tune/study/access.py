@@ -33,8 +33,8 @@ class StudyAccess:
 
     @property
     def generation(self) -> int:
-        """The number of this driver's lease (1, 2, ...), one higher than that of the lease before; 0 if the study is
-        not in an object store."""
+        """The number of this driver's claim on the study (1, 2, ...; see tune/study/lease.py); 0 if the study is not in
+        an object store."""
         return self.lease.generation if self.lease else 0
 
     def check(self) -> None:
@@ -48,8 +48,8 @@ class StudyAccess:
     def ended_elsewhere(self) -> frozenset[str]:
         """Return the names of the trials that have an info.json in the object store; an empty set without a store.
 
-        These are ended trials, and running ones with a measured network; the journal tells which trials have ended. The
-        files of an ended trial are complete in the store, and need not be restored in the local folder.
+        If such a trial has ended by the journal, all its files are in the store, so they need not be restored in the
+        local folder. The set also has running trials with a measured network, whose files may be incomplete.
         """
         return self.mirror.ended_elsewhere() if self.mirror else frozenset()
 

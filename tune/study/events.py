@@ -66,8 +66,8 @@ class DriverFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigurationJudged(Event):
-    """The sampler checked the feasibility of a configuration that it did not draw itself: one that a trial trained on
-    its way to a configuration with more prune steps, or one that `--warm-start` imports from an earlier study."""
+    """The sampler checked whether a configuration that it had not drawn fits the limits: one with only the first prune
+    steps of a drawn configuration, whose trials trained it, too; or one of an earlier study (`--warm-start`)."""
 
     kind = "configuration_judged"
     params: dict[str, Any]
@@ -197,7 +197,7 @@ def encode(event: Event) -> str:
 
 
 def decode(content: Any) -> Event:
-    """Return the event in `content`, a parsed line of format 2. Raise EventError if `content` is invalid."""
+    """Return the event in `content`, a line of a journal (parsed JSON). Raise EventError if `content` is invalid."""
     if not isinstance(content, dict) or "event" not in content:
         raise EventError(f"found {json.dumps(content)[:80]}; expected a JSON object with the key 'event'; {REMEDY}")
     kind = content["event"]

@@ -199,7 +199,7 @@ class Journal:
     caller must have exclusive access to the study (tune/study/access.py).
 
     `after` is the position up to which the caller has read the journal (`Reading.after`). `generation` is the number
-    of the driver's lease; None or 0 without a lease. `retry` repeats a write while the storage is unavailable. `check`
+    of the driver's claim; None or 0 without a claim. `retry` repeats a write while the storage is unavailable. `check`
     is called before each write; it must raise StudyLost if another driver has taken over the study.
     """
 

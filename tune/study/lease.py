@@ -215,11 +215,12 @@ class StoreLease:
 
 
 def find_claim(store: Store, now_ns: int | None = None) -> CurrentClaim | None:
-    """Return the valid claim on the study whose folder is `store`; None if there is no claim.
+    """Return the valid claim (rule 1 of the module's docstring) on the study whose folder is `store`, or None.
 
-    `now_ns` is the present time in ns since 1970, from which the age of the claim is computed. If it is None, the clock
-    of the store is read by writing an object; a caller that must not write passes the time of its own clock. Raise
-    StudyError if the claim is damaged or was written by another version of asc-tune.
+    The driver that made it may have released it or be dead (see `CurrentClaim.alive`). `now_ns` is the present time in
+    ns since 1970, from which the time since the last renewal is computed. If it is None, the clock of the store is read
+    by writing an object; a caller that must not write passes the time of its own clock. Raise StudyError if the lease
+    object is damaged or was written by another version of asc-tune.
     """
     stamps = store.stamps(LEASE)
     valid = _valid_claim(stamps)
@@ -257,7 +258,7 @@ def _read(store: Store, name: str) -> Claim | None:
     except (ValueError, TypeError, KeyError) as error:
         problem = f"key {error} is missing" if isinstance(error, KeyError) else error
         raise StudyError(
-            f"{store.uri}/{LEASE}/{name} is not a valid claim of a driver: {problem}. Another version of asc-tune may "
+            f"{store.uri}/{LEASE}/{name} is not a readable claim: {problem}. Another version of asc-tune may "
             "be running the study: wait until it ends, or stop it. If nothing runs the study, delete this object"
         ) from error
 

@@ -1,6 +1,6 @@
 """The log of a study, which writes each event to the journal and then applies it to all reducers.
 
-log = StudyLog(journal.append)                 # journal: Journal of the study. StudyLog() only applies the events
+log = StudyLog(journal.append)                 # journal: the Journal of the study; without it, nothing is written
 log.attach(sampler, rungs)                     # reducers: objects whose state is computed from the events alone
 log.replay(read_events(Path("runs/x")))        # a resume: applies the events that earlier drivers wrote
 log.add(TrialEnded(trial="t0003", outcome="completed"))     # a new event: writes it, then applies it

@@ -200,7 +200,8 @@ class Mirror:
     def ended_elsewhere(self) -> frozenset[str]:
         """Return the names of the trials that have an info.json in the store, uploaded by any driver.
 
-        Some of them may still be running: info.json is first written when a network is measured or the trial ends.
+        A trial of this set may still be running, because info.json is first written when a network is measured or the
+        trial ends. The journal tells which trials have ended.
         """
         files = self.store.stamps(EXPERIMENTS, recursive=True)
         return frozenset(name.rpartition("/")[0] for name in files if name.endswith("/info.json"))

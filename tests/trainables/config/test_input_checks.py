@@ -26,6 +26,7 @@ def test_no_number_in_a_list_may_be_infinite_or_nan(key):
             TrialConfig.from_flat({key: [value], "distill.teacher_ckpts": ["a"]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "key"),
     [

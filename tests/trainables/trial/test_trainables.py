@@ -164,7 +164,8 @@ def test_out_of_gpu_memory_is_a_failed_result_and_the_actor_lives(ray_config: di
     failed = trainable.train()
     assert failed["done"]
     assert not failed["finished"]
-    assert failed["failure"] == f"out of GPU memory: {message.splitlines()[0]}"
+    assert failed["failure"].startswith(f"out of GPU memory: {message.splitlines()[0]}")
+    assert "\n" not in failed["failure"] and "--gpus-per-trial" in failed["failure"]
     assert trainable.reset(ray_config | {"trial": "t0004"})
     assert "failure" not in trainable.train()
     trainable.stop()
@@ -195,6 +196,7 @@ def test_kd_trainable_refuses_to_prune(ray_config: dict) -> None:
     refused.stop()
 
 
+@pytest.mark.slow
 def test_data_that_are_gone_end_the_trial_without_a_retry_and_the_actor_lives(ray_config: dict, tmp_path: Path) -> None:
     """Ray would start four processes for an exception; the result ends the trial, and the next one begins as usual."""
     gone = ray_config | {"data.dataset_dir": str(tmp_path / "gone"), "trial": "t0007"}

@@ -32,6 +32,7 @@ COMMANDS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [[name] for name in COMMANDS] + [["-m", "analysis.paired"], ["-m", "tune.cli", "run"]]
 )

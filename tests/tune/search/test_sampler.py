@@ -43,6 +43,7 @@ def test_violation_is_the_cheapest_stages_excess() -> None:
     assert violation(((150, 90),), limits, slack=1.5) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_an_estimate_does_not_reject_what_may_fit() -> None:
     """With global pruning, weights decide about the widths, so the size before training is not the final one."""
     base = compose(["student=tf_sepnet", "prune.ratios=[0.3]", "prune.scope=global"]).flat()
