@@ -43,7 +43,7 @@ class Limits:
 
     macs: float = 30_000_000  # maximum MACs of a deployed network for 1 s of audio (above 0)
     bytes: float = 128_000  # maximum bytes of the parameters of a deployed network (above 0)
-    precision: str = "fp16"  # fp32, fp16 or int8: for the bytes, and for the weights in validation (int8: fp16)
+    precision: str = "fp16"  # fp32, fp16, int8: 4, 2, 1 bytes a parameter; validation uses fp32 or fp16 (int8: fp16)
 
     def __post_init__(self):
         if self.precision not in BYTES_PER_PARAMETER:

@@ -31,7 +31,7 @@ class AugmentConfig:
     mixstyle_p: float = 0.4  # probability that a batch gets Freq-MixStyle (0 to 1; 0: off)
     mixstyle_alpha: float = 0.3  # alpha of Freq-MixStyle's Beta(alpha, alpha) distribution (above 0)
     mixup_alpha: float = 0.0  # alpha of mixup's Beta(alpha, alpha) distribution (0: no mixup)
-    dir_p: float = 0.0  # probability that a device-a clip is convolved with an impulse response (0: off)
+    dir_p: float = 0.0  # probability that a clip of device a is convolved with an impulse response (0: off)
     dir_dir: str | None = None  # folder of device impulse responses (WAV files), required if dir_p > 0; null: none
 
     def __post_init__(self):

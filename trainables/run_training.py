@@ -56,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     p = parser(__doc__ or "")
     p.add_argument("--evaluate", action="store_true", help="measure a run again; predict the evaluation set")
-    p.add_argument("--ckpt_id", help="id of the run to continue or to evaluate (its folder's name and its id in W&B)")
+    p.add_argument(
+        "--ckpt_id", help="id of the run to continue or evaluate: its folder's name in <storage>/experiments"
+    )
     p.add_argument("--experiment_name", default="", help="name of the run in W&B (default: its id)")
     p.add_argument("--project_name", default=PROJECT, help=f"W&B project (default: {PROJECT})")
     p.add_argument("--no_test", action="store_true", help="do not measure the network on the test split")

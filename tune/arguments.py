@@ -101,7 +101,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     p = command_parser(description)
     study = p.add_argument_group("study")
     study.add_argument(
-        "--space", help="search space: kd, rep, families, prune, kd_prune, pbt, or the path of a YAML file"
+        "--space",
+        help="search space, needed for a new study: kd (distillation, width), rep (branches, widths), families "
+        "(CP-Mobile, TF-SepNet), prune (pruning plans), kd_prune (distillation, branches, pruning), pbt (for "
+        "--scheduler pbt), or the path of a YAML file (format: tune/README.md)",
     )
     study.add_argument("--name", help="study name (default: <space>-<timestamp>)")
     study.add_argument("--storage", default="runs", help="folder or s3://bucket/path of the studies (default: runs)")
@@ -123,7 +126,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     study.add_argument(
         "--dry-run",
         action="store_true",
-        help="train nothing; print the share of feasible configurations, their sizes and the expected hours",
+        help="train nothing, but use the data set; print the share of feasible configurations, their sizes and the "
+        "expected hours",
     )
     study.add_argument(
         "--seed",
@@ -148,15 +152,15 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--scheduler",
         choices=list(SCHEDULERS),
         help="early stopping of trials: mo_asha (ASHA on accuracy and MACs), asha (ASHA on accuracy alone), fifo (no "
-        f"early stopping), pbt (population based training) (default: {DEFAULTS['scheduler']})",
+        f"early stopping), pbt (population based training, with --space pbt) (default: {DEFAULTS['scheduler']})",
     )
     search.add_argument(
         "--limits",
         metavar="LIST",
         help="hard limits of a deployed network: any of macs=NUMBER,bytes=NUMBER,precision=fp32|fp16|int8. They set "
         "the configuration keys limits.macs, limits.bytes and limits.precision, as --macs, --bytes and --precision "
-        "do. A configuration is rejected without training if all its networks, dense and pruned, exceed them "
-        "(default: macs=30e6,bytes=128000,precision=fp16)",
+        "do. A configuration is rejected without training if all its networks, dense and pruned, exceed them. "
+        "Limits that are left out keep their defaults (default: macs=30e6,bytes=128000,precision=fp16)",
     )
     search.add_argument(
         "--seeds-per-config",

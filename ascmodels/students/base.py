@@ -42,12 +42,12 @@ class StudentConfig:
     channels_multiplier: float = 1.8  # factor by which channels grow from one stage to the next (above 0)
     expansion_rate: float = 2.1  # inner channels of a block divided by its input channels (above 0)
     n_blocks: tuple[int, ...] = (3, 2, 1)  # number of blocks in each stage (each at least 1)
-    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # BLOCK:FREQxTIME, blocks b1, b2, ... of all stages; default 1x1
+    strides: tuple[str, ...] = ("b3:1x2", "b4:2x1")  # BLOCK:FREQxTIME; blocks b1, b2, ... of all stages; others: 1x1
     grn: bool = False  # add global response normalisation after each block: true or false
     branches: tuple[str, ...] = ()  # RepConv branches: 3x3, 3x1, 1x3, 1x1, identity; empty: plain convolutions
     rep_stem: bool = False  # use RepConv branches also in the stem's two convolutions: true or false
     activation: str = "relu"  # activation function of the network: relu, relu6, hardswish, silu or gelu
-    stage_branches: tuple[str, ...] = ()  # branches of each stage, e.g. 3x3+1x1, or plain; empty: `branches` everywhere
+    stage_branches: tuple[str, ...] = ()  # one entry a stage, e.g. [3x3+1x1,3x3,plain]; empty: `branches`
 
     def __post_init__(self):
         object.__setattr__(self, "n_blocks", tuple(int(n) for n in self.n_blocks))

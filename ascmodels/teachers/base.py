@@ -24,8 +24,8 @@ class TeacherModelConfig:
     """
 
     family: str = "ast"  # teacher family: ast, vit or cnn
-    name: str = ""  # timm architecture (vit, cnn); empty: that of pretrained, or (vit) hidden_size, layers, heads
-    pretrained: str | None = None  # weights: Hugging Face repo, folder or (timm) file; null: random weights
+    name: str = ""  # timm network (vit, cnn); empty: that of pretrained, or a vit of hidden_size, layers, heads
+    pretrained: str | None = None  # weights: Hugging Face repo or folder (vit, cnn: also a file); null: random weights
     hidden_size: int = 128  # embedding size of a transformer without pretrained weights; a multiple of heads
     layers: int = 4  # number of transformer layers without pretrained weights (at least 1)
     heads: int = 4  # number of attention heads per layer without pretrained weights (at least 1)

@@ -16,7 +16,7 @@ class DistillConfig:
     kd_alpha: float = 0.5  # weight of the cross-entropy with the labels (0 to 1); weight of the teacher: 1 - kd_alpha
     kd_temp: float = 4.0  # temperature T of the softmax of the student and of the teacher in the loss (above 0)
     teacher_ckpts: tuple[str, ...] = ()  # folders or logits files of teachers; empty: fine-tune one (keys teacher.*)
-    ensemble: str = "logits"  # average of logits or probabilities; greedy: probabilities, weights chosen on validation
+    ensemble: str = "logits"  # logits or probabilities: their mean; greedy: weighted mean, weights chosen on validation
     teacher_weights: tuple[float, ...] = ()  # weights of teacher_ckpts, in the same order (0 or more); empty: all equal
     mode: str = "offline"  # teacher logits: offline (cached, of unaugmented clips) or online (of each augmented batch)
     feature_weight: float = 0.0  # weight of the feature loss, Tung and Mori 2019 (0: off; needs mode=online, 1 teacher)

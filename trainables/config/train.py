@@ -16,7 +16,7 @@ class TrainConfig:
     """Settings of a training with AdamW. The default learning-rate schedule is that of the DCASE 2024 baseline."""
 
     epochs: int = 150  # number of epochs of dense training (at least 1)
-    min_steps: int = 0  # least number of optimiser steps, reached by raising epochs (0: off; unused if epochs is typed)
+    min_steps: int = 0  # least number of optimiser steps, reached by raising epochs (0: off; ignored if you set epochs)
     batch_size: int = 256  # number of clips per batch (at least 2)
     lr: float = 5e-3  # peak learning rate of dense training (above 0)
     weight_decay: float = 1e-4  # weight decay of AdamW (0 or more)
