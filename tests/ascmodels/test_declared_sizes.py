@@ -3,7 +3,6 @@
 import json
 import pickle
 import resource
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -29,13 +28,12 @@ def student(tmp_path: Path) -> Path:
 
 
 def refused(load: Callable[[], Any], named: Path) -> None:
-    """Check that `load` raises CheckpointError in one line that names `named`, soon and with little memory."""
-    before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    """Check that `load` raises CheckpointError in one line that names `named`, with little memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError) as error:
         load()
     assert str(named) in str(error.value)
     assert "\n" not in str(error.value)
-    assert time.monotonic() - begin < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * MIB
 
 

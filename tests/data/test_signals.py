@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from data.signals import INTERRUPTED, interruptible
+from tests.support.machines import PATIENCE_S
 from tests.support.paths import ROOT
 
 BOTH = (signal.SIGINT, signal.SIGTERM)
@@ -86,7 +87,7 @@ def test_a_signal_ends_a_command_in_each_phase(
     if where == "work":
         assert process.stdout.readline() == "in order\n" and process.stdout.readline() == "work\n"
         process.send_signal(sent)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == status
     assert output.endswith(printed) and "Traceback" not in output
 

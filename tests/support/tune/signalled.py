@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.support.machines import PATIENCE_S
 from tests.support.paths import ROOT
 
 
@@ -29,7 +30,7 @@ def started(words: list[str], ignored: bool = True, output: Any = subprocess.PIP
     )
 
 
-def wait_for_handler(process: subprocess.Popen, limit_s: float = 30) -> None:
+def wait_for_handler(process: subprocess.Popen, limit_s: float = PATIENCE_S) -> None:
     """Wait until `process` has a handler of SIGTERM."""
     until = time.monotonic() + limit_s
     while time.monotonic() < until:

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from data.signals import interruptible
 from tests.support.driven_study import Commands
-from tests.support.machines import wait_until
+from tests.support.machines import PATIENCE_S, wait_until
 from tests.support.paths import ROOT
 from tests.support.tune.signalled import started, wait_for_handler
 from tune import evaluate, ray_start
@@ -40,7 +40,7 @@ def test_a_command_that_is_still_importing_ends_at_once(command: list[str]) -> N
     process = started([*command, "--help"])
     wait_for_handler(process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=15)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, output) == (130, "interrupted before the work began: repeat the command\n")
 
 
@@ -55,7 +55,7 @@ def test_a_study_that_is_still_prepared_ends_in_order(typed: Commands, tmp_path:
         printed.append(process.stdout.readline())
         assert printed[-1], printed
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, output
     assert output.splitlines()[-1].endswith("--name x --resume auto") and "Traceback" not in output
     assert not [path for path in typed.storage.rglob("*") if path.suffix in (".tmp", ".old")]
@@ -76,7 +76,7 @@ def test_a_signal_to_all_processes_of_a_search_ends_it_in_order(typed: Commands)
     journal = typed.storage / "x" / "journal"
     wait_until(lambda: any('"epoch' in path.read_text() for path in journal.glob("*.jsonl")), process)
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, output
     assert "--resume --name x" in output.splitlines()[-1] and "Traceback" not in output
 
@@ -128,7 +128,7 @@ print(ray.get(ray.remote(lambda: 6 * 7).remote()))
         env=os.environ | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     lines = (done.stdout + done.stderr).splitlines()

@@ -186,7 +186,7 @@ def test_slurm_refuses_a_job_number_that_is_none(slurm, tmp_path: Path, number: 
 @pytest.mark.parametrize(("sent", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
 def test_slurm_stops_the_driver_and_requeues_before_the_time_limit(slurm, tmp_path: Path, sent, requeued) -> None:
     process = slurm("trains")
-    until = time.monotonic() + 30
+    until = time.monotonic() + PATIENCE_S
     while not (tmp_path / "running").exists() and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(sent)

@@ -50,7 +50,7 @@ def points_epochs(steps: list[dict[str, str]]) -> int:
 
 
 def wait_for_points(folder: Path, n: int, process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.poll() is None:
         if (folder / "points.csv").is_file() and len(rows(folder)) >= n:
             return
