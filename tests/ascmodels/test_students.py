@@ -19,21 +19,12 @@ from ascmodels.students.base import ACTIVATIONS, FAMILY_OPTIONS
 from ascmodels.students.cp_mobile import MobileStudent
 from ascmodels.students.repconv import RepConv2d
 from ascmodels.students.tf_sepnet import TFSepNet
-from tests.support.ascmodels.students import features, logits_of, seeded, train_a_little
+from tests.support.ascmodels.students import MIXED, THREE_STAGES, TINY, features, logits_of, seeded, train_a_little
 from tests.support.marks import rest_slow
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import deploy
-
-MIXED = ("1x1+3x3+identity", "plain", "3x1+1x3")
-SMALL = {"base_channels": 8, "n_blocks": (2, 1, 1), "strides": ("b2:1x2",)}
-TINY = {
-    "cp_mobile": StudentConfig(**SMALL),
-    "rep_mobile": StudentConfig(**SMALL, stage_branches=MIXED, activation="silu", grn=True),
-    "tf_sepnet": StudentConfig(family="tf_sepnet", base_channels=12),
-}
-
 
 # --- the catalogue, and options that are refused ---
 
@@ -193,7 +184,7 @@ def test_a_trial_of_its_own_by_hand(name, tmp_path):
 
 def test_checkpoints_of_before_the_families_load(tmp_path):
     """Checkpoints of format 1 hold the displayed name as `family`, and none of the later options."""
-    config = StudentConfig(**SMALL, branches=("3x3", "1x1"))
+    config = StudentConfig(**THREE_STAGES, branches=("3x3", "1x1"))
     model = train_a_little(seeded(config), features(frames=33))
     save_student(tmp_path / "c", model, {})
     path = tmp_path / "c" / "student.json"

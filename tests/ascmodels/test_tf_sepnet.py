@@ -13,16 +13,9 @@ from ascmodels.compress.pruning import prune
 from ascmodels.nessi import Limits, get_deployed_size, get_torch_size
 from ascmodels.students import StudentConfig, Widths, build_student
 from ascmodels.students.tf_sepnet import AdaResNorm, DepthMultiplier, SepConvs, part_sizes
-from tests.support.ascmodels.students import features, seeded, train_a_little
+from tests.support.ascmodels.students import TINY, features, seeded, train_a_little
 from trainables.config.compose import compose
 
-MIXED = ("1x1+3x3+identity", "plain", "3x1+1x3")
-SMALL = {"base_channels": 8, "n_blocks": (2, 1, 1), "strides": ("b2:1x2",)}
-TINY = {
-    "cp_mobile": StudentConfig(**SMALL),
-    "rep_mobile": StudentConfig(**SMALL, stage_branches=MIXED, activation="silu", grn=True),
-    "tf_sepnet": StudentConfig(family="tf_sepnet", base_channels=12),
-}
 SHIPPED = {name: compose([f"student={name}"]).student for name in ("tf_sepnet", "tf_sepnet_24", "tf_sepnet_16")}
 
 

@@ -7,6 +7,13 @@ from torch import nn
 
 from ascmodels.students import Student, StudentConfig, build_student
 
+MIXED = ("1x1+3x3+identity", "plain", "3x1+1x3")
+THREE_STAGES = {"base_channels": 8, "n_blocks": (2, 1, 1), "strides": ("b2:1x2",)}
+TINY = {
+    "cp_mobile": StudentConfig(**THREE_STAGES),
+    "rep_mobile": StudentConfig(**THREE_STAGES, stage_branches=MIXED, activation="silu", grn=True),
+    "tf_sepnet": StudentConfig(family="tf_sepnet", base_channels=12),
+}
 ALL = ("3x3", "3x1", "1x3", "1x1", "identity")
 FOUR = ALL[:4]
 SMALL = {"base_channels": 8, "n_blocks": (2, 1), "strides": ("b2:1x2",)}
