@@ -1,6 +1,7 @@
 # make run   set up, build the embedded data set, search, open the test split for the front, report
 # make test  set up, lint, type-check, run all tests that need no GPU
 # make test-fast  the fast tests alone
+# make gpu   check and measure the GPU of this machine in 5 minutes: figures in gpu-check/
 # Both are safe to repeat; what is done is not done again.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ override export TAU24_PATH := $(value TAU24_PATH)
 override export SPACE := $(value SPACE)
 override export NAME := $(value NAME)
 
-.PHONY: run test test-fast lint synthetic clean
+.PHONY: run test test-fast gpu lint synthetic clean
 
 # the data set is TAU24_PATH where it is set, else the embedded one; one study for each data set: the checksum of its
 # path is in the name
@@ -39,6 +40,9 @@ test: lint
 # without Ray, browser and slow tests: under a minute
 test-fast: $(INSTALLED)
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow and not ray and not browser and not gpu'
+
+gpu: $(INSTALLED)
+	$(PY) tests/bench/gpu_check.py $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check

@@ -12,27 +12,20 @@ its field. `tune/` writes the file, `analysis/` only reads it.
 import dataclasses
 import json
 import re
-import sys
-import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from data.untrusted import credentials_in, interpolation_in, is_name
+from analysis.typed_json import REMEDY, ResultsError, from_json
+from data.untrusted import credentials_in, interpolation_in, is_name, is_widths
 
 FORMAT = 2
 PRECISIONS = ("fp32", "fp16", "int8")
 DIRECTIONS = ("max", "min")
-REMEDY = "correct the file or restore it from a backup"
 _REPLICATE = re.compile(r"[A-Za-z0-9]+r[0-9]+")  # name of a trial that --confirm added
 STATUSES = ("new", "running", "interrupted", "complete", "extended")
-_T = TypeVar("_T")
-
-
-class ResultsError(Exception):
-    """Error of a study folder that cannot be read; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +78,17 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Refitted:
+    """A configuration of a study's front that its refit trains again on all clips."""
+
+    config_id: str  # name of its first trial in the study
+    params: dict[str, Any]  # its sampled values, as Optuna's parameters
+    values: dict[str, Any]  # and as configuration keys
+    steps: tuple[int, ...]  # the prune steps whose networks were picked
+    widths: tuple[dict[str, Any], ...]  # channels of each layer after each prune step, up to the last picked one
+
+
+@dataclass(frozen=True)
 class Requested:
     """The user's options: those of `tune/run.py` with which the study was started or continued."""
 
@@ -100,9 +104,12 @@ class Requested:
     max_concurrent: int | None = None  # maximum number of trials at a time; None: as many as the resources allow
     cpus_per_trial: float = 1.0
     gpus_per_trial: float | None = None  # share or number of GPUs; None: not resolved yet
+    checkpoint_interval: float = 0.0  # seconds of work that a killed trial may repeat; 0: checkpoints after each epoch
     warm_start: tuple[str, ...] = ()  # folders of earlier studies
     confirmations: tuple[str, ...] = ()  # names of the replicates that `--confirm` added
     extended_from: tuple[int, ...] = ()  # `num_samples` before each `--extend`
+    refit_of: str | None = None  # the study whose front is trained again, if this is a refit
+    refit: tuple[Refitted, ...] = ()
 
     @property
     def n_trials(self) -> int:
@@ -214,7 +221,7 @@ def manifest_of(content: Any, file: Path | str) -> StudyManifest:
     for key in ("name", "objectives"):
         if not content.get(key):
             raise ResultsError(f"{file}: key {key!r} is missing or empty; expected a value; {REMEDY}")
-    parts = {name: _built(part, content, str(file)) for name, part in typing.get_type_hints(StudyManifest).items()}
+    parts = {name: from_json(part, content, str(file)) for name, part in typing.get_type_hints(StudyManifest).items()}
     manifest = StudyManifest(**parts)
     for key, valid, found, expected in _checks(manifest):
         if not valid:
@@ -242,59 +249,11 @@ def _checks(manifest: StudyManifest) -> Iterator[tuple[str, bool, str, str]]:
         problem = credentials_in(text)
         yield key, problem is None, f"contains {problem}", "no credentials"
     config = [(f"config.{key}", value) for key, value in resolved.config.items()]
+    for given in requested.refit:
+        yield "refit", is_name(given.config_id), f"contains {given.config_id!r}", "the names of trials"
+        config += [(f"refit.{key}", value) for key, value in given.values.items()]
+        wrong = [widths for widths in given.widths if not is_widths(widths)]
+        yield "refit", not wrong, f"contains {wrong[:1]}", "numbers of channels with the keys stem, expand and out"
     for key, value in [("overrides", requested.overrides), ("space", resolved.space), *places, *config]:
         interpolation = interpolation_in(value)
         yield key, interpolation is None, f"contains {interpolation!r}", "no interpolation (${...})"
-
-
-def _built(cls: type[_T], content: Mapping[str, Any], where: str) -> _T:
-    """Return an instance of the dataclass `cls`, filled from the keys of `content` that are fields of `cls`.
-
-    A missing or null key has the default of its field. Raise ResultsError if a value has the wrong type or a
-    field without default is missing; its message starts with `where` (file and key).
-    """
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type] - cls is a dataclass
-        if content.get(f.name) is not None:
-            values[f.name] = _typed(content[f.name], hints[f.name], f"{where}: {f.name}")
-        elif f.default is f.default_factory is dataclasses.MISSING:
-            raise ResultsError(f"{where}: key {f.name!r} is missing or null; expected {_name(hints[f.name])}; {REMEDY}")
-    return cls(**values)
-
-
-def _typed(value: Any, kind: Any, where: str) -> Any:
-    """Return the JSON value `value` converted to the field type `kind` (a list to a tuple, an object to a dataclass).
-
-    Raise ResultsError if the value does not have this type; its message starts with `where` (file and key).
-    """
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
-        return _typed(value, kind, where)
-    if dataclasses.is_dataclass(kind):
-        if isinstance(value, dict):
-            return _built(typing.cast(type, kind), value, where)
-    elif origin is tuple:
-        if isinstance(value, list):
-            return tuple(_typed(v, typing.get_args(kind)[0], f"{where}[{i}]") for i, v in enumerate(value))
-    elif origin is dict:
-        if isinstance(value, dict):
-            return {k: _typed(v, typing.get_args(kind)[1], f"{where}.{k}") for k, v in value.items()}
-    elif kind is float:
-        largest = sys.float_info.max  # JSON may contain larger integers, and Infinity
-        if isinstance(value, int | float) and not isinstance(value, bool) and not abs(value) > largest:
-            return value  # NaN included
-    elif kind is Any or (isinstance(value, kind) and not (isinstance(value, bool) and kind is int)):
-        return value
-    raise ResultsError(f"{where} is {json.dumps(value)[:60]}; expected {_name(kind)}; {REMEDY}")
-
-
-def _name(kind: Any) -> str:
-    """Return what a field of type `kind` expects in JSON, as text for error messages, e.g. "a number"."""
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    if typing.get_origin(kind) is tuple:
-        return "a list"
-    if typing.get_origin(kind) is dict or dataclasses.is_dataclass(kind):
-        return "an object"
-    return names.get(kind, str(kind))

@@ -109,11 +109,26 @@ def mean_tests(raw: pd.DataFrame, raw_test: pd.DataFrame) -> pd.DataFrame:
     known = raw.loc[measured(raw), ["trial_id", "config_id", "step"]]
     names = [c for c in raw_test.columns if c.startswith("test_")]
     joined = raw_test[["trial_id", "step", *names]].merge(known, on=["trial_id", "step"])
-    groups = joined.groupby(["config_id", "step"])
+    made = _test_means(joined.groupby(["config_id", "step"]), names).reset_index()
+    return made.rename(columns={"config_id": "trial_id"})
+
+
+def mean_refits(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean test results over seeds of refitted networks, one row per configuration and prune step.
+
+    `rows` are their rows of test.csv. The columns are those of `mean_tests`, with names that begin with `refitted_`.
+    """
+    names = [c for c in rows.columns if c.startswith("test_")]
+    groups = rows.assign(trial_id=rows["trial_id"].str.partition("r")[0]).groupby(["trial_id", "step"])
+    return _test_means(groups, names).add_prefix("refitted_").reset_index()
+
+
+def _test_means(groups, names: list[str]) -> pd.DataFrame:
+    """Return the means of the columns `names` in each group of the pandas GroupBy `groups`, the number of seeds and the
+    spread of the test accuracy."""
     made = _strict_means(groups, names)
     made.insert(0, "test_n_seeds", groups.size())
-    made = made.join(_spread(groups, "test_macro_avg_acc")).reset_index()
-    return made.rename(columns={"config_id": "trial_id"})
+    return made.join(_spread(groups, "test_macro_avg_acc"))
 
 
 def networks(raw: pd.DataFrame, trial: str, step: int) -> pd.DataFrame:

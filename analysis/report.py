@@ -7,10 +7,7 @@ The study may be running: the command only reads study.json, points.csv and test
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run as a file: sys.path has analysis/, but not its parent folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -19,109 +16,11 @@ if __name__ == "__main__":
 
     end_at_once()  # SIGINT and SIGTERM during the imports below
 
-from rich import box
 from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
-from analysis import front, summary
-from analysis.manifest import ResultsError
-from analysis.page import figure_png, sentences
-from analysis.page import html as report_page
-from analysis.results import Study, load_study
-from data.files import fsync_file, replacing
+from analysis.typed_json import ResultsError
 from data.signals import INTERRUPTED, interruptible
-from data.untrusted import Terminal
-
-
-def write_report(study_dir: Path) -> dict[str, Path]:
-    """Write front.csv, front.png and report.html into a study folder.
-
-    Return their paths as a dict with the keys "csv", "png" and "html". Raise ResultsError if the study cannot be
-    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error while
-    they are made leaves the files of an earlier report unchanged.
-    """
-    study = load_study(study_dir)
-    makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
-        "csv": ("front.csv", front_csv),
-        "png": ("front.png", figure_png.png),
-        "html": ("report.html", lambda made: report_page.page(made).encode()),
-    }
-    paths = {key: study.path / name for key, (name, _) in makers.items()}
-    with ExitStack() as stack:  # on exit, each temporary file replaces the earlier file
-        for key, (_, make) in makers.items():
-            temporary = stack.enter_context(replacing(paths[key]))
-            temporary.write_bytes(make(study))
-            fsync_file(temporary)
-    return paths
-
-
-def front_csv(study: Study) -> bytes:
-    """Return the content of front.csv: the points of the front sorted by MACs, with test results if there are any."""
-    best = front.pareto_points(study)
-    integers = {
-        c: "Int64"
-        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "test_n_seeds")
-        if c in best
-    }
-    return best.astype(integers).to_csv(index=False, lineterminator="\n").encode()
-
-
-def front_table(study: Study) -> Table:
-    """Return the front as a terminal table: one row per point, sorted by MACs; facts and warnings in the caption."""
-    best = front.pareto_points(study)
-    config = summary.short_config(best)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        title=Text(f"{study.name}: Pareto front"),
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.expand = best.empty  # otherwise the caption would be as narrow as the headers
-    table.add_column("trial", no_wrap=True)
-    for head in _figures(study, {}):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("configuration", min_width=20, overflow="fold")  # wraps in a terminal of 80 columns
-    for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
-        settings = ", ".join(f"{name}\N{NO-BREAK SPACE}{value}" for name, value in sampled.items())
-        table.add_row(escape(point["trial_id"]), *_figures(study, point).values(), escape(settings))
-    facts = [f"{term}: {fact}" for term, fact in sentences.facts(study).items()]
-    caption = [sentences.headline(study), *facts, *sentences.warnings(study)]
-    table.caption = Text("\n".join(caption), style="not italic not dim")
-    return table
-
-
-def _figures(study: Study, point: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the cells of a table row as a dict: column header -> value of `point` as text (a dash if it is missing).
-
-    For an empty `point`, the keys of the dict are the headers of the table. In a study with replicates, the table has
-    the columns "seeds" and "95 %" (interval of the mean validation accuracy) instead of "k params" and "sparse %", so
-    that it fits a narrow terminal.
-    """
-    tested, replicated = study.test is not None, study.replicated
-    shown = {"step": str(point.get("step"))}
-    shown |= {"seeds": str(point.get("n_seeds"))} if replicated else {}
-    shown["val %"] = summary.percent(point.get("val_macro_avg_acc"))
-    shown |= {"95 %": summary.span(point)} if replicated else {}
-    shown |= {"test %": summary.percent(point.get("test_macro_avg_acc"))} if tested else {}
-    shown |= {"test sd": summary.percent(point.get("test_macro_avg_acc_std"))} if tested and replicated else {}
-    shown["M MACs"] = summary.millions(point.get("macs"))
-    shown |= {} if replicated else {"k params": summary.thousands(point.get("params"))}
-    shown[f"kB {study.precision}"] = summary.thousands(point.get(study.bytes_column))
-    return shown | ({} if replicated else {"sparse %": summary.percent(point.get("sparsity"))})
-
-
-def print_front(study: Study) -> None:
-    """Print the Pareto front of a study as a table to stdout.
-
-    If stdout is not a terminal, the table is at least 160 columns wide.
-    """
-    console = Terminal()
-    if not console.is_terminal:
-        console = Terminal(width=max(console.width, 160))
-    console.print(front_table(study))
+from data.untrusted import Terminal, linked_out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,21 +29,27 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("study_dir", type=Path, help="study folder, which contains study.json, e.g. runs/my-study")
     study_dir = parser.parse_args(arguments).study_dir
+    # here, because --help must not wait for pandas and matplotlib
+    from analysis.outputs import print_front, write_report
+    from analysis.results import load_study
+
+    console, errors = (Terminal(stderr=e, highlight=False, soft_wrap=True) for e in (False, True))
     try:
         with interruptible():
+            if problem := linked_out(study_dir):
+                raise ResultsError(problem)
             paths = write_report(study_dir)
             print_front(load_study(study_dir))
     except KeyboardInterrupt:
-        print(
+        errors.print(
             "interrupted; front.csv, front.png and report.html may still be those of an earlier report, or be missing: "
-            "repeat the command",
-            file=sys.stderr,
+            "repeat the command"
         )
         return INTERRUPTED
     except (ResultsError, OSError) as error:
-        print(f"error: the report was not completed: {error}", file=sys.stderr)
+        errors.print(escape(f"error: the report was not completed: {error}"))
         return 2
-    print(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}")
+    console.print(escape(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}"))
     return 0
 
 

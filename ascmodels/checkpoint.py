@@ -6,10 +6,8 @@ then replaces the old one by a rename, so a reader never sees a partial checkpoi
 """
 
 import json
-import pickletools
-import re
-import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,14 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ascmodels.students import Student, StudentConfig, Widths, build_student
+from ascmodels.tensor_file import read_tensors
 from data.files import read_json, replace_folder
 from data.seals import SealError
 
 FORMAT = 1
 WEIGHTS = "weights.safetensors"
-# the only Python objects that a file of `torch.save` may refer to: those of tensors, parameters and ordered dicts
-_NAMED = re.compile(
-    r"collections OrderedDict|torch._utils _rebuild_(tensor_v2|parameter)|torch [A-Z][A-Za-z0-9]*Storage"
-)
+# errors that damaged content causes in the code that reads it
+_DAMAGE = (SafetensorError, ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class CheckpointError(SealError):
@@ -53,7 +50,7 @@ def build(description: Mapping[str, Any], where: Path | str) -> Student:
     `where` is the file from which `description` was read; error messages contain it. CheckpointError if `description`
     has another format version than FORMAT, a missing or unknown field, or an invalid value.
     """
-    try:
+    with reading(where, "the fields that asc-tune writes"):
         if description["format"] != FORMAT:
             raise CheckpointError(
                 f"{where} has format {description['format']}: expected {FORMAT}, the only format that this version of "
@@ -65,13 +62,6 @@ def build(description: Mapping[str, Any], where: Path | str) -> Student:
             Widths(**description["widths"]),
             description["fused"],
         )
-    except CheckpointError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{where} lacks or misspells a field, or has an invalid value ({_line(error)}): expected the fields that "
-            "asc-tune writes; use another checkpoint"
-        ) from error
 
 
 def save_student(folder: Path, student: Student, extra: Mapping[str, Any]) -> None:
@@ -97,8 +87,13 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
     configuration.
     """
     folder = Path(folder)
-    try:
+    with reading(f"the checkpoint in {folder}", "student.json and weights.safetensors as asc-tune writes them"):
         source, weights = folder / "student.json", folder / WEIGHTS
+        if missing := [path.name for path in (source, weights) if not path.is_file()]:
+            raise CheckpointError(
+                f"no student checkpoint in {folder}: {missing[0]} is missing; expected student.json and {WEIGHTS}: "
+                "give the folder of a student's checkpoint, e.g. the folder step0 of a trial"
+            )
         description = read_json(source)
         blocks, tensors = description["config"].get("n_blocks", ()), stored_shapes(weights)
         if sum(blocks) > len(tensors):
@@ -114,17 +109,22 @@ def load_student(folder: Path, expected: StudentConfig | None = None) -> tuple[S
             check_same_architecture(student.config, expected, folder)
         student.load_state_dict(safetensors.torch.load_file(weights))
         return student.eval(), dict(description["extra"])
-    except CheckpointError:
+
+
+@contextmanager
+def reading(where: Path | str, expected: str) -> Iterator[None]:
+    """Turn each error that damaged content causes in the `with` block into CheckpointError.
+
+    `where` names the file or folder that is read, and `expected` its content, for the message. The errors of a GPU,
+    such as torch.OutOfMemoryError, say nothing about the content and stay as they are.
+    """
+    try:
+        yield
+    except (CheckpointError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except FileNotFoundError as error:
+    except _DAMAGE as error:
         raise CheckpointError(
-            f"no student checkpoint in {folder}: {error.filename or error} is missing; expected student.json and "
-            "weights.safetensors: give the folder of a student's checkpoint, e.g. the folder step0 of a trial"
-        ) from error
-    except (SafetensorError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint in {folder} is damaged: {_line(error)}; expected complete files as asc-tune writes them: "
-            "use another checkpoint"
+            f"{where} is damaged ({type(error).__name__}: {_line(error)}); expected {expected}: use another checkpoint"
         ) from error
 
 
@@ -170,56 +170,22 @@ def check_same_architecture(found: StudentConfig, expected: StudentConfig, where
 def load_tensors(path: Path) -> dict[str, Any]:
     """Return the dict that `torch.save` wrote to the file `path`, with all tensors on the CPU.
 
-    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed. A
-    file that could take much more memory than it has bytes is not loaded (`_check_archive`). CheckpointError for such a
-    file, for a missing or damaged one, and for one with other objects.
+    The dict may hold tensors and plain values (numbers, strings, lists, dicts). No code from the file is executed, and
+    no pickle loader reads it (tensor_file.py). CheckpointError for a missing or damaged file, for one with other
+    objects, and for one that would take much more memory than it has bytes.
     """
     try:
-        _check_archive(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(found, dict):
-            raise TypeError(f"it holds a {type(found).__name__} instead of a dict")
-        if any(x.nbytes > x.untyped_storage().nbytes() for x in _tensors(found)):
-            raise ValueError("it has a tensor that needs more bytes than are stored for it")
-        return found
+        return read_tensors(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} is missing: expected a file that torch.save wrote; use another checkpoint or weights file"
+            f"{path} is missing or no file; expected a file that torch.save wrote: use another checkpoint or weights "
+            "file"
         ) from error
-    except Exception as error:  # torch raises many error types for a damaged file; all mean that it is unusable
+    except Exception as error:  # zipfile and torch raise many error types for a damaged file; all mean the same
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors and plain values ({_line(error)}): use another checkpoint "
             "or weights file"
         ) from error
-
-
-def _check_archive(path: Path) -> None:
-    """Raise an error if loading `path`, a file of `torch.save`, could take much more memory than the file has bytes.
-
-    The error is also raised if the file refers to Python objects other than those of `_NAMED`. PyTorch's loader for
-    tensors (`weights_only`) does not prevent this: it decompresses the parts of the file, allocates storages of any
-    declared size, and calls some constructors, such as `bytearray(10**10)`.
-    """
-    with zipfile.ZipFile(path) as archive:
-        found = archive.infolist()
-        entries = {entry.filename.partition("/")[2]: entry for entry in found}
-        if len(entries) < len(found) or any(entry.compress_type != zipfile.ZIP_STORED for entry in found):
-            raise ValueError("its zip archive has a compressed file, or two files of the same name")
-        declared, size = sum(entry.file_size for entry in found), path.stat().st_size
-        if declared > size:
-            raise ValueError(f"its zip archive declares {declared:,} bytes of content, but has only {size:,} bytes")
-        for operation, argument, _ in pickletools.genops(archive.read(entries["data.pkl"])):
-            if operation.name == "GLOBAL" and not _NAMED.fullmatch(str(argument)):
-                raise ValueError(f"it refers to the Python object {argument}, which no file of tensors needs")
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Return all tensors in the nested dicts, lists and tuples of `value`."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
 
 
 def _line(error: Exception) -> str:

@@ -9,21 +9,20 @@ features of 1 s of audio, batch size 1.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torchinfo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ascmodels.students.base import Student
 from ascmodels.students.cp_mobile import GRN
 from ascmodels.students.repconv import RepConv2d
 from ascmodels.students.tf_sepnet import AdaResNorm
-
-BYTES_PER_PARAMETER = {"fp32": 4, "fp16": 2, "int8": 1}
 
 _MULTIPLYING = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _COUNTED = (*_MULTIPLYING, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, GRN, AdaResNorm)
@@ -37,38 +36,12 @@ class UncountableError(ValueError):
     """A network cannot be measured, because the count of its MACs or parameters would be wrong."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Upper limits on the cost of a deployed network; the defaults are those of DCASE 2024 Task 1."""
-
-    macs: float = 30_000_000  # maximum MACs of a deployed network for 1 s of audio (above 0)
-    bytes: float = 128_000  # maximum bytes of the parameters of a deployed network (above 0)
-    precision: str = "fp16"  # fp32, fp16, int8: 4, 2, 1 bytes a parameter; validation uses fp32 or fp16 (int8: fp16)
-
-    def __post_init__(self):
-        if self.precision not in BYTES_PER_PARAMETER:
-            choices = ", ".join(BYTES_PER_PARAMETER)
-            raise ValueError(f"limits.precision={self.precision!r}: expected one of {choices}")
-        for name in ("macs", "bytes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"limits.{name}={getattr(self, name)}: expected a number above 0")
-
-    def allow(self, macs: int, params: int) -> bool:
-        """Return whether a deployed network with `macs` MACs and `params` parameters is within these limits."""
-        return macs <= self.macs and size_bytes(params, self.precision) <= self.bytes
-
-
-def size_bytes(params: int, precision: str) -> int:
-    """Return the size in bytes of `params` parameters at `precision` (`fp32`, `fp16` or `int8`)."""
-    return params * BYTES_PER_PARAMETER[precision]
-
-
 def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, int]:
     """Return (MACs, parameters) of `model` for one input of shape `input_size`, e.g. (1, 1, 256, 65).
 
     UncountableError in these cases: a layer type that is neither in _COUNTED nor in _FREE, unfused RepConv branches,
     parameters that are not float32 (torchinfo miscounts half precision), or matrix products outside of layers, e.g.
-    attention. The last case is found with PyTorch's FLOP counter, whose count must be equal to that of the layers.
+    attention. The last case is found with PyTorch's FLOP formulas, whose count must be equal to that of the layers.
     """
     _check_layers(model)
     parameter = next(model.parameters(), None)
@@ -82,19 +55,47 @@ def get_torch_size(model: nn.Module, input_size: tuple[int, ...]) -> tuple[int, 
     try:
         with torch.no_grad():
             model.eval()
-            counter = FlopCounterMode(display=False)
-            with counter, sdpa_kernel(SDPBackend.MATH):  # attention as matrix products, which are counted
+            # MATH: attention is computed as matrix products, which are counted
+            with _FlopCounter() as counter, sdpa_kernel(SDPBackend.MATH):
                 model(x)
             summary = torchinfo.summary(model, input_data=x, verbose=0)
     finally:
         model.train(training)
-    hidden = counter.get_total_flops() // 2 - _product_macs(summary)
+    hidden = counter.flops // 2 - _product_macs(summary)
     if hidden:
         raise UncountableError(
             f"{type(model).__name__} runs {hidden:,} MACs outside its layers, which NeSsi cannot count: expected 0; "
             "replace matrix products in its forward method by convolution or linear layers"
         )
     return int(summary.total_mult_adds), int(summary.total_params)
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Counts the FLOPs of all operators that run in its context, in `flops`, with PyTorch's formulas (flop_registry).
+
+    PyTorch's own context manager, FlopCounterMode, imports torch._dynamo: a second of CPU time in each driver.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # with True, the first operator imports torch._dynamo
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is None:
+            with self:  # count the parts of an operator without a formula
+                out = func.decompose(*args, **kwargs)
+                if out is not NotImplemented:
+                    return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=out)
+        return out
 
 
 def get_deployed_size(model: Student, n_mels: int, frames: int) -> tuple[int, int]:

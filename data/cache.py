@@ -17,20 +17,27 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import torch
 import torchaudio
 from tqdm import tqdm
 
+from data.config.dataset import SOURCE_RATE
 from data.files import locked, make_folder, read_json, remove_temporary, replace_folder, replace_text
-from data.tau import CLIP_SAMPLES, SOURCE_RATE, DatasetError, read_clip
+from data.tau import CLIP_SAMPLES, DatasetError, read_clip
+from data.untrusted import printable
 
 FORMAT = 1
+_FILES = ("manifest.json", "scales.npy", "waveforms.npy")
+# errors of json and of numpy, which reads headers with `tokenize`, for damaged files
+_DAMAGE = (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, EOFError, TokenError)
 LOCK = "waveforms.lock"  # name of the lock file in `cache_dir`
 _CHUNK = 32  # number of clips that a thread decodes and resamples together
 _WINDOW = 256  # number of chunks submitted to the threads at once
@@ -47,9 +54,10 @@ class WaveformCache:
     """
 
     def __init__(self, folder: Path, content: str):
-        self.folder = folder
-        self.content = content  # hash of the names and bytes of all clips, skipped ones included
+        self.folder, self.content = folder, content  # content: hash of names and bytes of all clips, also skipped ones
         try:
+            if not all((folder / name).is_file() for name in _FILES):  # a pipe would never be read to its end
+                raise ValueError(f"one of {', '.join(_FILES)} is missing or no file")
             manifest = read_json(folder / "manifest.json")
             self.sample_rate: int = manifest["sample_rate"]
             self.filenames: list[str] = manifest["filenames"]
@@ -62,13 +70,15 @@ class WaveformCache:
             scales = np.lib.format.open_memmap(folder / "scales.npy", mode="r")
             self._samples = np.lib.format.open_memmap(folder / "waveforms.npy", mode="r")
             found = [(x.dtype, x.shape) for x in (scales, self._samples)]
-            if found != [(np.float32, (n_clips,)), (np.int16, (n_clips, length))]:
-                raise ValueError(
-                    f"scales.npy and waveforms.npy have the types and shapes {found}; expected float32 ({n_clips},) "
-                    f"and int16 ({n_clips}, {length})"
-                )
-            self._scales = np.array(scales)
-        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, EOFError) as error:
+            expected = [(np.dtype(np.float32), (n_clips,)), (np.dtype(np.int16), (n_clips, length))]
+            if found != expected:
+                raise ValueError(f"scales.npy and waveforms.npy have the types and shapes {found}; expected {expected}")
+            self._scales, self.shape = np.array(scales), self._samples.shape
+            if not ((self._scales > 0) & (self._scales <= 1)).all():
+                raise ValueError("scales.npy has a factor that is not above 0 and at most 1")
+            if len(self._row) < len(self.filenames) or not all(isinstance(name, str) for name in self._row):
+                raise ValueError("manifest.json lists a clip twice, or a name that is no text")
+        except _DAMAGE as error:
             raise DatasetError(
                 f"the waveform cache {folder} is damaged ({error}); expected the files that asc-tune wrote: delete the "
                 "folder, then it is made again from the WAV files"
@@ -78,13 +88,17 @@ class WaveformCache:
         """Return the row number of each clip in `filenames`; raise KeyError if a clip is not in the cache."""
         return np.array([self._row[name] for name in filenames], dtype=np.int64)
 
+    def stored(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the int16 samples `[B, S]` of the rows `rows`, and the factors `[B]` that scale them to [-1, 1]."""
+        return torch.from_numpy(self._samples[rows]), torch.from_numpy(self._scales[rows])
+
     def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return the waveforms with the row numbers `rows` as float32 `[B, S]` in [-1, 1] on `device`.
 
         The int16 samples are copied to `device` before they are scaled, which halves the transfer.
         """
-        samples = torch.from_numpy(self._samples[rows]).to(device)
-        return samples.float() * torch.from_numpy(self._scales[rows]).to(device)[:, None]
+        samples, scales = self.stored(rows)
+        return samples.to(device).float() * scales.to(device)[:, None]
 
 
 def open_cache(
@@ -127,31 +141,32 @@ def open_cache(
             "new study"
         )
     folder = _folder(cache_dir, found, sample_rate, skip_broken)
-    if cache := _existing(folder, found):
+    if cache := _existing(folder, found, files):
         return cache
     with locked(cache_dir / LOCK):
         remove_temporary(cache_dir, "waveforms-")  # left by killed builds: only the lock holder builds
-        if cache := _existing(folder, found):  # another process built it while we waited
+        if cache := _existing(folder, found, files):  # another process built it while we waited
             return cache
         key = cache_key(found, sample_rate, skip_broken)
-        replace_folder(
-            folder,
-            lambda temporary: _build(temporary, root, files, sample_rate, skip_broken, key, progress, workers),
-        )
+        replace_folder(folder, lambda new: _build(new, root, files, sample_rate, skip_broken, key, progress, workers))
     return WaveformCache(folder, found)
 
 
-def _existing(folder: Path, content: str) -> WaveformCache | None:
+def _existing(folder: Path, content: str, files: list[str] | None = None) -> WaveformCache | None:
     """Return the cache in `folder`; None if it must be built, because it does not exist or is damaged.
 
-    `content` is the hash of the clips' names and bytes, of which the name of `folder` was made (`_folder`).
+    `content` is the hash of the clips' names and bytes, of which the name of `folder` was made (`_folder`). `files` are
+    these names, sorted; None: they are not compared.
     """
     if not folder.is_dir():
         return None
     try:
-        return WaveformCache(folder, content)
+        cache = WaveformCache(folder, content)
+        if files not in (None, sorted([*cache.filenames, *cache.skipped])):
+            raise DatasetError(f"the waveform cache {folder} is damaged (manifest.json lists other clips)")
+        return cache
     except DatasetError as error:
-        _LOG.warning("%s; it is made again now", error)
+        _LOG.warning("%s; it is made again now", printable(str(error)))
         return None
 
 
@@ -168,14 +183,7 @@ def _folder(cache_dir: Path, content: str, sample_rate: int, skip_broken: bool) 
 
 
 def _build(
-    folder: Path,
-    root: Path,
-    files: list[str],
-    rate: int,
-    skip_broken: bool,
-    key: str,
-    progress: bool,
-    workers: int,
+    folder: Path, root: Path, files: list[str], rate: int, skip_broken: bool, key: str, progress: bool, workers: int
 ) -> None:
     """Decode the clips `files` below `root`, and write the files of a cache into the empty folder `folder`.
 
@@ -213,10 +221,8 @@ def _build(
         scale = torch.where(peaks > 0, peaks / 32767, torch.ones(()) / 32767)
         return good, bad, (resampled / scale[:, None]).round().to(torch.int16).numpy(), scale.numpy()
 
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(files), desc="decoding", unit="clip", disable=not progress) as bar,
-    ):
+    hidden = not progress
+    with ThreadPoolExecutor(workers) as pool, tqdm(None, "decoding", len(files), unit="clip", disable=hidden) as bar:
         for first in range(0, len(chunks), _WINDOW):  # limits the decoded clips that wait in memory for a slow disk
             for good, bad, waves, scale in pool.map(load, chunks[first : first + _WINDOW]):
                 rows = slice(len(kept), len(kept) + len(good))
@@ -244,8 +250,7 @@ def _stamp(root: Path, files: Sequence[str], workers: int) -> str:
     chunks = [files[i : i + _STATS] for i in range(0, len(files), _STATS)]
     with ThreadPoolExecutor(workers) as pool:
         facts = [fact for found in pool.map(facts_of, chunks) for fact in found]
-    missing = [name for name, fact in zip(files, facts, strict=True) if fact is None]
-    if missing:
+    if missing := [name for name, fact in zip(files, facts, strict=True) if fact is None]:
         names = ", ".join(missing[:_NAMED]) + (f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else "")
         raise DatasetError(
             f"{len(missing)} of {len(files)} clips are not in {root}: {names}; add the files, or remove their lines "
@@ -290,9 +295,6 @@ def _content(root: Path, files: list[str], cache_dir: Path, progress: bool, work
 
 
 def _read_digest(memo: Path) -> str:
-    """Return the hash that `_content` wrote to the file `memo`; "" if the file is missing or incomplete."""
-    try:
-        text = memo.read_text()
-    except FileNotFoundError:
-        return ""
-    return text if len(text) == hashlib.sha256().digest_size * 2 else ""
+    """Return the hash that `_content` wrote to the file `memo`; "" if the file is missing or damaged."""
+    text = memo.read_text(errors="replace") if memo.is_file() else ""
+    return text if re.fullmatch("[0-9a-f]{64}", text) else ""

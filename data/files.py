@@ -49,7 +49,8 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     works between processes of one machine, and between machines on a shared file system that implements flock.
     """
     path = Path(path)
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
+    # O_NOFOLLOW: somebody else's link in a shared folder must not create a file elsewhere
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

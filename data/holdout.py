@@ -33,12 +33,15 @@ def hold_out(clips: pd.DataFrame, share: float, seed: int) -> HoldOut:
     """Divide the clips of a split into training and validation clips at random.
 
     `clips` is a table from `tau.read_split`. For each scene, about `share` (between 0 and 1) of its clips are for
-    validation. The same `seed` gives the same division.
+    validation. The same `seed` gives the same division. With a `share` of 0, all clips are training clips, in the order
+    of the table.
 
     All clips of a recording location are in the same part, also those of different scenes. A scene is divided by 10 s
     segments instead if it has only one location, or if all its locations were already put into the same part for other
     scenes. A scene with only one segment raises DatasetError, because clips of one segment must not be in both parts.
     """
+    if share == 0:
+        return HoldOut(clips.reset_index(drop=True), clips.iloc[:0], ())
     rng = np.random.default_rng(seed)
     held = np.zeros(len(clips), dtype=bool)
     side: dict[str, bool] = {}  # location or segment -> whether it is for validation; scenes can share a location

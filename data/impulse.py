@@ -12,13 +12,19 @@ import argparse
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from data.signals import end_at_once
+
+    end_at_once()  # SIGINT and SIGTERM during the imports below
+
 import numpy as np
 import soundfile
 import torch
 import torchaudio
 
-from data.augment import AugmentConfig
-from data.features import MAX_KERNEL, MAX_RATE, resampling_kernel
+from data.config.augment import AugmentConfig
+from data.config.frontend import MAX_KERNEL, MAX_RATE, resampling_kernel
+from data.signals import INTERRUPTED, interruptible
 from data.tau import DatasetError
 
 RATE = 44_100  # sample rate of the synthetic responses in Hz
@@ -120,10 +126,14 @@ def main(argv: list[str] | None = None) -> int:
             "; correct the option"
         )
     try:
-        chosen.dest.mkdir(parents=True, exist_ok=True)
-        for i, response in enumerate(synthetic_impulses(chosen.count, chosen.seed)):
-            wave = 0.9 * response / np.abs(response).max()
-            soundfile.write(chosen.dest / f"synthetic-{i:02d}.wav", wave, RATE, "PCM_24")
+        with interruptible():
+            chosen.dest.mkdir(parents=True, exist_ok=True)
+            for i, response in enumerate(synthetic_impulses(chosen.count, chosen.seed)):
+                wave = 0.9 * response / np.abs(response).max()
+                soundfile.write(chosen.dest / f"synthetic-{i:02d}.wav", wave, RATE, "PCM_24")
+    except KeyboardInterrupt:
+        print("interrupted; to continue, repeat the command")
+        return INTERRUPTED
     except OSError as error:
         print(f"error: WAV files cannot be written to {chosen.dest} ({error}): name another folder", file=sys.stderr)
         return 2

@@ -44,11 +44,11 @@ def check_seal(folder: Path) -> dict[str, Any]:
     symbolic link that it does not list. No file but `seal.json` is opened before the names and sizes are checked.
     """
     folder = Path(folder)
+    if not (folder / SEAL).is_file():  # also if it is a pipe, which would never be read to its end
+        raise SealError(f"{folder} has no {SEAL}, so it is incomplete: {_REMEDY}")
     try:
         files, facts = sealed_content(read_json(folder / SEAL))
         found = _names(folder)
-    except FileNotFoundError as error:
-        raise SealError(f"{folder} has no {SEAL}, so it is incomplete: {_REMEDY}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise SealError(f"{folder / SEAL} is damaged ({error}): {_REMEDY}") from error
     if strange := sorted(found - set(files)):
@@ -86,7 +86,7 @@ def sealed_content(sealed: Mapping[str, Any]) -> tuple[dict[str, tuple[int, str]
         raise ValueError(f"{SEAL}: expected a JSON object for each of the keys 'files' and 'facts'")
     try:
         return {name: (int(size), str(digest)) for name, (size, digest) in files.items()}, facts
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{SEAL} has a file without size and hash ({error})") from error
 
 

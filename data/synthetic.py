@@ -17,6 +17,8 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,11 +26,17 @@ from functools import partial
 from itertools import count, islice
 from pathlib import Path
 
+if __name__ == "__main__":
+    from data.signals import end_at_once
+
+    end_at_once()  # SIGINT and SIGTERM during the imports below
+
 import numpy as np
 import soundfile as sf
 from tqdm import tqdm
 
 from data.files import locked, make_folder, mend_folder, read_json, replace_folder
+from data.signals import INTERRUPTED, interruptible
 from data.synthetic_sound import CHUNKS, DEVICES, RATE_HZ, SCENES, amplitude, generator, record, render
 
 FORMAT_VERSION = 1  # version of the generated set; increase it with every change of the sound or the layout
@@ -220,10 +228,8 @@ def _write_audio(segments: list[Segment], folder: Path, seed: int, progress: boo
 
 
 def _end_with_parent() -> None:
-    """Start a thread that ends this worker process when its parent process ends.
-
-    Without it, the worker would wait forever if the parent is killed.
-    """
+    """Start a thread that ends this worker process when its parent process ends, also if the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the parent is enough
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -264,25 +270,25 @@ def _build_once(dest: Path, parameters: dict[str, int], write: Callable[[Path], 
         replace_folder(dest, write_all)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dest", type=Path, metavar="DEST", help="folder to which the development set is written")
     parser.add_argument("--train", type=int, default=2000, help="number of training clips (default: 2000)")
     parser.add_argument("--test", type=int, default=600, help="number of test clips (default: 600)")
-    parser.add_argument(
-        "--eval",
-        type=int,
-        default=0,
-        help="number of clips of the unlabelled evaluation set, written next to DEST (default: 0, no evaluation set)",
-    )
+    parser.add_argument("--eval", type=int, default=0, help="number of unlabelled clips, next to DEST (default: 0)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the data set (default: 0)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
-        dest = build(args.dest, args.train, args.test, args.seed, args.eval)
-        print(f"the synthetic data set is in the folder {dest}")
+        with interruptible():
+            dest = build(args.dest, args.train, args.test, args.seed, args.eval)
+    except KeyboardInterrupt:
+        print("interrupted; to continue, repeat the command")
+        return INTERRUPTED
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    print(f"the synthetic data set is in the folder {dest}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -11,13 +11,14 @@ import os
 import re
 import urllib.error
 import urllib.request
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
 
+from data.config.dataset import SOURCE_RATE, DataConfig
 from data.files import make_folder, replace_bytes
 from data.untrusted import is_relative_path
 
@@ -25,45 +26,17 @@ SCENES = (
     *("airport", "bus", "metro", "metro_station", "park", "public_square", "shopping_mall"),
     *("street_pedestrian", "street_traffic", "tram"),
 )
-SUBSETS = (5, 10, 25, 50, 100)
 LOUDEST = 2.0  # largest sample in a clip of floats: full scale is 1, and processing may exceed it a little
-MAX_WORKERS = 1024
-SOURCE_RATE = 44_100  # Hz
 CLIP_SAMPLES = 44_100  # 1 s
 DEVICE_GROUPS = {"real": ("a", "b", "c"), "seen": ("s1", "s2", "s3"), "unseen": ("s4", "s5", "s6")}
 ZENODO = "https://zenodo.org/records/6337421"
 SPLIT_URL = "https://github.com/CPJKU/dcase2024_task1_baseline/releases/download/files/"
+_WAV = (b"RIFF", b"RIFX", b"RF64")  # first bytes of a WAV file: little endian, big endian, 64-bit sizes
 EVALUATION_DIR = "TAU-urban-acoustic-scenes-2024-mobile-evaluation"
 
 
 class DatasetError(ValueError):
     """The data set on disk is missing, incomplete or damaged, or does not have TAU's layout of files."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Configuration of the data set: its folders, the training split, and the share of validation clips."""
-
-    dataset_dir: str | None = None  # folder of the TAU development set; null: environment variable TAU24_PATH
-    split_dir: str | None = None  # folder of split*.csv and test.csv; null: that of the data set, then ./split_setup
-    cache_dir: str = "runs/cache"  # folder of cached waveforms and teachers (asc-tune run: <storage>/cache)
-    subset: int = 100  # per cent of the training split that is used: 5, 10, 25, 50 or 100
-    validation_share: float = 0.2  # share of the training clips held out by location for validation (0 to 1)
-    skip_broken: bool = False  # true: leave out and list broken WAV files (not missing ones); false: stop
-    num_workers: int | None = None  # number of threads that decode WAV files (0 or more); null: one per core
-
-    def __post_init__(self):
-        if self.subset not in SUBSETS:
-            raise ValueError(f"data.subset={self.subset}: expected one of {', '.join(map(str, SUBSETS))} (per cent)")
-        if not 0 < self.validation_share < 1:
-            raise ValueError(
-                f"data.validation_share={self.validation_share}: expected a share above 0 and below 1; correct it"
-            )
-        if self.num_workers is not None and not 0 <= self.num_workers <= MAX_WORKERS:
-            raise ValueError(
-                f"data.num_workers={self.num_workers}: expected 0 to {MAX_WORKERS} threads, or null (one per core); "
-                "correct the value"
-            )
 
 
 def dataset_root(dataset_dir: str | None) -> Path:
@@ -183,7 +156,7 @@ def split_file(root: Path, name: str, split_dir: str | None = None, download_dir
     target = download_dir / f"{name}.csv"
     try:
         make_folder(download_dir)
-        with urllib.request.urlopen(f"{SPLIT_URL}{name}.csv", timeout=20) as response:
+        with urllib.request.urlopen(f"{SPLIT_URL}{name}.csv", timeout=20) as response:  # always https (bandit B310)
             replace_bytes(target, response.read())
     except (urllib.error.URLError, OSError) as error:
         raise DatasetError(
@@ -211,8 +184,8 @@ def _read_tsv(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
 
 def _segment(filename: str) -> str:
     """Return the name of the 10 s recording from which a clip was cut: `filename` without folder, chunk and device."""
-    match = re.fullmatch(r"audio/([^/\x00-\x1f]+)-[^-/]+-[^-/]+\.wav", filename)  # no path that leads elsewhere
-    if not match:
+    match = re.fullmatch(r"audio/([^/]+)-[^-/]+-[^-/]+\.wav", filename)
+    if not match or not is_relative_path(filename):  # no path that leads elsewhere, no control characters
         raise DatasetError(
             f"filename {filename!r}: expected audio/<scene>-<city>-<location>-<segment>-<chunk>-<device>.wav; correct "
             "the name in the split's csv file, in meta.csv and on disk"
@@ -221,9 +194,17 @@ def _segment(filename: str) -> str:
 
 
 def read_clip(path: Path) -> np.ndarray:
-    """Return the samples of the 1 s clip at `path` as float32 `[44100]`; raise DatasetError if the file is broken."""
+    """Return the samples of the 1 s clip at `path` as float32 `[44100]`; raise DatasetError if the file is broken.
+
+    Only WAV files are read. soundfile would recognise 20 other formats in a file of this name, such as FLAC, MP3 and
+    Matlab's, whose decoders need not see what comes with a data set.
+    """
     remedy = "restore the file, or set data.skip_broken=true to leave out broken clips"
     try:
+        with path.open("rb") as stream:
+            head = stream.read(12)
+        if head[:4] not in _WAV or head[8:] != b"WAVE":
+            raise DatasetError(f"{path} cannot be read as WAV (it does not begin with RIFF and WAVE): {remedy}")
         with soundfile.SoundFile(path) as file:
             if file.channels != 1 or file.samplerate != SOURCE_RATE:
                 found = f"{file.channels} channel(s) at {file.samplerate} Hz"

@@ -5,8 +5,8 @@
 
 A range has one of these kinds:
 
-    {uniform: [low, high]}            float, both ends included
-    {loguniform: [low, high]}         the same on a log scale
+    {uniform: [low, high]}            float, both ends included; with `step: 0.1` one of low, low + 0.1, ... high
+    {loguniform: [low, high]}         float on a log scale, both ends included
     {int: [low, high], step: 8}       integer, both ends included (step is optional, default 1)
     {choice: [a, b, ...]}             one of the values, which may be lists
     {subset: [a, b, ...], min: 1}     list of at least `min` of the members (min is optional, default 0)
@@ -34,7 +34,9 @@ _TOP = ("description", "base", "parameters", "auxiliary")
 class Suggests(Protocol):
     """Interface for `Space.sample`: the suggest methods of an Optuna trial."""
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int: ...
     def suggest_categorical(self, name: str, choices: Any) -> Any: ...
 
@@ -195,7 +197,7 @@ def _draw(key: str, spec: Mapping[str, Any], trial: Suggests, steering: Mapping[
     range names this parameter under `each`.
     """
     if "uniform" in spec:
-        return trial.suggest_float(key, *map(float, spec["uniform"]))
+        return trial.suggest_float(key, *map(float, spec["uniform"]), step=spec.get("step"))
     if "loguniform" in spec:
         return trial.suggest_float(key, *map(float, spec["loguniform"]), log=True)
     if "int" in spec:
@@ -216,7 +218,9 @@ class _End:
     def __init__(self, upper: bool):
         self.upper = upper
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
         return high if self.upper else low
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:

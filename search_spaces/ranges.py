@@ -3,10 +3,11 @@
 import json
 import sys
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 _FIELDS = {
-    "uniform": set(),
+    "uniform": {"step"},
     "loguniform": set(),
     "int": {"step"},
     "choice": set(),
@@ -42,9 +43,8 @@ def check_range(spec: Any, where: str, auxiliary: Mapping[str, Any]) -> None:
     value = spec[kind]
     if kind in ("uniform", "loguniform", "int"):
         _check_limits(kind, value, where)
-        step = spec.get("step", 1)
-        if kind == "int" and (not isinstance(step, int) or isinstance(step, bool) or not 1 <= step <= _LARGEST):
-            raise SpaceError(f"{where}: step {step!r:.60} is invalid; expected an integer of 1 or more: correct it")
+        if "step" in spec:
+            _check_step(kind, spec["step"], value, where)
     elif kind in ("choice", "subset"):
         try:
             texts = {json.dumps(v, allow_nan=False) for v in value} if isinstance(value, list) else set()
@@ -98,3 +98,19 @@ def _check_limits(kind: str, value: Any, where: str) -> None:
         raise SpaceError(f"{where}: low {low} is above high {high}; expected [low, high]: exchange the numbers")
     if kind == "loguniform" and low <= 0:
         raise SpaceError(f"{where}: a log scale needs low above 0, got {low}: raise it, or use uniform")
+
+
+def _check_step(kind: str, step: Any, limits: tuple[float, float], where: str) -> None:
+    if (
+        not isinstance(step, int if kind == "int" else int | float)
+        or isinstance(step, bool)
+        or not 0 < step <= _LARGEST
+    ):
+        expected = "an integer of 1 or more" if kind == "int" else "a number above 0"
+        raise SpaceError(f"{where}: step {step!r:.60} is invalid; expected {expected}: correct it")
+    low, high = (Decimal(str(limit)) for limit in limits)
+    if kind == "uniform" and (high - low) % Decimal(str(step)):
+        raise SpaceError(
+            f"{where}: step {step} does not lead from {low} to {high}; expected a step that divides the range into "
+            f"equal parts, such as {(high - low) / 8}: correct it"
+        )

@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> Any:
     if len(data) > MAX_BYTES:
         raise YamlFileError(f"{path} is longer than {MAX_BYTES:,} bytes; expected a short YAML file: shorten it")
     try:
-        return yaml.load(data.decode(), _Loader)
+        return yaml.load(data.decode(), _Loader)  # _Loader is a SafeLoader (bandit B506)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date such as 2024-99-99
         cause = " ".join(str(error).split())
         raise YamlFileError(f"{path} is not YAML that can be used ({cause}): correct the file") from error

@@ -35,14 +35,21 @@ def use_own_packages() -> None:
     for name in PACKAGES:
         spec = importlib.util.find_spec(name)  # does not import; an imported package is found at its origin
         found = Path(spec.origin).parent.resolve() if spec and spec.origin else None
-        if found != ROOT / name:
-            print(
-                f"error: Python uses the package {name!r} in {found}; expected {ROOT / name}, from the checkout of "
-                f"{sys.argv[0]}: remove the import of {name} that runs before this command (in sitecustomize.py, a "
-                "file *.pth, or a script that calls the command), or use the same command of the other checkout",
-                file=sys.stderr,
+        if found == ROOT / name:
+            continue
+        if found is None:  # no file __init__.py
+            problem = (
+                f"Python finds no package {name!r}; expected {ROOT / name / '__init__.py'}, from the checkout of "
+                f"{sys.argv[0]}: restore this folder of the checkout"
             )
-            sys.exit(2)
+        else:
+            problem = (
+                f"Python uses the package {name!r} in {found}; expected {ROOT / name}, from the checkout of "
+                f"{sys.argv[0]}: remove the import of {name} that runs before this command (in sitecustomize.py, a "
+                "file *.pth, or a script that calls the command), or use the same command of the other checkout"
+            )
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "<run_path>":  # run by a command, not imported

@@ -6,6 +6,10 @@ The `config` of a Trainable is a flat TrialConfig (dotted key -> value) plus the
     study_dir    folder of the study
     remote       URI of a study in an object store, instead of study_dir; deployed networks are copied to it
     checkpoints  path or URI of the folder with the checkpoints that all drivers of the study wrote
+    checkpoint_interval  a checkpoint is saved after an epoch if a kill before the next one would otherwise lose more
+                 than this number of seconds, and after the last epoch; 0 or missing: after each epoch
+    widths       widths (`ascmodels.students.Widths` as dicts) of the network in each stage; without this key, they
+                 follow from the pruning plan
     parents      folder of shared dense phases (trial/dense_phase.py); without this key, no dense phase is shared
     generation   number of the driver's lease on a study in an object store. If the newest lease has a higher number,
                  the worker stops before it copies a network.
@@ -24,6 +28,7 @@ import gc
 import logging
 import shutil
 import tempfile
+import time
 from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
@@ -32,26 +37,30 @@ from typing import Any
 import ray.tune as rt
 import torch
 from pyarrow.fs import FileType
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from ascmodels.checkpoint import CheckpointError, load_tensors
-from ascmodels.compress.groups import PruningError
+from ascmodels.config.prune import PruningError
+from ascmodels.students import Widths
 from data.seals import SealError, check_seal, seal
 from data.tau import DatasetError
 from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.device import out_of_memory
 from trainables.engine.loop import TrainingDiverged
-from trainables.engine.memory import out_of_memory
 from trainables.inputs.code import check_code
 from trainables.inputs.fingerprint import DataFingerprint
-from trainables.outputs.records import EXPERIMENTS, Record, point_dict
+from trainables.outputs.records import EXPERIMENTS, Record, point_dict, study_label
 from trainables.outputs.storage import KEPT, Store, TrialCheckpoints
 from trainables.outputs.tracking import Tracker
 from trainables.trial.data import TrialData, data_key, load_trial_data
 from trainables.trial.dense_phase import run_shared
 from trainables.trial.stages import run_trial
+from trainables.trial.start import Start
 from trainables.trial.trial import Trial
 
 RESERVED = (
-    *("trial", "study_dir", "remote", "checkpoints", "parents", "adopt", "fingerprint", "code", "generation", "wandb"),
+    *("trial", "study_dir", "remote", "checkpoints", "checkpoint_interval", "parents", "adopt", "fingerprint", "code"),
+    *("generation", "wandb", "widths"),
 )
 # errors that are the same in a new process; a resume of the study, after their cause was removed, retries the trial
 LASTING = (CheckpointError, ConfigError, DatasetError)
@@ -93,6 +102,7 @@ class KDTrainable(rt.Trainable):
             return self._crashed(self._broken)
         if self._broken:
             raise self._broken
+        began = time.monotonic()
         try:
             record = next(self._records, None)
         except LASTING as error:
@@ -104,6 +114,7 @@ class KDTrainable(rt.Trainable):
         if record is None:  # restored after its last epoch
             return self._reported(self._last | {"done": True, "trained": False})
         self._last = self._result(record)
+        self._epoch_s = time.monotonic() - began
         self._curve.append({k: v for k, v in asdict(record).items() if k not in ("point", "finished")})
         if self._tracker:
             self._track(record)
@@ -118,12 +129,16 @@ class KDTrainable(rt.Trainable):
         return self._reported(self._last)
 
     def _reported(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return `result`; the first result after a restore also has the keys `restored_epochs` and `curve`.
+        """Return `result` with the key `should_checkpoint`: whether Ray saves a checkpoint after this result.
 
-        `restored_epochs` is the number of epochs in the restored checkpoint. `curve` is the learning curve from the
-        first epoch (one dict for each epoch). The driver needs the curve, because an earlier driver may have been
-        killed before it wrote the last epochs to disk.
+        The first result after a restore also has the keys `restored_epochs` and `curve`. `restored_epochs` is the
+        number of epochs in the restored checkpoint. `curve` is the learning curve from the first epoch (one dict for
+        each epoch). The driver needs the curve, because an earlier driver may have been killed before it wrote the last
+        epochs to disk.
         """
+        unsaved_s = time.monotonic() - self._saved_at + self._epoch_s  # after the next epoch, if it takes as long
+        due = "failure" not in result and (result["done"] or unsaved_s > self._checkpoint_interval)
+        result = result | {SHOULD_CHECKPOINT: due}
         restored, self._restored_epochs = self._restored_epochs, None
         return result if restored is None else result | {"restored_epochs": restored, "curve": list(self._curve)}
 
@@ -134,6 +149,7 @@ class KDTrainable(rt.Trainable):
         self._trial.save(folder)
         torch.save(self._last | {"curve": self._curve}, folder / "result.pt")
         seal(folder)
+        self._saved_at = time.monotonic()
         if self._checkpoints:
             self._checkpoints.clear(KEPT - 1)  # Ray adds the new one afterwards
 
@@ -199,6 +215,8 @@ class KDTrainable(rt.Trainable):
             study_dir = self._private / remote.rpartition("/")[2]
         else:
             study_dir = Path(config.get("study_dir") or tempfile.mkdtemp(prefix="asc-tune-"))
+        self._checkpoint_interval = config.get("checkpoint_interval") or 0.0
+        self._saved_at, self._epoch_s = time.monotonic(), 0.0  # of the newest checkpoint; duration of the newest epoch
         self._adopt = config.get("adopt") or ()
         self._parents = Path(config["parents"]) if config.get("parents") else None
         self._store = Store(remote) if remote else None
@@ -208,11 +226,13 @@ class KDTrainable(rt.Trainable):
         self._last: dict[str, Any] = {}
         self._curve: list[dict[str, Any]] = []  # the records so far, without points
         self._restored_epochs: int | None = None  # epochs of the restored checkpoint; None after they are reported
-        self._label = f"{study_dir.name}/{name}"
-        self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name)  # type: ignore[index]
+        study = study_label(remote or str(study_dir))
+        self._label = f"{study}/{name}"
+        start = Start(plan=tuple(Widths(**widths) for widths in config.get("widths") or ()))
+        self._new_trial = lambda: Trial(trial_config, self._data[1], study_dir / EXPERIMENTS / name, start)  # type: ignore[index]
         self._load_newest()
-        run_id, mode = f"{study_dir.name}-{name}", self._wandb or config.get("wandb")
-        self._tracker = Tracker(study_dir, run_id, name, study_dir.name, values, mode=mode)
+        mode = self._wandb or config.get("wandb")
+        self._tracker = Tracker(study_dir, f"{study}-{name}", name, study, values, mode=mode)
         self._wandb = self._tracker.mode  # if W&B's server has failed, the next trials do not wait for it again
 
     def _start(self) -> None:

@@ -28,12 +28,15 @@ from data.impulse import impulses_for
 from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import deploy, placed
 from trainables.engine.device import set_up_process, training_device
+from trainables.engine.graphs import graphs_for
 from trainables.engine.loop import Epoch, predict, train_epoch
 from trainables.engine.losses import kd_loss
+from trainables.engine.optimizer import new_optimizer
 from trainables.inputs.clips import Clips
+from trainables.inputs.device_clips import ResidentWaveforms, upload
 
 CPU_BATCH = 64  # largest batch that is timed on a CPU, in clips; the time of a larger batch is extrapolated
-VALIDATED = 64  # number of clips that `validate` predicts: one batch of `loop.predict`
+VALIDATED = 64  # least number of clips that `validate` predicts
 
 
 @dataclass(frozen=True)
@@ -47,22 +50,24 @@ class StepTime:
 
 
 class RandomTraining:
-    """Training of a new student on clips of noise: each call of `step` trains one optimiser step."""
+    """Training of a new student on clips of noise: each call of `step` trains `n_steps` optimiser steps."""
 
-    def __init__(self, config: TrialConfig, cache: WaveformCache, batch_size: int):
+    def __init__(self, config: TrialConfig, cache: WaveformCache, batch_size: int, n_steps: int):
         set_up_process(config.train.threads)
         self.device = training_device(config.train)
         self.config = replace(config, train=replace(config.train, batch_size=batch_size))
-        n = batch_size * config.train.accumulate
-        self.train, self.validation = _clips(cache, n), _clips(cache, VALIDATED)
+        n = batch_size * config.train.accumulate * n_steps
+        resident = upload(cache, self.device)
+        self.train, self.validation = (_clips(cache, size, resident) for size in (n, max(n, VALIDATED)))
         self._front_end = LogMel(config.frontend).to(self.device)
         self._impulses = impulses_for(config.augment, config.frontend.sample_rate, self.device)
         self._model = placed(build_student(config.student, len(tau.SCENES)), self.device)
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), weight_decay=config.train.weight_decay)
+        self._graphs = graphs_for(self.config, self.device, self.train.resident is not None)
+        self._optimizer = new_optimizer(self._model, config.train.weight_decay, self._graphs is not None)
         self._rng = np.random.default_rng(0)
 
     def step(self) -> int:
-        """Train one optimiser step (`train.accumulate` batches) and return the number of its clips."""
+        """Train an epoch of `n_steps` optimiser steps (`train.accumulate` batches each); return its number of clips."""
         c = self.config
         epoch = Epoch(
             self._front_end,
@@ -72,12 +77,13 @@ class RandomTraining:
             lambda step: 1e-4,
             self._rng,
             impulses=self._impulses,
+            graphs=self._graphs,
         )
         train_epoch(self._model, self._optimizer, self.train, epoch)
         return len(self.train.rows)
 
     def validate(self) -> int:
-        """Predict `VALIDATED` clips with the deployed form of the student, and return their number.
+        """Predict the clips of noise with the deployed form of the student, and return their number.
 
         A trial does the same with its validation clips after each epoch.
         """
@@ -86,16 +92,16 @@ class RandomTraining:
 
 
 @contextmanager
-def random_training(config: TrialConfig, batch_size: int | None = None) -> Iterator[RandomTraining]:
+def random_training(config: TrialConfig, batch_size: int | None = None, n_steps: int = 1) -> Iterator[RandomTraining]:
     """Yield a `RandomTraining`: a new student, to be trained on clips of noise in a `with` block.
 
     The clips are deleted at the end of the block. `batch_size` is the number of clips of a batch; None:
-    train.batch_size of `config`.
+    train.batch_size of `config`. `n_steps` is the number of optimiser steps that one call of `step` trains.
     """
     batch_size = batch_size or config.train.batch_size
     with tempfile.TemporaryDirectory(prefix="asc-tune-") as folder:
-        n = max(batch_size * config.train.accumulate, VALIDATED)
-        yield RandomTraining(config, _noise(Path(folder), n, config.frontend.sample_rate), batch_size)
+        n = max(batch_size * config.train.accumulate * n_steps, VALIDATED)
+        yield RandomTraining(config, _noise(Path(folder), n, config.frontend.sample_rate), batch_size, n_steps)
 
 
 def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTime:
@@ -109,10 +115,10 @@ def measure(config: TrialConfig, budget_s: float = 5.0, most: int = 9) -> StepTi
     batch_size = min(config.train.batch_size, CPU_BATCH) if cpu else config.train.batch_size
     with random_training(config, batch_size) as training:
         steps = _timed(training.step, budget_s, most)
-        validations = _timed(training.validate, budget_s / 4, most)
+        validations, n_validated = _timed(training.validate, budget_s / 4, most), len(training.validation.rows)
     scale = config.train.batch_size / batch_size
     return StepTime(
-        statistics.median(steps) * scale, statistics.median(validations) / VALIDATED, len(steps), batch_size
+        statistics.median(steps) * scale, statistics.median(validations) / n_validated, len(steps), batch_size
     )
 
 
@@ -134,11 +140,11 @@ def _timed(work, budget_s: float, most: int) -> list[float]:
     return times[2:] or times[1:]
 
 
-def _clips(cache: WaveformCache, n: int) -> Clips:
+def _clips(cache: WaveformCache, n: int, resident: ResidentWaveforms | None) -> Clips:
     """Return the first `n` clips of `cache` with arbitrary labels and devices, and random teacher logits."""
     scenes = len(tau.SCENES)
     teacher = torch.randn(n, scenes, generator=torch.Generator().manual_seed(0))
-    return Clips(cache, np.arange(n), np.arange(n) % scenes, np.full(n, "a"), teacher)
+    return Clips(cache, np.arange(n), np.arange(n) % scenes, np.full(n, "a"), teacher, resident=resident)
 
 
 def _noise(folder: Path, n: int, sample_rate: int) -> WaveformCache:

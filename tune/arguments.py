@@ -3,20 +3,16 @@
 import argparse
 import math
 import shlex
-import tempfile
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from trainables.config.flags import command_parser
 from trainables.config.schema import ConfigError
-from tune.search.halving import SCHEDULERS
-from tune.search.optuna_study import SAMPLERS
-from tune.study.manifest import StudyError
-from tune.study.store import check_store, is_uri, working_folder
+from tune.search.choices import SAMPLERS, SCHEDULERS
 
 DEFAULTS = {
     **{"num_samples": 12, "sampler": "tpe", "scheduler": "mo_asha", "seed": 0, "seeds_per_config": 1},
-    **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None},
+    **{"max_concurrent": None, "cpus_per_trial": 1.0, "gpus_per_trial": None, "checkpoint_interval": 10.0},
 }  # defaults, which the study records; None: the resources of the machine or the cluster decide
 
 
@@ -39,64 +35,45 @@ def limit_overrides(text: str | None) -> list[str]:
     return overrides
 
 
-def writable(text: str) -> Path:
-    """Return the local folder for the studies in a storage, after a test that the storage can be written.
-
-    `text` is the value of --storage. If it is a path, the result is this folder. If it is the URI of an object store,
-    the result is a folder on this machine in which drivers keep copies of the studies while they work on them. The
-    folder may not exist yet. StudyError if the object store or the folder cannot be written.
-    """
-    if is_uri(text):
-        check_store(text)
-    storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
-    existing = next(path for path in (storage, *storage.parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=existing):  # NotADirectoryError where a file is in the way
-            pass
-    except OSError as error:
-        raise StudyError(
-            f"--storage {text}: {storage} cannot be written ({error}); expected a folder with write access: choose "
-            "another folder"
-        ) from error
-    return storage
-
-
 def cluster_options(options: argparse.Namespace) -> str:
     """Return the options in `options` that choose the Ray cluster, as they are typed; "" if there are none."""
     words = ["--address", options.address] if options.address else []
     return shlex.join([*words, *(["--allow-open-cluster"] if options.allow_open_cluster else [])])
 
 
-def positive(kind: type) -> Any:
+def positive(kind: type) -> Callable[[str], Any]:
     """Return a function for argparse's `type` that parses a finite number above 0 as `kind` (int or float)."""
     expected = "a whole number above 0" if kind is int else "a finite number above 0"
-
-    def positive_number(text: str):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected {expected}: change the value")
-        return value
-
-    return positive_number
+    return lambda text: _number(text, kind, lambda value: 0 < value < math.inf, expected)
 
 
-def share_of_gpus(text: str) -> float:
-    """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or an integer."""
+def not_negative(text: str) -> float:
+    """Parse a finite number of at least 0 for argparse's `type`."""
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a finite number of at least 0")
+
+
+def share_of_gpus(text: str) -> float | None:
+    """Parse a number of GPUs as Ray accepts it: 0, a share of one GPU, or an integer; None for auto."""
+    if text == "auto":
+        return None
+
+    def valid(value: float) -> bool:
+        return 0 <= value < math.inf and (value <= 1 or not value % 1)
+
+    return _number(text, float, valid, "auto, a share of a GPU (0 to 1) or an integer")
+
+
+def _number(text: str, kind: type, valid: Callable[[Any], bool], expected: str) -> Any:
     try:
-        value = float(text)
+        value = kind(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value < math.inf or (value > 1 and value % 1):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not valid; expected a share of a GPU (0 to 1) or an integer: change the value"
-        )
+    if not valid(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected {expected}: change the value")
     return value
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str = "") -> argparse.ArgumentParser:
     """Return the parser of tune/run.py, with its options grouped by topic; --help shows `description`."""
     p = command_parser(description)
     study = p.add_argument_group("study")
@@ -145,7 +122,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     search.add_argument(
         "--sampler",
-        choices=list(SAMPLERS),
+        choices=SAMPLERS,
         help=f"Optuna sampler that proposes configurations (default: {DEFAULTS['sampler']})",
     )
     search.add_argument(
@@ -182,12 +159,25 @@ def parser(description: str) -> argparse.ArgumentParser:
         help="continue the complete study --name (default: the newest complete study) with N more configurations",
     )
     search.add_argument(
+        "--refit",
+        type=positive(int),
+        metavar="K",
+        help="after the search, train the configurations of the front again on all clips, those for validation "
+        "included, with K seeds (tune/refit.py does the same later)",
+    )
+    search.add_argument(
         "--confirm",
         type=positive(int),
         metavar="K",
         help="continue the complete study --name (default: the newest complete study): train each configuration on its "
         "Pareto front with K more seeds",
     )
+    add_resources(p)
+    return p
+
+
+def add_resources(p: argparse.ArgumentParser) -> None:
+    """Add the options for the Ray cluster, and for the resources of a trial, to the parser `p`."""
     resources = p.add_argument_group("resources")
     resources.add_argument(
         "--address", help="address of a running Ray cluster: auto, or host:port (default: start Ray on this machine)"
@@ -214,6 +204,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--gpus-per-trial",
         type=share_of_gpus,
         metavar="SHARE",
-        help="share of a GPU, or number of GPUs, that a trial reserves (default: 0.25 if the cluster has GPUs, else 0)",
+        help="share of a GPU, or number of GPUs, that a trial reserves. auto: 0 without GPUs, 0.5 for batches of 128 "
+        "clips or more, else 0.25 (default: auto)",
     )
-    return p
+    resources.add_argument(
+        "--checkpoint-interval",
+        type=not_negative,
+        metavar="SECONDS",
+        help="work that a trial may repeat after a kill, in seconds of training: shorter epochs share a checkpoint; 0: "
+        f"a checkpoint after each epoch, as with --scheduler pbt (default: {DEFAULTS['checkpoint_interval']:g})",
+    )

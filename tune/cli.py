@@ -15,11 +15,13 @@ COMMANDS = {
     "run": ("tune.run", "search for networks: start, continue, extend or plan a study"),
     "status": ("tune.status", "show the progress of a study, or export it to Optuna"),
     "live": ("tune.live", "serve a page that follows a running study"),
+    "refit": ("tune.refit", "train the networks of a study's front again, on all clips"),
     "evaluate": ("tune.evaluate", "measure the front of a complete study on the test split"),
     "report": ("analysis.report", "write the report of a study again"),
     "train": ("trainables.run_training", "train one student, without Ray"),
     "prune": ("trainables.progressive_prune", "prune a trained student step by step, without Ray"),
     "finetune-teacher": ("trainables.finetune_teacher", "train a teacher (AST, ViT or CNN), pretrained or not"),
+    "import-logits": ("trainables.import_logits", "import the logits of other projects as a teacher"),
     "cache-logits": ("trainables.cache_logits", "compute and cache the logits of teachers"),
     "deploy": ("trainables.deploy", "export a network to ONNX, fp16 and int8, and measure each"),
 }

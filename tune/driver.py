@@ -19,6 +19,7 @@ from rich.markup import escape
 from analysis.front import pareto_points
 from analysis.manifest import StudyManifest
 from analysis.results import load_study
+from data.signals import Interrupts
 from search_spaces import Space
 from trainables.config.schema import MUTABLE_KEYS, TrialConfig
 from trainables.inputs.code import code_hash
@@ -32,6 +33,7 @@ from tune.reporting.progress import ProgressLines
 from tune.reporting.tables import StudyTables, replay
 from tune.resume import front_configurations
 from tune.search.feasibility import NetworkGate
+from tune.search.given import GivenTrials, missing_trials
 from tune.search.halving import build_rungs
 from tune.search.ray_adapter import ray_scheduler, run_tuner
 from tune.search.replay import earlier_points
@@ -39,12 +41,14 @@ from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
 from tune.study.access import StudyAccess
 from tune.study.events import DriverFinished, DriverStarted, Event, TrialCreated, TrialRetried
-from tune.study.journal import Journal, Reading
+from tune.study.journal import FOLDER as JOURNAL
+from tune.study.journal import Reading
 from tune.study.log import StudyLog
 from tune.study.manifest import StudyError, is_complete, write_manifest
 from tune.study.reader import open_place
 from tune.study.retry import Retry
 from tune.study.state import StudyState
+from tune.study.writer import Journal
 
 
 class Search:
@@ -60,19 +64,25 @@ class Search:
         self.config = TrialConfig.from_flat(manifest.resolved.config)
         settings, folder = manifest.requested, access.folder
         self.log = StudyLog(lambda events: self.journal.append(events))
-        self.sampler = FeasibleSampler(
-            space,
-            NetworkGate(self.config.flat()),
-            sampler=settings.sampler,
-            seed=settings.seed,
-            replicates=settings.seeds_per_config,
+        refits = settings.refit_of is not None
+        self.sampler = (
+            GivenTrials()
+            if refits
+            else FeasibleSampler(
+                space,
+                NetworkGate(self.config.flat()),
+                sampler=settings.sampler,
+                seed=settings.seed,
+                replicates=settings.seeds_per_config,
+            )
         )
         self.rungs = build_rungs(settings.scheduler, self.config.train.epochs)
         self.session: SearchSession | None = None  # None before `run`
         self.front = RunningFront()
         self.tables = StudyTables(folder, self.log.state, self.config.flat(), retry)
         check = ReplayCheck(self.digests)
-        self.log.attach(self.sampler, self.front, self.tables, *([self.rungs] if self.rungs else []), check)
+        judged = [] if refits else [self.front]  # refitted networks have no validation accuracy
+        self.log.attach(self.sampler, *judged, self.tables, *([self.rungs] if self.rungs else []), check)
         reading = Reading(folder)
         self.tables.elsewhere = access.ended_elsewhere()
         replay(reading, self.log, self.tables)
@@ -107,6 +117,9 @@ class Search:
                 f"continuing with {n_open} unfinished and {len(crashed)} crashed of {len(state.trials)} trial(s)",
                 highlight=False,
             )
+        if isinstance(self.sampler, GivenTrials):
+            log.add(*missing_trials(self.manifest, state))
+            return self.manifest
         self.sampler.complete_replicates(log)
         self.sampler.settle(log)
         if confirm:
@@ -136,7 +149,10 @@ class Search:
         manifest, log, settings = self.manifest, self.log, self.manifest.requested
         folder, remote = self.access.folder, self.manifest.resolved.remote
         n_trials = max(settings.n_trials, len(log.state.trials))
-        progress = ProgressLines(self.console, log.state, self.front, n_trials, self.config.flat(), folder / RAY_LOG)
+        teacher = max((t.val_macro_avg_acc or 0.0 for t in manifest.prepared.teachers), default=0.0) or None
+        progress = ProgressLines(
+            *(self.console, log.state, self.front, n_trials, self.config.flat(), folder / RAY_LOG, teacher)
+        )
         gauges = Gauges(folder.name, log.state, self.front)
         log.attach(progress)
         session = self.session = SearchSession(log, self.sampler, self.rungs, settings.scheduler, n_trials)
@@ -151,7 +167,9 @@ class Search:
         # confirmations repeat configurations unchanged, but population based training would change them
         confirming = bool(log.state.open) and all(trial.confirms for trial in log.state.open)
         scheduler = "fifo" if confirming else settings.scheduler
-        if scheduler == "pbt":
+        if scheduler != "pbt":  # its trials copy each other's newest epochs
+            fixed["checkpoint_interval"] = settings.checkpoint_interval
+        else:
             fixed["adopt"] = [*MUTABLE_KEYS, "replicate"]
         if shares_dense(self.space):
             fixed["parents"] = str(Path(self.config.data.cache_dir) / "parents")
@@ -230,11 +248,22 @@ def shares_dense(space: Space) -> bool:
 
 def is_continuous(spec: Any) -> bool:
     """Return whether `spec`, a range of a search space, has infinitely many values: floats, or lists of floats."""
-    return "uniform" in spec or "loguniform" in spec or ("item" in spec and is_continuous(spec["item"]))
+    return (
+        ("uniform" in spec and "step" not in spec)
+        or "loguniform" in spec
+        or ("item" in spec and is_continuous(spec["item"]))
+    )
 
 
-def close(access: StudyAccess, manifest: StudyManifest, state: StudyState) -> StudyManifest:
-    """Write the status (complete or interrupted) and the counts in `state` into the manifest, and return it."""
+def close(
+    access: StudyAccess, manifest: StudyManifest, state: StudyState, interrupts: Interrupts | None = None
+) -> StudyManifest:
+    """Write the status (complete or interrupted) and the counts in `state` into the manifest, and return it.
+
+    StudyError if the storage cannot be written. If this command was interrupted before (`interrupts`), its caller wants
+    exit status 130, so KeyboardInterrupt with the same text is raised instead.
+    """
+    interrupts = interrupts or Interrupts()
     manifest = manifest.changed(
         trials=state.counts(),
         rejected_reasons=dict(state.rejected),
@@ -244,11 +273,15 @@ def close(access: StudyAccess, manifest: StudyManifest, state: StudyState) -> St
         status="complete" if is_complete(manifest, state) else "interrupted",
     )
     try:
-        write_manifest(access.folder, manifest)
-        access.push(last=True)
+        with interrupts.storage():
+            (access.folder / JOURNAL).stat()  # while the storage is away, make no folder in its place
+            write_manifest(access.folder, manifest)
+            access.push(last=True)
     except OSError as error:
-        raise StudyError(
+        message = (
             f"the final status of study {access.folder.name} could not be written: {error}. Fix the storage, then "
-            f"repeat the command with --resume --name {access.folder.name}"
-        ) from error
+            "repeat the command"
+            + (f" with --resume --name {access.folder.name}" if manifest.requested.refit_of is None else "")
+        )
+        raise (KeyboardInterrupt if interrupts.received.is_set() else StudyError)(message) from error
     return manifest

@@ -9,31 +9,43 @@ import importlib.metadata
 import math
 import re
 import shlex
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from analysis.manifest import Limits, Requested, Resolved, StudyManifest
 from data.impulse import impulses_for
+from data.signals import Interrupts
 from data.tau import resolved
 from data.untrusted import credentials_in, is_name
 from search_spaces import SpaceError, load_space
 from trainables.config.compose import compose
 from trainables.config.flags import flags_to_overrides, keep_epochs
 from trainables.config.train import MAX_THREADS
+from trainables.inputs.clips import check_validated
 from trainables.inputs.code import code_files
 from trainables.outputs.records import EXPERIMENTS, now
-from tune.arguments import DEFAULTS, limit_overrides, parser, writable
-from tune.checks import check_not_searched, check_resources, check_space, check_teachers, local_gpus, resolve_gpus
-from tune.resume import CODE, study_named
+from tune.arguments import DEFAULTS, limit_overrides, parser
+from tune.planning.changes import CODE
+from tune.planning.checks import (
+    check_not_searched,
+    check_resources,
+    check_space,
+    check_teachers,
+    local_gpus,
+    resolve_gpus,
+)
+from tune.resume import resume_command, study_named
 from tune.search.optuna_study import OBJECTIVES
 from tune.search.ray_adapter import check_population
-from tune.study.manifest import StudyError
-from tune.study.store import is_uri
+from tune.study.manifest import StudyError, read_manifest
+from tune.study.store import check_store, is_uri, working_folder
 
 RESERVED = ("cache", EXPERIMENTS)  # folders in a storage: shared caches, and the single runs
+REPEAT = "repeat the command with"
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,34 @@ class Request:
         return f"{self.remote}/{name}" if self.remote else None
 
 
-def read_request(words: Sequence[str], description: str = "") -> Request:
-    """Parse and check the command line `words` of tune/run.py, without the program's name; --help shows `description`.
+@dataclass
+class Repeat:
+    """What a user must type to continue after an interrupt; `run_command` (tune/run.py) sets the fields as soon as they
+    are known."""
+
+    folder: Path | None = None  # of the study, on this machine
+    before: StudyManifest | None = None  # of the study that --extend or --confirm continues
+    cluster: str | None = None  # `cluster_options`
+    interrupts: Interrupts = field(default_factory=Interrupts)
+
+    def how(self) -> str:
+        """Return how to continue, as a part of a message, such as "repeat the command with --name x --resume auto"."""
+        if self.folder is None:
+            return "repeat the command"
+        if self.before is None:
+            return f"{REPEAT} --name {self.folder.name} --resume auto"
+        try:
+            manifest = read_manifest(self.folder)
+        except (StudyError, OSError):  # the storage is away: what was true at the last access
+            return self.interrupts.advice
+        added = (manifest.requested.num_samples, manifest.requested.confirmations)
+        if added == (self.before.requested.num_samples, self.before.requested.confirmations):
+            return f"{REPEAT} --name {self.folder.name}"
+        return resume_command(self.folder, manifest, self.cluster)  # the same command would add further trials
+
+
+def read_request(words: Sequence[str]) -> Request:
+    """Parse and check the command line `words` of tune/run.py, without the program's name.
 
     ConfigError or StudyError if an option is not valid or the storage cannot be written.
     """
@@ -67,7 +105,7 @@ def read_request(words: Sequence[str], description: str = "") -> Request:
                 "study records its command: remove them, and set them in the environment, for example "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
-    options, rest = parser(description).parse_known_args(list(words))
+    options, rest = parser().parse_known_args(list(words))
     if options.name and not is_name(options.name):
         raise StudyError(
             f"--name {options.name!r} cannot be the name of a folder; expected letters, digits, '.', '_' and '-': "
@@ -77,6 +115,28 @@ def read_request(words: Sequence[str], description: str = "") -> Request:
         rest = [options.resume, *rest]
     overrides = [*flags_to_overrides(rest), *limit_overrides(options.limits)]
     return Request(options, tuple(words), writable(options.storage), tuple(overrides))
+
+
+def writable(text: str) -> Path:
+    """Return the local folder for the studies in a storage, after a test that the storage can be written.
+
+    `text` is the value of --storage. If it is a path, the result is this folder. If it is the URI of an object store,
+    the result is a folder on this machine in which drivers keep copies of the studies while they work on them. The
+    folder may not exist yet. StudyError if the object store or the folder cannot be written.
+    """
+    if is_uri(text):
+        check_store(text)
+    storage = working_folder(text) if is_uri(text) else Path(text).expanduser().resolve()
+    existing = next(path for path in (storage, *storage.parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # NotADirectoryError where a file is in the way
+            pass
+    except OSError as error:
+        raise StudyError(
+            f"--storage {text}: {storage} cannot be written ({error}); expected a folder with write access: choose "
+            "another folder"
+        ) from error
+    return storage
 
 
 def new_study(request: Request) -> StudyManifest:
@@ -104,6 +164,7 @@ def new_study(request: Request) -> StudyManifest:
     default += keep_epochs([*space.base, *overrides])
     config = compose([*default, *space.base, *overrides, *typed])
     chosen["seed"] = config.seed
+    check_validated(config, "a search compares networks on validation clips")
     check_resources(config, chosen, options.address)
     if not options.address:
         config, chosen["gpus_per_trial"] = resolve_gpus(config, chosen["gpus_per_trial"], local_gpus())
@@ -138,6 +199,16 @@ def new_study(request: Request) -> StudyManifest:
             ),
         ),
     )
+
+
+def check_new(folder: Path, manifest: StudyManifest) -> None:
+    """Raise StudyError if `folder`, which a new study would use, contains a study or other files, or is a file."""
+    if (folder / "study.json").exists():
+        how = f"continue it with --resume --name {folder.name}, or choose another --name"
+        raise StudyError(f"the study {folder} exists already: {how}")
+    content = folder.glob("*") if manifest.resolved.remote is None else ()  # a kill may leave an empty folder
+    if folder.is_file() or any(not path.name.startswith(".") for path in content):
+        raise StudyError(f"{folder} exists already, but is not a study: choose another --name")
 
 
 def check_name(name: str) -> None:

@@ -21,14 +21,17 @@ from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.markup import escape
 
+from analysis.manifest import StudyManifest
 from data.tau import SCENES
 from search_spaces import Space
+from trainables.config.compose import compose
+from trainables.config.distill import described
 from trainables.config.schema import TrialConfig
 from trainables.engine.baseline import NAME as BASELINE
 from trainables.engine.baseline import baseline_file, cached_baseline, read_baseline
 from trainables.inputs.clips import SplitClips, load_clips, with_enough_epochs
 from trainables.inputs.fingerprint import DataFingerprint, check_unchanged, fingerprint
-from trainables.teachers.cached_logits import logits_path
+from trainables.teachers.cached_logits import ensemble_weights, logits_path
 from trainables.teachers.fine_tuning import (
     fine_tuned_teacher,
     quiet_transformers,
@@ -77,16 +80,20 @@ def prepare(
             highlight=False,
             soft_wrap=True,
         )
-    accuracy = _baseline(config, data, found, run, console)
+    accuracy = _baseline(config, data, found, run, console) if config.data.validation_share else None
     teachers: list[dict[str, Any]] = []
     if config.distill.taught or set(TEACHER_KEYS) & set(space.parameters):
         quiet_transformers()
+        if config.distill.taught and "distill.kd_alpha" not in space.parameters:
+            console.print(described(config.distill), highlight=False, soft_wrap=True)
         config = _with_teachers(config, data, found, run, console)
         _logits(config, data, found, run, console)
         teachers = [teacher_summary(Path(f)) for f in config.distill.teacher_ckpts]
         for teacher in teachers:
-            line = f"teacher: {teacher['name']}: {teacher['val_macro_avg_acc']:.1%} validation"
-            if teacher["validation"] != validation_hash(data.validation):
+            measured = teacher["val_macro_avg_acc"]
+            line = f"teacher: {escape(teacher['name'])}: "
+            line += "trained on all clips, so not validated" if measured is None else f"{measured:.1%} validation"
+            if config.data.validation_share and teacher["validation"] != validation_hash(data.validation):
                 line += "; it was fine-tuned on another division of the clips into training and validation, so "
                 line += "validation accuracies may be too high"
             console.print(line, highlight=False, soft_wrap=True)
@@ -96,19 +103,32 @@ def prepare(
         "n_train": len(data.train.rows),
         "n_validation": len(data.validation.rows),
         "n_classes": len(SCENES),
-        "holdout": f"{config.data.validation_share:.0%} of the training split, whole recording locations",
+        "holdout": (
+            f"{config.data.validation_share:.0%} of the training split, whole recording locations"
+            if config.data.validation_share
+            else "none: all clips of the split are training clips"
+        ),
         "notes": list(data.notes),
         "fingerprint": found.as_dict(),
     }
-    baseline = {"name": BASELINE, "val_macro_avg_acc": accuracy, "test_macro_avg_acc": None}
+    baseline = None
+    if accuracy is not None:
+        baseline = {"name": BASELINE, "val_macro_avg_acc": accuracy, "test_macro_avg_acc": None}
     return config, {"config": config.flat(), "dataset": dataset, "baseline": baseline, "teachers": teachers}
 
 
 def print_data(config: TrialConfig, data: SplitClips, console: Console) -> None:
     """Print the numbers of clips, and the notes that the loader of the clips made, for example on skipped files."""
+    n_train, n_validation = len(data.train.rows), len(data.validation.rows)
     console.print(
-        f"data: split{config.data.subset}, {len(data.train.rows)} training and {len(data.validation.rows)} validation "
-        "clips (held out by recording location); the test split stays closed",
+        f"data: split{config.data.subset}, "
+        + (
+            f"{n_train} training and {n_validation} validation clips (held out by recording location); the networks of "
+            f"the search do not learn from these {n_validation}, those of a refit (tune/refit.py) do"
+            if n_validation
+            else f"all {n_train} clips are training clips, so nothing is validated"
+        )
+        + "; the test split stays closed",
         highlight=False,
         soft_wrap=True,
     )
@@ -254,3 +274,21 @@ def ray_runner(cpus: float, gpus: float) -> Runner:
             raise
 
     return run
+
+
+def on_all_clips(source: StudyManifest) -> TrialConfig:
+    """Return the base configuration of the study `source`, with all clips of its split as training clips.
+
+    Teachers that the study has fine-tuned itself are left out, so that they are fine-tuned again, on all clips. The
+    ensemble weights that the method greedy has chosen on the validation clips are kept.
+    """
+    config = TrialConfig.from_flat(source.resolved.config)
+    distill = config.distill
+    if not compose([*source.resolved.space["base"], *source.requested.overrides]).distill.teacher_ckpts:
+        distill = replace(distill, teacher_ckpts=())
+    if distill.ensemble == "greedy":
+        weights: tuple[float, ...] = ()
+        if distill.teacher_ckpts:
+            weights = ensemble_weights(config, load_clips(config, config.frontend.sample_rate, progress=True))
+        distill = replace(distill, ensemble="probabilities", teacher_weights=weights)
+    return replace(config, data=replace(config.data, validation_share=0.0), distill=distill)

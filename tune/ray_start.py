@@ -4,9 +4,12 @@ import logging
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private import worker as ray_worker  # private; `stop_ray` explains why it is needed
 from ray.tune.execution import class_cache  # private; has no option for the variables that it passes to actors
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +18,9 @@ from analysis.manifest import StudyManifest
 from data.files import make_folder
 from data.signals import handle_signals
 from trainables.config.schema import TrialConfig
-from tune.checks import check_resource, resolve_gpus
 from tune.cluster.access import OwnPath, check_access, on_loopback, private_token
+from tune.cluster.messages import log_messages
+from tune.planning.checks import check_resource, resolve_gpus
 from tune.search.failures import reason_of
 from tune.study.manifest import StudyError
 
@@ -109,9 +113,39 @@ def start_here() -> str | None:
         return ray.init("local", dashboard_host="127.0.0.1", job_config=OwnPath(), **quiet).dashboard_url
 
 
+class _CoreWorker:
+    """Ray's core worker, with the handlers of `handle_signals` also after its end: it sets SIGTERM's to the default."""
+
+    def __init__(self, core_worker: Any):
+        self._core_worker = core_worker
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core_worker, name)
+
+    def shutdown_driver(self) -> None:
+        self._core_worker.shutdown_driver()
+        handle_signals()
+
+
+def stop_ray() -> None:
+    """Disconnect this process from Ray, and end Ray if it was started here.
+
+    SIGTERM must not end the process meanwhile: after its core worker, Ray ends its processes, which takes seconds.
+    """
+    worker: Any = ray_worker.global_worker
+    if threading.current_thread() is threading.main_thread() and hasattr(worker, "core_worker"):
+        worker.core_worker = _CoreWorker(worker.core_worker)
+    try:
+        ray.shutdown()
+    except KeyboardInterrupt:
+        ray.shutdown()  # end what the first call has left
+        raise
+
+
 def log_to_file(path: Path) -> None:
-    """Add what Ray logs in this process to the file at `path`, instead of printing it on the terminal."""
+    """Add what Ray logs and reports in this process to the file at `path`, instead of printing it on the terminal."""
     make_folder(path.parent)
+    log_messages()
     handler = logging.FileHandler(path, delay=True)  # no file without a message
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger("ray")

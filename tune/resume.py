@@ -2,52 +2,49 @@
 
 import argparse
 import difflib
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis.manifest import Change, StudyManifest
+from analysis.manifest import StudyManifest
 from data.tau import dataset_root, resolved
 from search_spaces import load_space
 from trainables.config.compose import compose, override_values
 from trainables.config.differences import PLACES
 from trainables.config.schema import ConfigError, TrialConfig
-from trainables.inputs.code import code_files
-from trainables.outputs.records import now
-from trainables.outputs.storage import Store
-from tune.checks import check_cache, check_warm_start
 from tune.cli import typed_command
-from tune.study.manifest import StudyError, is_complete, parse_manifest, read_manifest
-from tune.study.reader import open_place
+from tune.planning.changes import range_text, space_differences, with_code_and_space
+from tune.planning.checks import check_cache, check_warm_start
+from tune.study.manifest import StudyError, is_complete, read_manifest
+from tune.study.reader import open_place, studies_in
 from tune.study.state import StudyState
-from tune.study.store import STATE, is_uri
+from tune.study.store import is_uri
 
-# folders and files whose code decides what a study samples, trains and measures
-CODE = (
-    *("ascmodels", "data", "trainables", "search_spaces"),
-    *("tune/search/sampler.py", "tune/search/replay.py", "tune/search/feasibility.py", "tune/search/halving.py"),
-    *("tune/search/session.py", "tune/search/ray_adapter.py"),
-)
-FILES_SHOWN = 8  # number of changed files that a message lists
 KEPT = ("num_samples", "sampler", "scheduler", "seed", "seeds_per_config")  # options that a resume cannot change
-FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial")  # options that a resume may change
+FREE = ("max_concurrent", "cpus_per_trial", "gpus_per_trial", "checkpoint_interval")  # options that a resume may change
 
 
-def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -> str | None:
+def find_study(
+    storage: Path, remote: str | None, options: argparse.Namespace, warn: Callable[[str], None]
+) -> str | None:
     """Return the name of the study that a command with --resume, --extend or --confirm continues.
 
     With --name, it is the study of this name. Without --name, it is the newest unfinished study, or for --extend and
     --confirm the newest complete study; with --space, only studies of this space count. If there is no such study, a
     command with --resume and --space starts a new study: return None. Other commands: raise StudyError.
 
+    A study with a damaged study.json is skipped, and `warn` is called with a message of one line. StudyError if it may
+    be the study that is to be continued: it has the name of --name, or may be newer than all others.
+
     `storage` is the local folder of the studies; `remote` is the URI of --storage if it is an object store, else None.
     """
-    manifests = _manifests(storage, remote, options.name)
+    manifests, damaged = studies_in(storage, remote, options.name)
     more = bool(options.extend or options.confirm)
     if options.name:
+        if options.name in damaged:
+            raise StudyError(damaged[options.name].problem)
         if options.name in manifests:
             return options.name
         if options.space and options.resume and not more:
@@ -62,13 +59,21 @@ def find_study(storage: Path, remote: str | None, options: argparse.Namespace) -
         for name, manifest in manifests.items()
         if (manifest.progress.status == "complete") == more and _is_of_space(manifest, space)
     ]
+    newest = max(found, default=("", None))
+    for name, other in damaged.items():
+        if other.changed >= newest[0]:
+            raise StudyError(
+                f"{other.problem}. Study {name} may be the newest one, which this command would continue: select a "
+                "study with --name"
+            )
+        warn(f"study {name} is skipped: {other.problem}")
     if not found and (not space or more):
         kind, of_space = "complete" if more else "unfinished", f" of space {options.space}" if space else ""
         raise StudyError(
             f"no {kind} study in {options.storage}{of_space}; expected a study to continue: select one with --name, or "
             "correct --storage or --space"
         )
-    return max(found)[1] if found else None
+    return newest[1]
 
 
 def resume_command(folder: Path, manifest: StudyManifest, cluster: str | None) -> str:
@@ -77,26 +82,12 @@ def resume_command(folder: Path, manifest: StudyManifest, cluster: str | None) -
     `cluster` has the options for the Ray cluster (`cluster_options`); None or "" if Ray starts on this machine.
     """
     remote = manifest.resolved.remote
-    storage = remote.rpartition("/")[0] if remote else folder.parent
-    line = f"{typed_command('run')} --resume --name {folder.name} --storage {storage} {cluster or ''}"
+    above = remote.rpartition("/")[0] if remote else folder.parent  # the storage; for a refit, its study
+    if manifest.requested.refit_of is not None:
+        line = f"{typed_command('refit')} {above} {cluster or ''}"
+        return f"continue with:\n  {line.rstrip()}"
+    line = f"{typed_command('run')} --resume --name {folder.name} --storage {above} {cluster or ''}"
     return f"resume with:\n  {line.rstrip()}"
-
-
-def _manifests(storage: Path, remote: str | None, name: str | None) -> dict[str, StudyManifest]:
-    """Return {name: manifest} of all studies in a storage, or only of the study `name` (empty if it does not exist).
-
-    `storage` is the local folder of the studies. If the storage is an object store, `remote` is its URI, and the result
-    has the studies in the store, and those in `storage` that were never uploaded because their driver was killed.
-    """
-    folders = [storage / name] if name else [path.parent for path in storage.glob("*/study.json")]
-    own = [f for f in folders if (f / "study.json").is_file() and not (remote and (f / STATE).is_file())]
-    found = {f.name: read_manifest(f) for f in own}
-    if remote:
-        store = Store(remote)
-        for other in [name] if name else store.names(""):
-            if "study.json" in store.names(other):
-                found[other] = parse_manifest(store.read(f"{other}/study.json"), f"{remote}/{other}/study.json")
-    return found
 
 
 def study_named(storage: Path, remote: str | None, text: str) -> str:
@@ -146,11 +137,12 @@ def resumed(
             f"--extend or --confirm). Complete it first with --resume --name {folder.name}"
         )
     unfinished = more or not complete or bool(state.crashed)
-    manifest = _moved(folder, manifest, overrides)
+    manifest = moved(folder, manifest, overrides)
     if not unfinished:
         return manifest, False
     check_warm_start(manifest, options.warm_start, state)
-    manifest = _changed(folder, check_cache(folder, manifest, overrides), options)
+    manifest = check_cache(folder, manifest, overrides)
+    manifest = with_code_and_space(folder, manifest, options.space, options.allow_changes)
     free = {name: getattr(options, name) for name in FREE if getattr(options, name) is not None}
     manifest = manifest.changed(**free)
     if options.extend:
@@ -190,7 +182,7 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
                 + (f"did you mean {' or '.join(near)}?" if near else "--help lists all keys")
             )
         if key in searched and key not in original:
-            lines.append(f"{key}={value} was given, but the study searches {key} ({_shown(searched[key])})")
+            lines.append(f"{key}={value} was given, but the study searches {key} ({range_text(searched[key])})")
         elif value != original.get(key, config.get(key)):
             lines.append(f"{key}={value} was given, but the study has {original.get(key, config.get(key))}")
     if lines:
@@ -209,59 +201,13 @@ def check_typed(folder: Path, manifest: StudyManifest, options: argparse.Namespa
             )
 
 
-def _changed(folder: Path, manifest: StudyManifest, options: argparse.Namespace) -> StudyManifest:
-    """Return `manifest` with the hashes of the present code, the present search space, and a list of their changes.
-
-    StudyError, which lists the changes, if the code or the space has changed and --allow-changes is not given.
-    """
-    new, old = code_files(CODE), manifest.resolved.code
-    differing = [f"{p} ({_how(old, new, p)})" for p in sorted({*new, *old}) if old.get(p) != new.get(p)]
-    more = f" and {len(differing) - FILES_SHOWN} more files" if len(differing) > FILES_SHOWN else ""
-    found = [f"the code has changed: {', '.join(differing[:FILES_SHOWN])}{more}"] if differing else []
-    space = load_space(options.space).as_dict() if options.space else manifest.resolved.space
-    lines = _space_differences(manifest.resolved.space, space)
-    found += [f"the space has changed: {'; '.join(lines)}"] if lines else []
-    return with_changes(folder, manifest, found, options.allow_changes).changed(code=new, space=space)
-
-
-def with_changes(folder: Path, manifest: StudyManifest, found: Sequence[str], allowed: bool) -> StudyManifest:
-    """Return `manifest` with `found`, texts that describe changes, added to its list of changes.
-
-    StudyError, which shows the texts, if `found` is not empty and changes are not `allowed` (--allow-changes).
-    """
-    if found and not allowed:
-        raise StudyError(
-            f"study {folder.name}: {'; and '.join(found)}. New trials of this study would not be comparable with its "
-            "old ones: choose another --name, or continue with --allow-changes"
-        )
-    changes = tuple(Change(now(), what) for what in found)
-    return manifest.changed(changes=(*manifest.progress.changes, *changes))
-
-
-def _how(old: Mapping[str, str], new: Mapping[str, str], path: str) -> str:
-    return "changed" if path in old and path in new else "new" if path in new else "deleted"
-
-
 def _is_of_space(manifest: StudyManifest, space: dict[str, Any] | None) -> bool:
     """Return whether the study with this manifest searches `space` (`Space.as_dict`); True if `space` is None."""
     old = manifest.resolved.space
-    return space is None or (old["name"] == space["name"] and not _space_differences(old, space))
+    return space is None or (old["name"] == space["name"] and not space_differences(old, space))
 
 
-def _space_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    lines = [] if old["base"] == new["base"] else [f"base: {old['base']} in the study, {new['base']} now"]
-    for part in ("parameters", "auxiliary"):
-        keys = sorted({*old[part], *new[part]})
-        differing = [k for k in keys if old[part].get(k) != new[part].get(k)]
-        lines += [f"{k}: {_shown(old[part].get(k))} in the study, {_shown(new[part].get(k))} now" for k in differing]
-    return lines
-
-
-def _shown(spec: Any) -> str:
-    return "nothing" if spec is None else json.dumps(spec)
-
-
-def _moved(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
+def moved(folder: Path, manifest: StudyManifest, overrides: Sequence[str]) -> StudyManifest:
     """Return `manifest` with the present paths of the study, its data and its caches.
 
     A path that is given by one of the Hydra `overrides` replaces the old one. If the study was moved to `folder`, a

@@ -47,6 +47,11 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
             hoverlabel={"bgcolor": "white", "bordercolor": look.color, "align": "left"},
         )
+    for look, x, y in parts.tests(study, points, axis):
+        edge = {"color": look.color, "width": 1.4}
+        marker = {"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge}
+        text = f"{look.label}: %{{y:.1f}} %<extra></extra>"
+        figure.add_scatter(x=x, y=y, mode="markers", name=look.label, marker=marker, hovertemplate=text)
     ring = {"symbol": "circle-open", "size": 15, "color": parts.INK}
     path = {"mode": "lines+markers", "marker": ring, "line": {"color": parts.INK, "width": 2}}
     figure.add_scatter(x=[], y=[], name="trial", hoverinfo="skip", showlegend=False, **path)
@@ -71,6 +76,9 @@ def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
         by_group = f" ({html.escape(detail)})" if detail else ""
         seeds = f", mean of {point['test_n_seeds']:.0f}" if study.replicated else ""
         lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{seeds}{by_group}")
+    if not summary.absent(refitted := point.get("refitted_test_macro_avg_acc")):
+        n = f"{point['refitted_test_n_seeds']:.0f}"
+        lines.append(f"refitted on all clips: test accuracy {summary.percent(refitted)} %, mean of {n}")
     epochs = f", {point['epochs']:.0f} epochs" if not summary.absent(point.get("epochs")) else ""
     lines += [
         f"{summary.millions(point['macs'])} M MACs, {summary.thousands(point['params'])} k parameters",
@@ -170,7 +178,7 @@ def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.
     span = [math.log10(low), math.log10(high)]
     names = [f"{mark:g}" for mark in marks]
     figure.update_xaxes(type="log", range=span, title_text=axis.title, tickvals=marks, ticktext=names, **common)
-    figure.update_yaxes(range=list(parts.y_range(study, points)), title_text=parts.Y_TITLE, **common)
+    figure.update_yaxes(range=list(parts.y_range(study, points)), title_text=parts.y_title(study), **common)
 
 
 def _none_for_nan(values: list[float]) -> list[float | None]:

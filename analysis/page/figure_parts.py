@@ -16,7 +16,6 @@ from analysis.results import Study, take
 
 INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
 LIMIT, BASELINE, FRONT = "#a3306c", "#00795a", "#d55e00"
-Y_TITLE = "validation macro accuracy (%)"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,12 @@ ROLES = {  # drawn in this order, so the front is on top
     "single": Role("one seed only", "#b58900", "#f4e2ab", "square", "s", 7),
     "dominated": Role("dominated", "#5b9fc9", "#a9cfe6", "circle", "o", 8),
     "front": Role("front", "#9c4400", FRONT, "diamond", "D", 11),
+}
+
+
+TESTS = {  # shown if the study has refitted networks: column of the points -> marker of their accuracies on test
+    "test_macro_avg_acc": Role("search, on test", "#0072b2", "white", "triangle-up", "^", 8),
+    "refitted_test_macro_avg_acc": Role("refitted, on test", "#004b76", "#0072b2", "triangle-up", "^", 10),
 }
 
 
@@ -70,10 +75,31 @@ def measured(study: Study) -> pd.DataFrame:
     return take(study.with_test().assign(role=role), role != "unmeasured")
 
 
+def y_title(study: Study) -> str:
+    """Return the title of the accuracy axis."""
+    return f"{'validation' if study.refitted is None else 'validation or test'} macro accuracy (%)"
+
+
 def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
     """Return the coordinates of `points`: x in the unit of `axis`, and y, the validation accuracy in per cent."""
     x = points[axis.column].to_numpy(float) / axis.scale
     return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
+
+
+def tests(study: Study, points: pd.DataFrame, axis: Axis) -> list[tuple[Role, list[float], list[float]]]:
+    """Return (marker, x, y) of the test accuracies (%) of `points`: of the search's networks and of the refitted ones.
+
+    The list is empty if the study has no refitted networks.
+    """
+    if study.refitted is None:
+        return []
+    found = []
+    for column, look in TESTS.items():
+        if column in points:
+            chosen = take(points, points[column].notna())
+            x = chosen[axis.column].to_numpy(float) / axis.scale
+            found.append((look, x.tolist(), (100 * chosen[column].to_numpy(float)).tolist()))
+    return found
 
 
 def errors_percent(study: Study, points: pd.DataFrame) -> npt.NDArray[np.float64]:
@@ -142,7 +168,8 @@ def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
     below, above = errors_percent(study, points)
     found = summary.baseline(study)
-    marks = np.array([*y, *([100 * found[1]] if found else [])])
+    on_test = [value for _, _, values in tests(study, points, macs_axis(study)) for value in values]
+    marks = np.array([*y, *on_test, *([100 * found[1]] if found else [])])
     if not len(marks):
         return 0.0, 100.0
     margin = max(10.0, float(np.ptp(marks)))

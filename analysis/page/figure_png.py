@@ -36,6 +36,9 @@ def png(study: Study) -> bytes:
                 plot.scatter(*seeds, 9, c="none", edgecolors=look.color, lw=0.6, zorder=level, label="each seed")
         style = {"c": look.fill, "edgecolors": look.color, "lw": 0.9, "marker": look.mpl_symbol}
         plot.scatter(x, y, (look.size * 0.62) ** 2, zorder=level, label=look.label, **style)
+    for look, x, y in parts.tests(study, points, axis):
+        style = {"c": look.fill, "edgecolors": look.color, "lw": 0.9, "marker": look.mpl_symbol}
+        plot.scatter(x, y, (look.size * 0.62) ** 2, zorder=len(parts.ROLES) + 2, label=look.label, **style)
     if axis.limit:
         plot.axvline(axis.limit, color=parts.LIMIT, ls="--", lw=1.1)
         place = {"transform": plot.get_xaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8.5}
@@ -51,7 +54,7 @@ def png(study: Study) -> bytes:
     plot.set(xscale="log", xlim=(low, high), ylim=parts.y_range(study, points))
     plot.set_xticks(marks, [f"{mark:g}" for mark in marks])
     plot.set_xticks([], minor=True)
-    plot.set(xlabel=axis.title, ylabel=parts.Y_TITLE)
+    plot.set(xlabel=axis.title, ylabel=parts.y_title(study))
     lack = "points.csv is missing" if study.points_missing else "no feasible point yet"
     title = study.name if "front" in set(points["role"]) else f"{study.name}: {lack}"
     plot.set_title(title, parse_math=False)

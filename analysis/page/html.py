@@ -16,6 +16,7 @@ from analysis import front, summary
 from analysis.manifest import Dataset
 from analysis.page import figure_html, figure_parts, sentences
 from analysis.page import tables as page_tables
+from analysis.page.importance_table import importance_section
 from analysis.results import Study
 
 TEMPLATE = Path(__file__).with_name("report.html.tmpl")
@@ -61,9 +62,9 @@ def main(study: Study) -> str:
     """
     sections = [_top(study), _plots(study) if (summary.roles(study) != "unmeasured").any() else ""]
     if len(front.pareto_points(study)):
-        sections += [page_tables.front_section(study), _noise(study)]
+        sections += [page_tables.budgets_section(study), page_tables.front_section(study), _noise(study)]
         sections += [page_tables.test_section(study), page_tables.classes_section(study)]
-    return "\n".join([*sections, _space(study), _reproduce(study)])
+    return "\n".join([*sections, _space(study), importance_section(study), _reproduce(study)])
 
 
 def _top(study: Study) -> str:
@@ -105,7 +106,7 @@ def _space(study: Study) -> str:
     """
     space = study.manifest.resolved.space
     parameters, auxiliary = space.get("parameters"), space.get("auxiliary") or {}
-    if not parameters or not isinstance(parameters, dict):
+    if not parameters or not isinstance(parameters, dict) or not isinstance(auxiliary, dict):
         return ""
     best = front.pareto_points(study)
     rows = ""
@@ -152,13 +153,11 @@ def range_text(spec: Any, auxiliary: Mapping[str, Any] | None = None) -> str:
     set the lengths of lists, to their ranges.
     """
     match spec:
-        case {"uniform": [low, high]}:
-            return f"{low} to {high}"
         case {"loguniform": [low, high]}:
             return f"{low} to {high}, log scale"
-        case {"int": [low, high]}:
-            step = spec.get("step", 1)
-            return f"{low} to {high}" + (f", step {step}" if step != 1 else "")
+        case {"uniform": [low, high]} | {"int": [low, high]}:
+            step = spec.get("step", 1 if "int" in spec else None)
+            return f"{low} to {high}" + (f", step {step}" if step not in (None, 1) else "")
         case {"choice": [*values]}:
             return f"one of {', '.join(map(summary.value_text, values))}"
         case {"subset": [*members]}:

@@ -65,6 +65,8 @@ def facts(study: Study) -> dict[str, str]:
     if teachers := study.manifest.prepared.teachers:
         names = (f"{teacher.name} {percent(teacher.val_macro_avg_acc)} %" for teacher in teachers)
         facts["Teachers"] = f"{', '.join(names)} on validation"
+    if refit := _refit(study):
+        facts["Refit"] = refit
     if (volume := front.hypervolume(study)) is not None and volume > 0:
         facts["Hypervolume"] = f"{volume:.3f} of the rectangle from 0 to 100 % accuracy and from 0 MACs to the limit"
     return facts
@@ -120,7 +122,7 @@ def warnings(study: Study) -> list[str]:
         "interrupted",
     )  # while a study runs, the counts in study.json are out of date
     if closed and counted is not None and counted != found and not study.points_missing:
-        lines.append(f"study.json counts {counted} complete trials, but points.csv contains {found}; {REMEDY}.")
+        lines.append(f"study.json counts {counted} complete trials, but points.csv contains {found}; {_remedy(study)}.")
     if beyond := _singles_beyond_front(study):
         lines.append(
             f"{_plural(beyond, 'point')} with one seed would be on the front if single runs were compared with "
@@ -142,7 +144,27 @@ def _chosen_on(study: Study) -> str:
         return "validation only, a held-out part of the training split; no point was measured on test"
     times = len(study.manifest.progress.test_opened) or 1
     opened = "once" if times == 1 else f"{times} times"
-    return f"validation; the test split was opened {opened}, for the {_plural(len(study.test), 'chosen point')}"
+    text = f"validation; the test split was opened {opened}, for the {_plural(len(study.test), 'chosen point')}"
+    if study.raw_refitted is not None:
+        text += f" and {_plural(len(study.raw_refitted), 'refitted network')}"
+    return text
+
+
+def _refit(study: Study) -> str:
+    """Return what the training on all clips changed on the test split, as text; empty without refitted networks."""
+    if study.refitted is None or study.test is None:
+        return ""
+    both = study.refitted.merge(study.test, on=["trial_id", "step"])
+    if both.empty:
+        return ""
+    gain = (both["refitted_test_macro_avg_acc"] - both["test_macro_avg_acc"]).mean()
+    top = both.loc[both["refitted_test_macro_avg_acc"].idxmax()]
+    seeds = _plural(int(top["refitted_test_n_seeds"]), "seed")
+    return (
+        f"trained again on all clips, {_plural(len(both), 'point')} changed by {100 * gain:+.1f} percentage points on "
+        f"test on average; best refitted network {percent(top['refitted_test_macro_avg_acc'])} % ({seeds}), the "
+        f"search's network of this point {percent(top['test_macro_avg_acc'])} %"
+    )
 
 
 def _seeds(study: Study) -> str:
@@ -183,7 +205,7 @@ def _noise_of_means(study: Study) -> list[str]:
 def _why_empty(study: Study) -> str:
     file = study.path / "points.csv"
     if study.points_missing:
-        return f"No front can be shown: {file} is missing, but trials were trained; {REMEDY}."
+        return f"No front can be shown: {file} is missing, but trials were trained; {_remedy(study)}."
     if not len(study.points):
         return f"No feasible point yet: {file} {'has no rows' if file.exists() else 'does not exist'}."
     reasons = {
@@ -194,6 +216,13 @@ def _why_empty(study: Study) -> str:
     found = roles(study).tolist()
     detail = _listed({reason: found.count(role) for role, reason in reasons.items()})
     return f"No feasible point yet: {_plural(len(found), 'row')} in {file}, {detail}."
+
+
+def _remedy(study: Study) -> str:
+    """Return how to get a correct points.csv, as a part of a sentence. Without a journal, no command writes it."""
+    if study.manifest.resolved.code:
+        return REMEDY
+    return "restore points.csv from a copy, because this study has no journal from which it could be written again"
 
 
 def _trials_of_front(study: Study) -> Counter[str]:

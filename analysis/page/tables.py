@@ -1,9 +1,10 @@
 """HTML tables of the report: the front, its class-wise and device-wise accuracies, and the test results."""
 
 import html
+import shlex
 from typing import Any
 
-from analysis import front, summary
+from analysis import budgets, front, summary
 from analysis.results import Study
 
 
@@ -20,6 +21,9 @@ def front_section(study: Study) -> str:
         "val 95 %": ("val_macro_avg_acc_low", None),
         "test %": ("test_macro_avg_acc", summary.percent),
         "test 95 %": ("test_macro_avg_acc_low", None),
+        "refit seeds": ("refitted_test_n_seeds", _seeds),
+        "refitted, test %": ("refitted_test_macro_avg_acc", summary.percent),
+        "refitted, test 95 %": ("refitted_test_macro_avg_acc_low", None),
         "M MACs": ("macs", summary.millions),
         "k params": ("params", summary.thousands),
         f"kB {study.precision}": (study.bytes_column, summary.thousands),
@@ -62,6 +66,74 @@ def front_section(study: Study) -> str:
     )
 
 
+def budgets_section(study: Study) -> str:
+    """Return the HTML section with the most accurate candidate within each budget of MACs and of bytes, and the knee.
+
+    Each row has the command that exports its network. The section is empty if the study has no candidate.
+    """
+    bought = budgets.budgets(study)
+    if not bought:
+        return ""
+    names = {"val_macro_avg_acc": "val %", "test_macro_avg_acc": "test %", "refitted_test_macro_avg_acc": "refitted %"}
+    shown = {column: head for column, head in names.items() if any(column in (b.point or {}) for b in bought)}
+    clips, rows = summary.validation_clips(study), ""
+    for budget in bought:
+        unit = f"{budget.limit / 1e6:g} M MACs" if budget.column == "macs" else f"{budget.limit / 1e3:g} kB"
+        cells = _cell(unit, budget.limit, "text")
+        if budget.point is None:
+            rows += f'<tr>{cells}<td class="text" colspan="{len(shown) + 5}">no network is so small</td></tr>'
+            continue
+        point = budget.point
+        for column in shown:
+            text = summary.percent(point.get(column))
+            if column == "val_macro_avg_acc":
+                text += _uncertainty(study, point, clips)
+            cells += _cell(text, point.get(column))
+        cells += _cell(summary.millions(point["macs"]), point["macs"])
+        cells += _cell(summary.thousands(point[study.bytes_column]), point[study.bytes_column])
+        cells += _cell(point["trial_id"], point["trial_id"], "text") + _cell(point["step"], point["step"])
+        command = summary.DASH
+        if not summary.absent(point.get("checkpoint")):
+            place = shlex.quote(str(study.path / str(point["checkpoint"])))
+            flag = "<span>--checkpoint=</span>"  # the page does not break lines within it
+            command = f"<code>python trainables/deploy.py {flag}{_text(place)}</code>"
+        cells += f'<td class="text wrap">{command}</td>'
+        rows += f'<tr data-trial="{_text(point["trial_id"])}" data-step="{point["step"]}">{cells}</tr>'
+    heads = ["up to", *shown.values(), "M MACs", f"kB {study.precision}", "trial", "step", "to export it"]
+    words = {"up to", "trial", "to export it"}
+    head = "".join(f'<th class="text">{n}</th>' if n in words else f"<th>{_text(n)}</th>" for n in heads)
+    note = "The most accurate network, by validation, that fits each budget"
+    if study.replicated or clips:
+        spread = "half of the 95 % interval over seeds" if study.replicated else "one binomial standard error"
+        note += f"; \N{PLUS-MINUS SIGN}: {spread}"
+    note += f".{_knee_text(study)}"
+    return (
+        f'<h2>What each budget buys</h2><p class="note">{_text(note)}</p><div class="scroll">'
+        f'<table id="budgets"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _uncertainty(study: Study, point: dict[Any, Any], clips: int | None) -> str:
+    """Return the half width of the error bar of a validation accuracy, e.g. " ± 2.8"; empty if it is unknown."""
+    if study.replicated:
+        half = (point["val_macro_avg_acc_high"] - point["val_macro_avg_acc_low"]) / 2
+    else:
+        half = float(summary.standard_error(point["val_macro_avg_acc"], clips))
+    return "" if summary.absent(half) else f" \N{PLUS-MINUS SIGN} {summary.percent(half)}"
+
+
+def _knee_text(study: Study) -> str:
+    found = budgets.knee(study)
+    if found is None:
+        return ""
+    points = front.pareto_points(study).to_dict("records")
+    point = next(p for p in points if (p["trial_id"], p["step"]) == found)
+    return (
+        f" The knee of the front, beyond which more MACs buy less accuracy than before it, is trial {found[0]} step "
+        f"{found[1]}: {summary.percent(point['val_macro_avg_acc'])} % at {summary.millions(point['macs'])} M MACs."
+    )
+
+
 def classes_section(study: Study) -> str:
     """Return the HTML section with the validation accuracy of each front point by scene and by device, as heat maps."""
     best: list[dict[Any, Any]] = front.pareto_points(study).to_dict("records")
@@ -89,10 +161,20 @@ def test_section(study: Study) -> str:
     note = "Test accuracy in per cent of the points that were chosen on validation."
     if study.replicated:
         note += f" Means over seeds, at least {chosen['test_n_seeds'].min()} per point; sd is that of single networks."
-    return f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
+    made = f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
+    if study.refitted is not None:
+        refits = study.refitted.merge(study.points[["trial_id", "step", "macs"]], on=["trial_id", "step"])
+        note = (
+            "The same configurations, trained again from scratch on all clips of the training split, those for "
+            "validation included, without a choice of any kind; means over seeds."
+        )
+        of_refits = {f"refitted_{column}": name for column, name in names.items()}
+        table = _heat_map(refits.sort_values(by="macs").to_dict("records"), of_refits)
+        made += f'<h2>Refitted networks on the test split</h2><p class="note">{note}</p>{table}'
+    return made
 
 
-def _heat_map(points: list[dict[Any, Any]], names: dict[str, str]) -> str:
+def _heat_map(points: list[Any], names: dict[str, str]) -> str:
     """Return an HTML table of accuracies with shaded cells, one row per point.
 
     `names` maps each key of `points` that becomes a column of the table to the header of this column.
@@ -127,6 +209,10 @@ def _cell(shown: str, value: Any, kind: str = "") -> str:
     words = _text(shown).replace("+", "+<wbr>")
     marked = f' class="{kind}"' if kind else ""
     return f'<td{marked} data-value="{_text(raw)}">{words}</td>'
+
+
+def _seeds(n: float) -> str:
+    return summary.DASH if summary.absent(n) else f"{n:.0f}"
 
 
 def _is_number(text: str) -> bool:

@@ -19,15 +19,19 @@ hessian scores a weight w with gradient g by w^2 E[g^2] (LeCun et al. 1989, diag
 """
 
 import copy
+import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ascmodels.config.prune import PruningError
 from ascmodels.students import Student
 
 if TYPE_CHECKING:
@@ -35,9 +39,22 @@ if TYPE_CHECKING:
 
 
 def _importance(name: str, **options: Any) -> "tp.importance.Importance":
-    import torch_pruning as tp  # imported here: it imports timm, which takes seconds
+    return getattr(_torch_pruning().importance, name)(**options)
 
-    return getattr(tp.importance, name)(**options)
+
+def _torch_pruning() -> ModuleType:
+    """Return the module torch_pruning, imported at the first call and without timm.
+
+    torch-pruning uses timm, if it can be imported, only to count operations of timm's attention layers, which asc-tune
+    does not call. The import of timm and torchvision would take a second of CPU time in the driver and in each actor.
+    """
+    if "torch_pruning" in sys.modules or "timm" in sys.modules:
+        return importlib.import_module("torch_pruning")
+    sys.modules["timm"] = None  # type: ignore[assignment] - `import timm` raises ImportError, as if it were missing
+    try:
+        return importlib.import_module("torch_pruning")
+    finally:
+        del sys.modules["timm"]
 
 
 # criteria that need only the weights, by name
@@ -60,10 +77,6 @@ DATA_CRITERIA: dict[str, Callable[[], "tp.importance.Importance"]] = {
 NARROWEST = 2  # layers with this many channels or fewer are not pruned, e.g. the stem of a small network
 
 Gradients = Mapping[str, torch.Tensor]  # parameter name -> tensor returned by `sensitivities`
-
-
-class PruningError(ValueError):
-    """A pruning ratio or target is invalid, or a network cannot be pruned as requested."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +195,10 @@ def _pruner(model: Student, importance: "tp.importance.Importance") -> "tp.prune
     It prunes neither the classifier's outputs nor layers of NARROWEST channels or fewer. Creating the pruner puts
     `model` into evaluation mode.
     """
-    import torch_pruning as tp
-
     narrow = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.out_channels <= NARROWEST]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # scalars of GRN: they have no channels to prune
-        return tp.pruner.BasePruner(
+        return _torch_pruning().pruner.BasePruner(
             model,
             torch.zeros(1, 1, 64, 64),  # input to trace; any size works, as the classifier averages over positions
             importance=importance,  # type: ignore[arg-type]

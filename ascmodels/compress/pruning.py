@@ -19,7 +19,8 @@ from functools import partial
 
 import torch
 
-from ascmodels.compress.groups import NARROWEST, Gradients, Group, PruningError, rank_channels, remove_channels
+from ascmodels.compress.groups import NARROWEST, Gradients, Group, rank_channels, remove_channels
+from ascmodels.config.prune import PruningError, check_ratio
 from ascmodels.students import Student, Widths, build_student
 
 _ROUNDING = 1e-9  # tolerance in channels, above the floating-point error of total * ratio
@@ -191,14 +192,6 @@ def prune_to_widths(
             "layers that lose channels together; use the widths of a pruned copy of this network"
         )
     return pruned
-
-
-def check_ratio(ratio: float, name: str) -> None:
-    """Raise PruningError unless `ratio` is above 0 and below 1; `name` is the name of the ratio in the message."""
-    if not 0 < ratio < 1:
-        raise PruningError(
-            f"{name}={ratio}: expected a share of channels above 0 and below 1 (1 would empty every layer); change it"
-        )
 
 
 def removed_channels(total: int, ratio: float) -> int:

@@ -6,10 +6,20 @@ optionally, stem) convolutions are RepConv blocks: parallel branches, which are 
 `MobileStudent` implements both: without branches it is CP-Mobile.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 
-from ascmodels.students.base import ACTIVATIONS, Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
+from ascmodels.students.base import (
+    Student,
+    StudentConfig,
+    Widths,
+    activation_layer,
+    conv_bn,
+    initialise,
+    make_divisible,
+)
 from ascmodels.students.repconv import RepConv2d, fused_kernel
 
 
@@ -64,7 +74,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         inputs, inner, outputs = channels
-        activation = ACTIVATIONS[config.activation]
+        activation = partial(activation_layer, config.activation)
         self.expand = nn.Sequential(*conv_bn(inputs, inner, (1, 1)), activation())
         self.depthwise = nn.Sequential(*_spatial(branches, inner, inner, stride, inner, fused), activation())
         self.project = nn.Sequential(*conv_bn(inner, outputs, (1, 1)))
@@ -77,7 +87,8 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.project(self.depthwise(self.expand(x)))
         if self.shortcut is not None:
-            y = y + self.shortcut(x)
+            # in training in place, to save memory; torch.fx and torch.export trace the sum in evaluation mode
+            y = y.add_(self.shortcut(x)) if self.training else y + self.shortcut(x)
         return self.activation(self.norm(y))
 
 
@@ -100,7 +111,7 @@ class MobileStudent(Student):
                 f"number in `expand` and in `out` for each block, found {widths}; use widths of a network with the "
                 "same student.n_blocks"
             )
-        activation = ACTIVATIONS[config.activation]
+        activation = partial(activation_layer, config.activation)
         stem_branches = config.branches if config.rep_stem else ()
         self.stem = nn.Sequential(
             *_spatial(stem_branches, 1, widths.stem[0], (2, 2), 1, fused),

@@ -12,25 +12,14 @@ Source: Ding et al. 2021, "RepVGG: Making VGG-style ConvNets Great Again", secti
 come from Rep-Mobile, arXiv 2410.20775.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-KERNELS = {"3x3": (3, 3), "3x1": (3, 1), "1x3": (1, 3), "1x1": (1, 1)}
-BRANCHES = (*KERNELS, "identity")
-
-
-def check_branches(branches: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of RepConv `branches` in the order of BRANCHES; ValueError for an unknown or repeated one."""
-    chosen = list(branches)
-    unknown = [b for b in chosen if b not in BRANCHES]
-    if unknown:
-        raise ValueError(f"unknown RepConv branch {unknown[0]!r}; choose from {', '.join(BRANCHES)}")
-    if len(set(chosen)) != len(chosen):
-        raise ValueError(f"RepConv branches {chosen} contain a branch twice: list each branch once")
-    return tuple(b for b in BRANCHES if b in chosen)
+from ascmodels.config.student import KERNELS, check_branches
+from ascmodels.students.branch_moments import n_positions, sum_of_branches
 
 
 def fused_kernel(branches: Sequence[str]) -> tuple[int, int]:
@@ -90,11 +79,26 @@ class RepConv2d(nn.Module):
             self.branches[name] = nn.Sequential(*layers, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._is_one_convolution(x):
+            scale = torch.ones(x.shape[1], 1, 1, 1, dtype=x.dtype)  # the identity as a 1x1 kernel
+            branches = [(scale if len(b) == 1 else b[0].weight, b[-1]) for b in self.branches.values()]  # type: ignore
+            return sum_of_branches(x, branches, fused_kernel(list(self.branches)), self.stride)  # type: ignore
         first, *others = self.branches.values()
         total = first(x)
         for branch in others:
             total = total + branch(x)
         return total
+
+    def _is_one_convolution(self, x: torch.Tensor) -> bool:
+        """Return whether the branches are trained as one convolution (branch_moments.py): depthwise, float, on a CPU.
+
+        The separate branches are needed in evaluation mode, in which torch-pruning traces them, for mixed precision,
+        and for PyTorch's error if a channel has a single value.
+        """
+        if not self.training or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return False
+        out_channels = next(iter(self.branches.values()))[-1].num_features  # type: ignore[index]
+        return self.groups == x.shape[1] == out_channels and n_positions(x, self.stride) > 1  # type: ignore[arg-type]
 
     @torch.no_grad()
     def fuse(self) -> nn.Conv2d:

@@ -15,7 +15,16 @@ shuffle, except for the order of the channels.
 import torch
 from torch import nn
 
-from ascmodels.students.base import ACTIVATIONS, Student, StudentConfig, Widths, conv_bn, initialise, make_divisible
+from ascmodels.students.base import (
+    ACTIVATIONS,
+    Student,
+    StudentConfig,
+    Widths,
+    activation_layer,
+    conv_bn,
+    initialise,
+    make_divisible,
+)
 
 STAGES = ((1.0, 2), (1.5, 2), (2.0, 2), (2.5, 3))  # (width / base_channels, number of modules) of each stage; table 1
 POOLED = (0, 1)  # stages that are followed by 2x2 max pooling
@@ -79,7 +88,7 @@ class PartedConv(nn.Module):
         super().__init__()
         self.split_sizes = tuple(sizes) if fused else None
         self.convs = nn.ModuleList(
-            nn.Sequential(*conv_bn(inputs, n, (1, 1)), ACTIVATIONS[activation]())
+            nn.Sequential(*conv_bn(inputs, n, (1, 1)), activation_layer(activation))
             for n in ((sum(sizes),) if fused else sizes)
         )
 
@@ -124,7 +133,7 @@ class SepConvs(nn.Module):
         for members, kernel in zip(self.members, ((3, 1), (1, 3)), strict=True):
             chosen = tuple(sizes[i] for i in members)
             layers = conv_bn(sum(chosen), sum(chosen), kernel, groups=sum(chosen))
-            self.depthwise.append(nn.Sequential(*layers, ACTIVATIONS[activation]()))
+            self.depthwise.append(nn.Sequential(*layers, activation_layer(activation)))
             self.pointwise.append(PartedConv(sum(chosen), chosen, activation, fused))
 
     def forward(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -164,7 +173,7 @@ class DepthMultiplier(nn.Module):
     def __init__(self, channels: int, activation: str):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Sequential(*conv_bn(channels, channels, (3, 3), (2, 2), groups=channels), ACTIVATIONS[activation]())
+            nn.Sequential(*conv_bn(channels, channels, (3, 3), (2, 2), groups=channels), activation_layer(activation))
             for _ in range(STEM_EXPANSION)
         )
 
@@ -194,7 +203,7 @@ class TFSepNet(Student):
             )
         self.stem = nn.Sequential(
             *conv_bn(1, first, (3, 3), (2, 2)),
-            ACTIVATIONS[config.activation](),
+            activation_layer(config.activation),
             DepthMultiplier(first, config.activation),
             AdaResNorm(second),
         )

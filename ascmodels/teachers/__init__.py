@@ -14,10 +14,11 @@ from torch import nn
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers.ast import AST
 from ascmodels.teachers.base import Teacher, TeacherModelConfig
+from ascmodels.teachers.beats import BEATs
 from ascmodels.teachers.timm import CNN, SpectrogramViT
 from data.files import read_json, replace_folder
 
-_CLASSES: dict[str, type[Teacher]] = {"ast": AST, "vit": SpectrogramViT, "cnn": CNN}
+_CLASSES: dict[str, type[Teacher]] = {"ast": AST, "beats": BEATs, "vit": SpectrogramViT, "cnn": CNN}
 
 
 def build_teacher(config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> Teacher:

@@ -2,7 +2,7 @@
 
 All networks have one input channel; for pretrained networks, timm sums the first layer's weights over the colour
 channels. The patches of a ViT may overlap. Its pretrained positional embedding is interpolated to the grid of patches.
-It has one entry per patch, as in DeiT; PaSST (Koutini et al. 2022) has one per row and one per column. Patchout drops
+It has one entry per patch, as in DeiT; that of PaSST's published weights is converted (passt.py). Patchout drops
 random rows and columns of patches in training, as in PaSST.
 """
 
@@ -18,14 +18,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from ascmodels.checkpoint import CheckpointError, check_weights, load_tensors, stored_shapes
-from ascmodels.teachers.base import Teacher, TeacherModelConfig
+from ascmodels.checkpoint import CheckpointError, load_tensors
+from ascmodels.teachers.base import WEIGHTS, RebuiltTeacher, TeacherModelConfig
+from ascmodels.teachers.passt import for_deit, is_passt
 
-WEIGHTS = "model.safetensors"
 # timm is imported inside functions: its import takes seconds, and most trials do not need it
 
 
-class _TimmTeacher(Teacher):
+class _TimmTeacher(RebuiltTeacher):
     def __init__(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int):
         network, name = self._build(config, n_classes, n_mels, frames)
         super().__init__(replace(config, name=name), n_classes, n_mels, frames)
@@ -46,9 +46,6 @@ class _TimmTeacher(Teacher):
     def _build(self, config: TeacherModelConfig, n_classes: int, n_mels: int, frames: int) -> tuple[Any, str]:
         raise NotImplementedError
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network(x)
-
     def features(self, x: torch.Tensor) -> torch.Tensor:
         return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
 
@@ -57,26 +54,6 @@ class _TimmTeacher(Teacher):
 
         found = group_parameters(self.network, self.network.group_matcher(coarse=False), reverse=True)
         return {f"network.{name}": int(depth) for name, depth in found.items()}  # type: ignore[union-attr]
-
-    def save(self, folder: Path) -> None:
-        weights = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-        safetensors.torch.save_file(weights, folder / WEIGHTS)
-
-    @classmethod
-    def load(cls, folder: Path, description: dict[str, Any]) -> "_TimmTeacher":
-        # without `pretrained`, which could name weights on the Hugging Face hub: the folder alone gives the weights
-        d, config = description, replace(TeacherModelConfig(**description["config"]), pretrained=None)
-        if config.layers > (n_tensors := len(stored_shapes(folder / WEIGHTS))):
-            raise ValueError(
-                f"teacher.json describes model.config.layers={config.layers}, but {WEIGHTS} has only {n_tensors} "
-                "tensors; expected at least one for each layer"
-            )
-        with torch.device("meta"):  # takes no memory, whatever sizes the description declares
-            check_weights(cls(config, d["n_classes"], d["n_mels"], d["frames"]).network, folder / WEIGHTS)
-        with torch.random.fork_rng(devices=[]):  # the new random weights are overwritten below
-            teacher = cls(config, d["n_classes"], d["n_mels"], d["frames"])
-        teacher.network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        return teacher
 
     def _check_rebuildable(self) -> None:
         """Raise CheckpointError if `load` could not build this pretrained network again from the result of `describe`.
@@ -103,7 +80,7 @@ class SpectrogramViT(_TimmTeacher):
         if config.name or config.pretrained:
             rates = {"proj_drop_rate": config.dropout, "attn_drop_rate": config.dropout}
             dropouts = rates if config.dropout else {}  # not all architectures accept these arguments
-            network, name = _timm_network(config, n_classes, dropouts)
+            network, name = _timm_network(config, n_classes, dropouts, (n_mels, frames))
         else:
             network, name = (
                 VisionTransformer(
@@ -196,12 +173,14 @@ def patch_grid(n_mels: int, frames: int, patch: int, stride: int) -> tuple[int, 
     return (n_mels - patch) // stride + 1, (frames - patch) // stride + 1
 
 
-def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, Any]) -> tuple[Any, str]:
+def _timm_network(
+    config: TeacherModelConfig, n_classes: int, extra: dict[str, Any], size: tuple[int, int] | None = None
+) -> tuple[Any, str]:
     """Return a timm network with one input channel and `n_classes` outputs, and the name of its architecture.
 
-    `extra` holds further arguments of `timm.create_model`. A pretrained network is created with the classifier of its
-    checkpoint, which is replaced afterwards. If the network were created with `n_classes` outputs, timm would silently
-    ignore weights that do not fit the architecture.
+    `extra` holds further arguments of `timm.create_model`. `size` is (mel bins, frames) of a ViT's features. A
+    pretrained network is created with the classifier of its checkpoint, which is replaced afterwards. If the network
+    were created with `n_classes` outputs, timm would silently ignore weights that do not fit the architecture.
     """
     import timm
 
@@ -213,9 +192,14 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
         raise CheckpointError(f"teacher.model.name={name!r} is not an architecture of timm; {hint}")
     if not source:
         return timm.create_model(name, in_chans=1, num_classes=n_classes, **extra), name
+    if Path(source).suffix in (".pt", ".pth", ".safetensors") and not Path(source).exists():
+        raise CheckpointError(
+            f"teacher.model.pretrained={source!r} does not exist; expected the path of a weights file: download it "
+            "from its authors (teacher=passt: https://github.com/kkoutini/PaSST/releases), and give its path"
+        )
     try:
         if Path(source).is_file():
-            network = _from_file(Path(source), name, extra)
+            network = _from_file(Path(source), config, extra, size)
         else:
             scheme = "local-dir" if Path(source).is_dir() else "hf-hub"
             network = timm.create_model(f"{scheme}:{source}", pretrained=True, in_chans=1, **extra)
@@ -237,24 +221,31 @@ def _timm_network(config: TeacherModelConfig, n_classes: int, extra: dict[str, A
     return network, found
 
 
-def _from_file(path: Path, name: str, extra: dict[str, Any]) -> Any:
-    """Return the timm network `name` with one input channel, and with all weights (also the classifier's) from `path`.
+def _from_file(path: Path, config: TeacherModelConfig, extra: dict[str, Any], size: tuple[int, int] | None) -> Any:
+    """Return the timm network `config.name` with one input channel, and all weights (also the classifier's) of `path`.
 
     `path` is a safetensors file, or a file of tensors that `torch.save` wrote. `extra` holds further arguments of
-    `timm.create_model`.
+    `timm.create_model`. From the weights of PaSST, a ViT for features of `size` (mel bins, frames) is made, without a
+    classifier.
     """
     import timm
 
+    name, overlay = config.name, dict[str, Any]()
     if not name:
         raise CheckpointError(
             f"teacher.model.pretrained={path} is a weights file, but teacher.model.name is empty: expected timm's name "
             "of the architecture; set teacher.model.name"
         )
     weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+    if size and is_passt(weights):
+        patch = weights["patch_embed.proj.weight"].shape[-1]
+        grid = patch_grid(*size, patch, config.stride)
+        pixels = (patch * grid[0], patch * grid[1])
+        weights, extra, overlay = for_deit(weights, grid), extra | {"img_size": pixels}, {"input_size": (1, *pixels)}
     classifier = timm.get_pretrained_cfg_value(name, "classifier")
     first = classifier if isinstance(classifier, str) else (classifier or [""])[0]
     n_classes = len(weights[f"{first}.bias"]) if f"{first}.bias" in weights else 0
-    overlay = {"state_dict": weights, "num_classes": n_classes, "custom_load": False}
+    overlay |= {"state_dict": weights, "num_classes": n_classes, "custom_load": False}
     return timm.create_model(
         name, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=1, num_classes=n_classes, **extra
     )

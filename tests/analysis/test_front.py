@@ -1,13 +1,14 @@
 """Pareto fronts and hypervolume: against brute force and closed forms, in every output."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import front, report, summary
+from analysis import front, outputs, summary
 from analysis.manifest import manifest_of
 from analysis.page import html as report_page
 from analysis.page import sentences
@@ -102,11 +103,11 @@ def test_every_output_shows_the_brute_force_front(tmp_path, seed):
     expected = brute_force_front(table)
     best = front.pareto_points(study)
     assert list(zip(best["trial_id"], best["step"], strict=True)) == expected
-    written = pd.read_csv(io.BytesIO(report.front_csv(study)), dtype={"trial_id": str})
+    written = pd.read_csv(io.BytesIO(outputs.front_csv(study)), dtype={"trial_id": str})
     assert list(zip(written["trial_id"], written["step"], strict=True)) == expected
     assert list(written.columns) == list(study.points.columns)
     assert table_rows(report_page.page(study)) == expected
-    terminal = report.front_table(study)
+    terminal = outputs.front_table(study)
     assert list(zip(*(column.cells for column in list(terminal.columns)[:2]), strict=True)) == [
         (trial, str(step)) for trial, step in expected
     ]
@@ -135,7 +136,7 @@ def test_a_measured_point_is_a_candidate_whatever_became_of_its_trial(status):
     shown = "Trials of the front" in sentences.facts(study)
     assert shown == ("<dt>Trials of the front</dt>" in page) == (">trial status</button>" in page)
     assert shown == (status != "complete")
-    assert f",{status}," in report.front_csv(study).decode().splitlines()[2]
+    assert f",{status}," in outputs.front_csv(study).decode().splitlines()[2]
 
 
 def test_infeasible_points_and_points_with_a_nan_stay_off_the_front():
@@ -152,6 +153,16 @@ def test_infeasible_points_and_points_with_a_nan_stay_off_the_front():
     assert front.pareto_points(study)["trial_id"].tolist() == ["only"]
     assert summary.roles(study).tolist() == ["infeasible", *["unmeasured"] * 4, "front"]
     assert sentences.warnings(study) == []
+
+
+@pytest.mark.parametrize("code", [{}, {"data/tau.py": "0"}])
+def test_a_resume_is_advised_only_where_there_is_a_journal(code):
+    """Studies of versions without a journal have no hashes of the code, and no resume writes their tables again."""
+    study = study_of(rows(), trials={"complete": 999}, code=code)
+    (warning,) = [line for line in sentences.warnings(study) if "999" in line]
+    assert ("--resume" in warning) == bool(code) and "points.csv" in warning
+    empty = replace(study, points_missing=True, raw=study.raw.iloc[:0])
+    assert ("--resume" in sentences.headline(empty)) == bool(code)
 
 
 @pytest.mark.parametrize("seed", rest_slow(range(30), 6))

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.paired import PairedError, arm_means, main, paired_difference
+from analysis.arms import PairedError, arm_means, paired_difference
+from analysis.paired import main
 
 
 @pytest.fixture

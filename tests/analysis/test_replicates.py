@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from analysis import front, replicates, report, summary
+from analysis import front, outputs, replicates, summary
 from analysis.page import figure_parts, sentences
 from analysis.page import html as report_page
 from analysis.results import load_study
@@ -164,7 +164,7 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     )  # one of its three seeds was stopped early after the dense point
     assert "2 points of the front are means over a part of the configuration's seeds" in warned
     page, terminal = own_text(report_page.page(study)), Console(width=160, file=io.StringIO(), record=True)
-    terminal.print(report.front_table(study))
+    terminal.print(outputs.front_table(study))
     low, high = (summary.percent(best[f"val_macro_avg_acc_{end}"].iloc[0]) for end in ("low", "high"))
     assert table_rows(page) == expected
     for shown in (page, terminal.export_text()):
@@ -175,9 +175,9 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     assert bars["arrayminus"] == pytest.approx(100 * (best["val_macro_avg_acc"] - best["val_macro_avg_acc_low"]))
     assert len(drawn["each seed"]["x"]) == best["n_seeds"].sum()
     assert "mean of 3 seeds, sd" in drawn["front"]["text"][0]
-    written = pd.read_csv(io.BytesIO(report.front_csv(study)))
+    written = pd.read_csv(io.BytesIO(outputs.front_csv(study)))
     assert written["n_seeds"].tolist() == best["n_seeds"].tolist()
-    assert report.write_report(study.path)["png"].stat().st_size > 20_000
+    assert outputs.write_report(study.path)["png"].stat().st_size > 20_000
 
 
 def test_two_seeds_leave_the_axis_readable_and_intervals_within_0_and_1(tmp_path):

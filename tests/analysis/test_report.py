@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis import front, report, summary
+from analysis import front, outputs, report, summary
 from analysis.page import html as report_page
 from analysis.results import load_study
 from search_spaces import load_space
@@ -54,7 +54,7 @@ def test_test_split_is_shown_where_it_was_opened(tmp_path):
     page = report_page.page(study)
     assert "opened once, for the 1 chosen point" in page and "<h2>Test split</h2>" in page
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(report.front_table(study))
+    console.print(outputs.front_table(study))
     text = console.export_text()
     assert "test %" in text and "43.2" in text and "alpha\N{NO-BREAK SPACE}" in text
     hovers = traces(study)["front"]["text"]
@@ -93,7 +93,7 @@ def test_accepted_changes_are_warned_of(tmp_path):
     ]
     study = load_study(write_study(tmp_path, changes=changes))
     console = Console(width=400, file=io.StringIO(), record=True)
-    console.print(report.front_table(study))
+    console.print(outputs.front_table(study))
     page, printed = own_text(report_page.page(study)), console.export_text()
     for change in changes:
         assert change["time"] in page and html.escape(change["what"]) in page
@@ -121,7 +121,7 @@ def test_ranges_and_samples_of_a_space_are_shown_in_words(tmp_path):
     study = load_study(write_study(tmp_path, table, space=load_space("kd_prune").as_dict()))
     shown = space_table(report_page.page(study))
     assert {name: texts[0] for name, texts in shown.items()} == {
-        "distill.kd_alpha": "0.1 to 0.9",
+        "distill.kd_alpha": "0.0 to 1.0, step 0.125",
         "distill.kd_temp": "1.0 to 6.0",
         "train.lr": "0.002 to 0.02, log scale",
         "student.base_channels": "8 to 32, step 8",
@@ -131,6 +131,17 @@ def test_ranges_and_samples_of_a_space_are_shown_in_words(tmp_path):
     ratios = [ratio for row in table for ratio in json.loads(row["config/prune.ratios"])]
     assert shown["prune.ratios"][1] == f"{min(ratios):.3g} to {max(ratios):.3g}"
     assert shown["student.base_channels"][1] == "8, 16, 24, 32, 48"
+
+
+@pytest.mark.parametrize("auxiliary", ["x", [1], 5])
+def test_a_space_whose_auxiliary_parameters_are_no_mapping_is_left_out(tmp_path, auxiliary):
+    space = load_space("kd_prune").as_dict()
+    valid, damaged = (
+        report_page.page(load_study(write_study(tmp_path / name, space=space | changed)))
+        for name, changed in (("valid", {}), ("damaged", {"auxiliary": auxiliary}))
+    )
+    assert "prune.ratios" in space_table(valid)
+    assert "Space <b>" not in damaged
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "search_spaces").glob("*.yaml")), ids=lambda path: path.stem)
@@ -177,14 +188,14 @@ def test_the_page_is_self_contained_and_escapes_names(tmp_path):
     assert own.count("<script") == own.count("</script>") == 3
     assert "alert(1)</script>" not in own and "<img src=x" not in own and "default-src 'none'" in own
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(report.front_table(study))
+    console.print(outputs.front_table(study))
     assert name in console.export_text()
 
 
 def test_a_terminal_of_80_characters_shows_every_value(tmp_path):
     study = load_study(write_study(tmp_path))
     console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(report.front_table(study))
+    console.print(outputs.front_table(study))
     lines = console.export_text().splitlines()
     start = next(line.index("configuration") for line in lines if "configuration" in line)
     shown = "".join("".join(line[start:].split()) for line in lines)  # a long value may break over two lines
@@ -195,7 +206,7 @@ def test_a_terminal_of_80_characters_shows_every_value(tmp_path):
 @pytest.mark.slow
 def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     study = write_study(tmp_path)
-    paths = report.write_report(study)
+    paths = outputs.write_report(study)
     assert {key: path.name for key, path in paths.items()} == {
         "csv": "front.csv", "png": "front.png", "html": "report.html"}  # fmt: skip
     old = {path: path.read_bytes() for path in study.iterdir()}
@@ -207,7 +218,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report_page, "page", full_disk)
     with pytest.raises(OSError, match="no space"):
-        report.write_report(study)
+        outputs.write_report(study)
     assert {path: path.read_bytes() for path in study.iterdir()} == old
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import front, report
+from analysis import front, outputs
 from analysis.results import load_study
 from tests.support.driven_study import Driver
 from tests.support.example_study import rows, write_study, write_table
 from tests.support.tune.live import best_points, measure_more, running_study, serving
-from tune.status import current_study
+from tune.commands.status import current_study
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
@@ -41,7 +41,7 @@ return [...plot.querySelectorAll(`.trace${uid} .points path`)].map(path => {
 def study(tmp_path_factory):
     folder = write_study(tmp_path_factory.mktemp("browser") / "study", rows())
     write_table(folder / "test.csv", [{"trial_id": "00002", "step": 2, "test_macro_avg_acc": 0.6123}])
-    report.write_report(folder)
+    outputs.write_report(folder)
     return load_study(folder)
 
 
@@ -216,7 +216,7 @@ def test_nothing_sticks_out_of_the_window(page, tmp_path, width):
 
 def test_an_empty_study_opens_quietly(browser, tmp_path):
     folder = write_study(tmp_path, [row for row in rows() if row["status"] == "failed"])
-    report.write_report(folder)
+    outputs.write_report(folder)
     browser.get_log("browser")
     browser.get((folder / "report.html").as_uri())
     assert "No feasible point yet" in browser.find_element("css selector", ".lead").text

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from analysis import front, report
-from analysis.manifest import ResultsError
 from analysis.results import load_study, points_table
+from analysis.typed_json import ResultsError
 from tests.support.example_study import replicated_rows, rows, write_study, write_table
 
 
@@ -98,7 +98,7 @@ def test_test_rows_must_be_known(tmp_path):
 def test_a_lost_points_file_is_named_with_its_remedy(tmp_path, capsys, opened):
     """The study has trained trials, so the report must not claim that nothing was measured."""
     counts = None if opened else {"complete": 1, "rejected": 3}
-    folder = write_study(tmp_path, trials=counts)
+    folder = write_study(tmp_path, trials=counts, code={"data/tau.py": "0"})
     if opened:
         write_table(folder / "test.csv", [{"trial_id": "00002", "step": 2, "test_macro_avg_acc": 0.5}])
     (folder / "points.csv").unlink()

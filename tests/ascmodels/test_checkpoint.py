@@ -104,7 +104,7 @@ def test_truncated_and_missing_files_are_named(networks, tmp_path, file, keep, m
     ("change", "message"),
     [
         ({"format": 99}, "format 99: .* 1,"),
-        ({"widths": None}, "lacks or misspells"),
+        ({"widths": None}, "Widths"),
         ({"config": {"colour": "red"}}, "colour"),
         ({"config": {"branches": ["9x9"]}}, "9x9"),
         ({"widths": {"stem": [2, 8], "expand": [8], "out": [8]}}, "1 blocks"),

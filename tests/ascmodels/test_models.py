@@ -8,12 +8,13 @@ import torch
 import torchinfo
 from torch import nn
 
-from ascmodels import nessi
-from ascmodels.nessi import Limits, get_deployed_size, get_torch_size
+from ascmodels.config.limits import BYTES_PER_PARAMETER, Limits
+from ascmodels.config.student import BRANCHES
+from ascmodels.nessi import get_deployed_size, get_torch_size
 from ascmodels.students import StudentConfig, Widths, build_student
 from ascmodels.students.base import make_divisible
 from ascmodels.students.cp_mobile import Block
-from ascmodels.students.repconv import BRANCHES, KERNELS
+from ascmodels.students.repconv import KERNELS
 from tests.support.ascmodels.students import FOUR, SMALL, features, logits_of, seeded
 
 GRN_STRIDES = ("b2:2x2", "b4:2x1")
@@ -207,4 +208,4 @@ def test_widths_keep_plain_numbers():
     assert set(KERNELS) == set(FOUR)
     with pytest.raises(ValueError, match="widths for 2 blocks given to a network of 3 blocks"):
         build_student(StudentConfig(**SMALL), widths=widths)
-    assert nessi.BYTES_PER_PARAMETER == {"fp32": 4, "fp16": 2, "int8": 1}
+    assert BYTES_PER_PARAMETER == {"fp32": 4, "fp16": 2, "int8": 1}

@@ -4,8 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from ascmodels.nessi import Limits, UncountableError, get_deployed_size, get_torch_size, size_bytes
+from ascmodels.config.limits import Limits, size_bytes
+from ascmodels.nessi import UncountableError, _FlopCounter, get_deployed_size, get_torch_size
 from ascmodels.students import StudentConfig, build_student
 from tests.support.ascmodels.students import ALL, SMALL, seeded
 
@@ -22,7 +25,7 @@ class Hidden(nn.Module):
         return self.work(self.conv(x))
 
 
-@pytest.mark.parametrize(
+HIDDEN = pytest.mark.parametrize(
     "work",
     [
         lambda y: y @ y.transpose(2, 3),
@@ -33,6 +36,21 @@ class Hidden(nn.Module):
     ],
     ids=["matmul", "einsum", "conv2d", "linear", "attention"],
 )
+
+
+@HIDDEN
+def test_the_flop_counter_counts_as_pytorchs(work):
+    network, x = Hidden(work), torch.zeros(1, 1, 8, 8)
+    expected = FlopCounterMode(display=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with expected:
+            network(x)
+        with _FlopCounter() as found:
+            network(x)
+    assert found.flops == expected.get_total_flops() > 2 * 36 * 36
+
+
+@HIDDEN
 def test_work_hidden_in_a_forward_raises(work):
     with pytest.raises(UncountableError, match=r"Hidden runs [\d,]+ MACs outside its layers"):
         get_torch_size(Hidden(work), (1, 1, 8, 8))

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ascmodels.config.student import BRANCHES
 from ascmodels.students import StudentConfig
-from ascmodels.students.repconv import BRANCHES, RepConv2d
+from ascmodels.students.repconv import RepConv2d
 from tests.support.ascmodels.students import ALL, FOUR, features, logits_of, seeded, train_a_little
 from tests.support.marks import rest_slow
 

@@ -11,11 +11,13 @@ import torch
 import search_spaces
 from ascmodels import nessi
 from ascmodels.checkpoint import CheckpointError, load_student, save_student
-from ascmodels.compress.plan import PruneConfig, plan_sizes
+from ascmodels.compress.plan import plan_sizes
 from ascmodels.compress.pruning import prune
+from ascmodels.config.prune import PruneConfig
+from ascmodels.config.student import FAMILY_OPTIONS
 from ascmodels.nessi import get_deployed_size, get_torch_size
 from ascmodels.students import FAMILIES, StudentConfig, build_student
-from ascmodels.students.base import ACTIVATIONS, FAMILY_OPTIONS
+from ascmodels.students.base import ACTIVATIONS
 from ascmodels.students.cp_mobile import MobileStudent
 from ascmodels.students.repconv import RepConv2d
 from ascmodels.students.tf_sepnet import TFSepNet

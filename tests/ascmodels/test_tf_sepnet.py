@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ascmodels.compress.plan import PruneConfig, plan_sizes
+from ascmodels.compress.plan import plan_sizes
 from ascmodels.compress.pruning import prune
-from ascmodels.nessi import Limits, get_deployed_size, get_torch_size
+from ascmodels.config.limits import Limits
+from ascmodels.config.prune import PruneConfig
+from ascmodels.nessi import get_deployed_size, get_torch_size
 from ascmodels.students import StudentConfig, Widths, build_student
 from ascmodels.students.tf_sepnet import AdaResNorm, DepthMultiplier, SepConvs, part_sizes
 from tests.support.ascmodels.students import TINY, features, seeded, train_a_little

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig, plan_networks
+from ascmodels.compress.plan import plan_networks
 from ascmodels.compress.pruning import prune
+from ascmodels.config.prune import PruneConfig, PruningError
 from ascmodels.nessi import get_deployed_size
 from ascmodels.students import StudentConfig, build_student
 

@@ -1,12 +1,14 @@
 """Read thousands of damaged inputs, and report each traceback, hang, large allocation and file outside the storage.
 
-    python tests/bench/fuzz.py --inputs 2000 --seed 0        # about 10 minutes
+    python tests/bench/fuzz.py --inputs 2000 --seed 0        # 3 to 10 minutes
     python tests/bench/fuzz.py --only space --first 17 --inputs 1 --show    # one input again, with its traceback
 
 The inputs are flags, search spaces, plan files, csv files, sound files, journals, manifests and checkpoints, made by
-tests/support/fuzz/targets.py. Input number i follows from the seed and i alone. A worker process reads the inputs one
-after another, with a limit on its memory; a new one replaces it if it hangs or dies. The exit status is 1 if a fault
-was found.
+tests/support/fuzz/targets.py, and the folders of a store, leases, waveform caches, states of trials, shared dense
+phases, cached logits, seals and forms of YAML, made by study_targets.py in the same folder. Input number i follows from
+the seed and i alone. A worker process reads the inputs one after another, with a limit on its memory; a new one
+replaces it if it hangs or dies. A change of a file outside the temporary folder is prevented and reported. The exit
+status is 1 if a fault was found.
 """
 
 import argparse
@@ -77,31 +79,29 @@ def faults(
 def work(pipe: Connection, place: Path, seed: int, only: str | None) -> None:
     """Read the inputs whose numbers arrive in `pipe`; send a Fault or None for each."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+    temporary = place / "temporary"
+    temporary.mkdir(exist_ok=True)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "TMPDIR": str(temporary)}
+    tempfile.tempdir = None  # read TMPDIR again
     import torch  # here, because only the worker needs what these import
 
+    from tests.support.fuzz import study_targets
     from tests.support.fuzz import targets as fuzz_targets
+    from tests.support.fuzz.guard import guard
 
     torch.set_num_threads(1)
     corpus = place / "corpus"
     if not corpus.is_dir():
         corpus.mkdir()
         fuzz_targets.build_corpus(corpus)
-    written = Counter[str]()
-
-    def watch(event: str, arguments: tuple) -> None:
-        if event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            path = os.path.realpath(arguments[0])
-            if not path.startswith((os.path.realpath(place), "/dev/", "/proc/")) and not path.endswith(".pyc"):
-                written[path] += 1
-
-    targets = [t for t in fuzz_targets.TARGETS if only in (None, t.name)]
+        study_targets.build_study_corpus(corpus)
+    targets = [t for t in (*fuzz_targets.TARGETS, *study_targets.TARGETS) if only in (None, t.name)]
     for target in targets:  # what the readers import and cache does not count as memory of an input
         for number in range(2):
             _one(target, random.Random(number), corpus, place / "warm", Counter())
     limit = _memory_bytes() + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    sys.addaudithook(watch)
+    written = guard(place)
     pipe.send("ready")
     while True:
         number = pipe.recv()
@@ -113,8 +113,11 @@ def work(pipe: Connection, place: Path, seed: int, only: str | None) -> None:
 
 def _one(target, rng: random.Random, corpus: Path, folder: Path, written: Counter[str]) -> tuple[str, str]:
     """Read one input of `target` in the new folder `folder`; return (kind of fault, detail), both "" if it is right."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
+    outside = folder.with_name("outside")  # links of an input lead here; also native code must not write to it
+    for place in (folder, outside):
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
+    (outside / "file").write_text("content")
     written.clear()
     chain: list[BaseException] = []
     try:
@@ -124,13 +127,17 @@ def _one(target, rng: random.Random, corpus: Path, folder: Path, written: Counte
         while cause and len(chain) < 20:
             chain.append(cause)
             cause = cause.__cause__ or cause.__context__
+    if [(p.name, p.read_text()) for p in outside.iterdir()] != [("file", "content")]:
+        written[str(outside)] += 1
+    if written:
+        return "file outside", ", ".join(written)
     if any(isinstance(e, MemoryError) or "allocate memory" in str(e) for e in chain):
         return "memory", "".join(traceback.format_exception(chain[0]))
     if chain and not isinstance(chain[0], target.errors):
         return "traceback", "".join(traceback.format_exception(chain[0]))
     if chain and "\n" in str(chain[0]).strip():
         return "several lines", str(chain[0])
-    return ("file outside", ", ".join(written)) if written else ("", "")
+    return "", ""
 
 
 def _memory_bytes() -> int:

@@ -6,11 +6,14 @@ import soundfile
 import torch
 import torchaudio
 
-from data.augment import AugmentConfig, Draws, augment_waveforms, draw_mixup, draw_waveforms
+from data.augment import Draws, augment_waveforms, draw_epoch
+from data.config.augment import AugmentConfig
+from data.config.frontend import FrontEndConfig
 from data.impulse import RATE, impulses_for, load_impulses, main, synthetic_impulses
 from data.tau import DatasetError
 
 DEVICES = np.array(["a", "b", "a", "s1", "c", "a"])
+FRONT_END = FrontEndConfig(sample_rate=1000, n_fft=64, win_length=64, hop_length=50, n_mels=8)
 
 
 def write(path, samples, rate=RATE):
@@ -24,7 +27,7 @@ def write(path, samples, rate=RATE):
 def test_convolution_equals_numpys_and_leaves_other_devices_alone():
     rng = np.random.default_rng(0)
     x, impulses = rng.standard_normal((6, 500)), rng.standard_normal((3, 40))
-    draws = Draws(None, np.array([2, -1, 0, -1, -1, 2]))
+    draws = Draws(impulses=np.array([2, -1, 0, -1, -1, 2]))
     y = augment_waveforms(torch.from_numpy(x), draws, 1000, torch.from_numpy(impulses))
     for i, k in enumerate(draws.impulses if draws.impulses is not None else []):
         expected = x[i] if k < 0 else np.convolve(x[i], impulses[k])[:500]
@@ -35,7 +38,7 @@ def test_convolution_equals_numpys_and_leaves_other_devices_alone():
 
 def test_only_clips_of_device_a_are_drawn_at_their_rate():
     config, rng = AugmentConfig(roll_s=0, dir_p=0.4, dir_dir="x"), np.random.default_rng(1)
-    draws = np.stack([np.asarray(draw_waveforms(config, 8000, DEVICES, 5, rng).impulses) for _ in range(800)])
+    draws = np.stack([np.asarray(d.impulses) for d in draw_epoch(config, FRONT_END, [DEVICES] * 800, 5, rng)])
     from_a = DEVICES == "a"
     assert (draws[:, ~from_a] == -1).all()
     hit = draws[:, from_a]
@@ -43,19 +46,8 @@ def test_only_clips_of_device_a_are_drawn_at_their_rate():
     assert abs((hit >= 0).mean() - 0.4) < 5 * (0.4 * 0.6 / n) ** 0.5
     shares = np.bincount(hit[hit >= 0], minlength=5) / (hit >= 0).sum()
     assert (abs(shares - 0.2) < 5 * (0.2 * 0.8 / (0.4 * n)) ** 0.5).all()
-    always = draw_waveforms(AugmentConfig(dir_p=1.0, dir_dir="x"), 8000, DEVICES, 5, rng).impulses
+    always = draw_epoch(AugmentConfig(dir_p=1.0, dir_dir="x"), FRONT_END, [DEVICES], 5, rng)[0].impulses
     assert ((np.asarray(always) >= 0) == from_a).all()
-
-
-def test_off_draws_nothing_more_than_the_roll():
-    """Without DIR and mixup nothing more is drawn, so results equal those of versions that had neither."""
-    rng, expected = np.random.default_rng(3), np.random.default_rng(3)
-    draws = draw_waveforms(AugmentConfig(roll_s=0.1), 1000, DEVICES, 0, rng)
-    assert draw_mixup(AugmentConfig(), 6, rng, "cpu") is None
-    assert draws.impulses is None
-    shifts = expected.integers(-100, 101, size=(6, 1))[:, 0]
-    assert np.array_equal(np.rint(np.asarray(draws.shifts) * 1000), shifts)
-    assert rng.random() == expected.random()
 
 
 def test_response_comes_before_the_roll_and_both_are_shared_between_sample_rates():
@@ -64,7 +56,7 @@ def test_response_comes_before_the_roll_and_both_are_shared_between_sample_rates
     click[0, 100] = 1
     delay = torch.zeros(1, 30)
     delay[0, 20] = 1  # 20 ms at 1 kHz
-    draws = Draws(np.array([0.3]), np.array([0]))
+    draws = Draws(torch.tensor([0.3], dtype=torch.float64), np.array([0]))
     assert augment_waveforms(click, draws, 1000, delay)[0].argmax() == 100 + 20 + 300
     late = torch.roll(click, 690, 1)  # at sample 790: the response moves it past the end, where no roll restores it
     assert augment_waveforms(late, draws, 1000, delay).abs().max() < 1e-6
@@ -76,13 +68,12 @@ def test_response_comes_before_the_roll_and_both_are_shared_between_sample_rates
 def test_mixup_is_linear_and_its_share_follows_beta():
     config, rng = AugmentConfig(mixup_alpha=0.3), np.random.default_rng(0)
     x = torch.randn(6, 1, 4, 3)
-    shares = []
-    for _ in range(500):
-        mix = draw_mixup(config, 6, rng, "cpu")
-        assert mix is not None
-        assert sorted(mix.partner.tolist()) == list(range(6))
-        shares.append(mix.lam)
-    expected = torch.stack([mix.lam * x[i] + (1 - mix.lam) * x[j] for i, j in enumerate(mix.partner)])
+    mixes = [draws.mixup for draws in draw_epoch(config, FRONT_END, [DEVICES] * 500, 0, rng)]
+    mix = mixes[-1]
+    assert mix is not None
+    expected = torch.stack([mix.weight * x[i] + (1 - mix.weight) * x[j] for i, j in enumerate(mix.partner)])
+    shares = [float(mix.weight) for mix in mixes if mix]
+    assert len(shares) == 500
     assert torch.allclose(mix(x), expected)
     variance = 1 / (4 * (2 * 0.3 + 1))  # of Beta(0.3, 0.3)
     assert abs(np.mean(shares) - 0.5) < 5 * (variance / 500) ** 0.5
@@ -117,7 +108,7 @@ def test_energy_1_keeps_the_loudness_of_noise(tmp_path):
     main([str(tmp_path), "--count", "8"])
     impulses = load_impulses(tmp_path, 32_000)
     noise = torch.randn(8, 32_000, generator=torch.Generator().manual_seed(0))
-    augmented = augment_waveforms(noise, Draws(None, np.arange(8)), 32_000, impulses)
+    augmented = augment_waveforms(noise, Draws(impulses=np.arange(8)), 32_000, impulses)
     assert torch.allclose(augmented.square().mean(dim=1).sqrt(), torch.ones(8), atol=0.08)
 
 

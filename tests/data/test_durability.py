@@ -4,11 +4,12 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from analysis.report import write_report
+from analysis.outputs import write_report
 from ascmodels.checkpoint import save_student
 from ascmodels.teachers import save_teacher
 from data import tau
@@ -152,15 +153,13 @@ def test_cache_and_downloaded_split_are_on_disk(tiny_tau, tmp_path, monkeypatch)
 
 
 def test_all_parts_of_a_report_are_on_disk_before_the_first_is_replaced(tmp_path, monkeypatch):
-    from analysis import report
+    from analysis import outputs
     from analysis.page import figure_png
     from analysis.page import html as report_page
 
-    class StudyStub:
-        path = tmp_path
-
-    monkeypatch.setattr(report, "load_study", lambda _: StudyStub)
-    for owner, name in ((report, "front_csv"), (figure_png, "png")):
+    study = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(requested=SimpleNamespace(refit_of=None)))
+    monkeypatch.setattr(outputs, "load_study", lambda _: study)
+    for owner, name in ((outputs, "front_csv"), (figure_png, "png")):
         monkeypatch.setattr(owner, name, lambda _: NEW)
     monkeypatch.setattr(report_page, "page", lambda _: NEW.decode())
     disk = Disk(tmp_path, monkeypatch)

@@ -1,11 +1,14 @@
 """The front-end against a second implementation (`data/features.py`)."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torchaudio
 
-from data.features import FrontEndConfig, LogMel
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from tests.support.tau import coloured_noise
 
 
@@ -59,6 +62,28 @@ def test_log_mels_equal_a_second_implementation(name, shape):
     expected = ((power.transpose(1, 2) + 1e-5).log() - config.mean) / config.std
     assert torch.allclose(actual[:, 0].double(), expected, atol=2e-4)
     assert actual.std() > 0.2  # the features are not constant
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+@pytest.mark.parametrize("n_clips", [1, 2, 7])
+def test_log_mels_equal_those_of_torchaudio(name, n_clips):
+    """For several chunks, quiet clips and a copy of the module, in float32."""
+    config, rng = FRONT_ENDS[name], np.random.default_rng(0)
+    waves = np.stack([coloured_noise(s, 0, 0, rng)[: config.sample_rate] for s in range(n_clips)])
+    x = torch.from_numpy(waves.astype(np.float32))
+    x[0] *= 1e-3
+    power = torchaudio.transforms.MelSpectrogram(
+        *(config.sample_rate, config.n_fft, config.win_length, config.hop_length, config.f_min, config.f_max),
+        n_mels=config.n_mels,
+    )
+    expected = (((power(x) + 1e-5).log() - config.mean) / config.std).unsqueeze(1)
+    front_end = LogMel(config)
+    actual = front_end(x)
+    assert actual.shape == expected.shape
+    assert actual.is_contiguous()
+    assert (actual - expected).abs().max() <= 3e-6
+    assert torch.equal(copy.deepcopy(front_end)(x), actual)
+    assert not front_end.state_dict()
 
 
 def test_normalisation_and_silence_in_closed_form():

@@ -9,7 +9,8 @@ import pytest
 
 from data import tau
 from data.cache import open_cache, read_clip
-from data.tau import SCENES, SUBSETS, DataConfig, DatasetError, dataset_root, read_split
+from data.config.dataset import SUBSETS, DataConfig
+from data.tau import SCENES, DatasetError, dataset_root, read_split
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_evaluation_set(tiny_tau, tables):
     ("values", "message"),
     [
         ({"subset": 7}, r"data\.subset=7: expected one of 5, 10, 25, 50, 100"),
-        ({"validation_share": 0.0}, r"data\.validation_share=0\.0"),
+        ({"validation_share": -0.1}, r"data\.validation_share=-0\.1"),
         ({"validation_share": 1.0}, r"data\.validation_share=1\.0"),
         ({"validation_share": float("nan")}, r"data\.validation_share=nan"),
     ],

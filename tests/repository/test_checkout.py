@@ -11,7 +11,15 @@ import pytest
 from tests.support.paths import ROOT
 from trainables.checkout import PACKAGES
 
-COMMANDS = ("run_training", "progressive_prune", "finetune_teacher", "cache_logits", "compare_teachers", "deploy")
+COMMANDS = (
+    "run_training",
+    "progressive_prune",
+    "finetune_teacher",
+    "import_logits",
+    "cache_logits",
+    "compare_teachers",
+    "deploy",
+)
 ASK_A_WORKER = """
 import runpy
 from pathlib import Path
@@ -39,7 +47,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clone")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
-    path = root / "trainables" / "single" / "command.py"
+    path = root / "trainables" / "single" / "arguments.py"
     text = path.read_text()
     assert "folder of runs and caches" in text
     path.write_text(text.replace("folder of runs and caches", "the clone's folder"))
@@ -90,6 +98,23 @@ def test_a_package_that_was_imported_from_elsewhere_stops_the_command(clone, tmp
     assert str(ROOT / "trainables") in line
     assert str(clone / "trainables") in line
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_package_that_is_missing_is_named_with_its_place(tmp_path, emptied):
+    """An existing folder without `__init__.py` would be a package without a place."""
+    (tmp_path / "trainables").mkdir()
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "__init__.py").touch()
+    if emptied:
+        (tmp_path / "ascmodels").mkdir()
+    script = tmp_path / "trainables" / "deploy.py"
+    script.write_text(ASK_A_WORKER)
+    shutil.copy(ROOT / "trainables" / "checkout.py", script.parent)
+    done = start(script, first=tmp_path)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / "ascmodels") in line and "None" not in line
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_every_configuration_key_is_explained() -> None:
     text = configuration_help(flags(), defaults)
     heads = [line.split(", ")[-1].strip() for line in text.splitlines() if line.startswith("  ") and "=" in line]
     keys = [head.partition("=")[0] for head in heads]
-    assert "train.epochs=8" in heads and "student.branches=[3x3,3x1,1x3,1x1,identity]" in heads  # as without a flag
+    assert "train.epochs=16" in heads and "student.branches=[3x3,3x1,1x3,1x1,identity]" in heads  # as without a flag
     shared = [f"teacher.{part}." for part in ("frontend", "augment", "train")]
     wanted = [key for key in key_types() if not key.startswith(tuple(shared))]
     assert sorted(set(wanted) - set(keys)) == []

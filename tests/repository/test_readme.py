@@ -12,9 +12,9 @@ import pytest
 from search_spaces import FOLDER, load_space
 from tests.support.paths import ROOT
 from trainables.config.compose import CONFIG_DIR, compose
-from tune.checks import check_not_searched, check_space
 from tune.cli import COMMANDS
 from tune.options import read_request
+from tune.planning.checks import check_not_searched, check_space
 
 PACKAGES = ("analysis", "ascmodels", "data", "search_spaces", "trainables", "tune")
 DOCUMENTS = [

@@ -23,7 +23,8 @@ def in_range(spec: dict[str, Any], value: Any, steps: dict[str, list[int]]) -> b
     """Return whether `value` lies in a range, by a second reading of the YAML form."""
     ((kind, limits),) = [(k, v) for k, v in spec.items() if k not in ("step", "min", "item")]
     if kind in ("uniform", "loguniform"):
-        return isinstance(value, float) and limits[0] <= value <= limits[1]
+        at = (value - limits[0]) / spec["step"] if "step" in spec else 0
+        return isinstance(value, float) and limits[0] <= value <= limits[1] and abs(at - round(at)) < 1e-9
     if kind == "int":
         return type(value) is int and value in range(limits[0], limits[1] + 1, spec.get("step", 1))
     if kind == "choice":
@@ -38,6 +39,14 @@ def test_the_four_spaces_are_shipped():
     assert {"kd", "rep", "prune", "kd_prune", "families"} <= set(SHIPPED)
     for key in ("distill.kd_alpha", "distill.kd_temp", "student.branches", "prune.ratios", "train.lr"):
         assert key in load_space("kd_prune").parameters
+
+
+@pytest.mark.parametrize("name", ["kd", "kd_prune", "families"])
+def test_a_search_can_find_that_distillation_does_not_pay(name):
+    """kd_alpha is exactly 1 (no teacher) in some samples."""
+    space, study = load_space(name), optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    alphas = {space.sample(study.ask())["distill.kd_alpha"] for _ in range(100)}
+    assert alphas == {i / 8 for i in range(9)}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -93,7 +102,7 @@ def test_corners_in_closed_form():
             "name": "s",
             "auxiliary": {"steps": {"int": [1, 3]}},
             "parameters": {
-                "a": {"uniform": [0, 1]},
+                "a": {"uniform": [0, 1], "step": 0.5},
                 "b": {"int": [1, 9], "step": 4},
                 "c": {"choice": [[1, 2], "x"]},
                 "d": {"subset": ["p", "q", "r"], "min": 2},
@@ -107,6 +116,7 @@ def test_corners_in_closed_form():
     assert upper == {"a": 1.0, "b": 9, "c": "x", "d": ["p", "q", "r"], "e": [2.0, 2.0, 2.0]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     samples = [space.sample(study.ask()) for _ in range(150)]
+    assert {v["a"] for v in samples} == {0.0, 0.5, 1.0}
     assert {v["b"] for v in samples} == {1, 5, 9}
     assert {json.dumps(v["c"]) for v in samples} == {"[1, 2]", '"x"'}
     assert {tuple(v["d"]) for v in samples} == {("p", "q"), ("p", "r"), ("q", "r"), ("p", "q", "r")}
@@ -141,6 +151,12 @@ def test_a_space_of_ones_own(tmp_path):
         ("parameters: {a: {uniform: [0, .inf]}}", r"needs \[low, high\]"),
         ("parameters: {a: {int: [1, 2.5]}}", r"int needs \[low, high\]"),
         ("parameters: {a: {int: [1, 9], step: 0}}", "a: step 0 "),
+        ("parameters: {a: {uniform: [0, 1], step: 0}}", "a: step 0 "),
+        ("parameters: {a: {uniform: [0, 1], step: true}}", "a: step True "),
+        ("parameters: {a: {uniform: [0, 1], step: .nan}}", "a: step nan "),
+        ("parameters: {a: {uniform: [0, 1], step: 1.0e-400}}", "a: step 0.0 "),
+        ("parameters: {a: {uniform: [0, 1], step: 0.3}}", "a: step 0.3 does not lead from 0 to 1"),
+        ("parameters: {a: {loguniform: [0.1, 1], step: 0.3}}", "unknown key 'step'"),
         ("parameters: {a: {choice: []}}", "choice needs a list of different"),
         ("parameters: {a: {choice: [1, 1]}}", "choice needs a list of different"),
         ("parameters: {a: {choice: l1}}", "choice needs a list of different"),

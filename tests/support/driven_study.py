@@ -26,10 +26,11 @@ from tune.study.events import (
     TrialEnded,
     TrialRestored,
 )
-from tune.study.journal import Journal, Reading, read_state
+from tune.study.journal import Reading, read_state
 from tune.study.log import StudyLog
 from tune.study.manifest import write_manifest
 from tune.study.retry import Retry
+from tune.study.writer import Journal
 
 SMALL = ("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4")
 
@@ -117,7 +118,7 @@ class Commands:
         request = read_request(["--storage", str(storage or self.storage), *words])
         options = request.options
         continues = options.resume or options.extend or options.confirm
-        name = find_study(request.storage, request.remote, options) if continues else None
+        name = find_study(request.storage, request.remote, options, print) if continues else None
         if name is None:
             return new_study(request), True
         folder = request.storage / name

@@ -90,6 +90,28 @@ def end(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
+def processes_with(variable: str) -> list[int]:
+    """Return the processes that were started with `variable` ("NAME=value") in their environment."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if variable.encode() in place.read_bytes().split(b"\0"):
+                found.append(int(place.parent.name))
+        except OSError:  # it has ended, or belongs to another user
+            continue
+    return found
+
+
+def end_all(variable: str, seconds: float = 15) -> None:
+    """Wait until no process has `variable` in its environment; kill those that are left after `seconds`."""
+    until = time.monotonic() + seconds
+    while found := processes_with(variable):
+        for number in found if time.monotonic() > until else []:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(0.2)
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = PATIENCE_S) -> None:
     """Wait until `condition` is true; AssertionError if `process` ends before, or after `seconds`."""
     until = time.monotonic() + seconds

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from data.tau import EVALUATION_DIR, SCENES, SUBSETS
+from data.config.dataset import SUBSETS
+from data.tau import EVALUATION_DIR, SCENES
 
 RATE_HZ = 44_100
 TRAIN_DEVICES = ("a", "b", "c", "s1", "s2", "s3")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 MODES = ("offline", "online")
 
 ENSEMBLES = ("logits", "probabilities", "greedy")
+N_CLASSES = 10  # scenes
+REDUCTIONS = ("elements", "batch")  # of the KL divergence: mean over clips and classes, or over clips
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,26 @@ class DistillConfig:
         It learns from the teacher's logits if `kd_alpha` is below 1, from its features if `feature_weight` is above 0.
         """
         return self.kd_alpha < 1 or self.feature_weight > 0
+
+
+def alpha_of(weight: float, reduction: str) -> float:
+    """Return the `kd_alpha` of the loss `weight * CE + (1 - weight) * T^2 * KL`, up to a constant factor.
+
+    `reduction` is "elements" if the KL divergence in this loss is averaged over clips and classes (`mean` in PyTorch),
+    and "batch" if it is averaged over clips (`batchmean`). Our KL is averaged over clips, so it is `N_CLASSES` times
+    the former. AdamW divides by the size of the gradient, so the constant factor has no effect.
+    """
+    return weight / (weight + (1 - weight) / (N_CLASSES if reduction == "elements" else 1))
+
+
+def described(config: DistillConfig) -> str:
+    """Return a sentence on the loss of `config`, with the weight that other code bases call lambda."""
+    alpha = config.kd_alpha
+    weight = alpha / (alpha + N_CLASSES * (1 - alpha))
+    return (
+        f"distillation: kd_alpha={alpha:.3g} (weight of the labels), kd_temp={config.kd_temp:.3g}; with a KL that is "
+        f"averaged over clips and classes, as in other code bases, this is lambda={weight:.3g}"
+    )
 
 
 def check_ensemble(method: str, weights: Sequence[float], n_teachers: int) -> None:

@@ -4,12 +4,14 @@
 """
 
 import argparse
+import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainables.config.compose import compose
+from trainables.config.distill import REDUCTIONS, alpha_of
 from trainables.config.help import configuration_help
 from trainables.config.schema import ConfigError, key_types, unknown_name
 
@@ -28,6 +30,7 @@ FIXED = {
     "orig_sample_rate": "44100",
 }  # flags of the DCASE baseline with a single supported value
 
+KD = ("kd_lambda", "kd_reduction")  # flags that set distill.kd_alpha in the convention of other code bases
 REPCONV = {"true": "student=rep_mobile", "false": "student=cp_mobile"}  # --repconv
 
 
@@ -55,7 +58,7 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
     without a value, or a value that asc-tune does not support (`--n_classes 5`).
     """
     known, kinds = flags(), key_types()
-    overrides, words = [], list(argv)
+    overrides, words, distillation = [], list(argv), dict[str, str]()
     while words:
         word = words.pop(0)
         if not word.startswith("--"):
@@ -68,7 +71,7 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             continue
         name, equals, value = word[2:].partition("=")
         key = known.get(name) or (name if name in kinds else None)
-        if key is None and name not in (*FIXED, "repconv"):
+        if key is None and name not in (*FIXED, *KD, "repconv"):
             raise ConfigError(unknown_name(name, [*known, *kinds, "repconv"], "flag --"))
         if not equals:
             if not words:
@@ -78,12 +81,38 @@ def flags_to_overrides(argv: Sequence[str]) -> list[str]:
             if value.lower() not in REPCONV:
                 raise ConfigError(f"--repconv {value}: expected True (Rep-Mobile) or False (CP-Mobile)")
             overrides.append(REPCONV[value.lower()])
+        elif name in KD:
+            distillation[name] = value
         elif key is None:
             if value != FIXED[name]:
                 raise ConfigError(f"--{name} {value}: only {FIXED[name]} is supported; remove the flag")
         else:
             overrides.append(f"{key}={_literal(value, kinds[key])}")
-    return overrides
+    return [*overrides, *_distillation(overrides, distillation)] if distillation else overrides
+
+
+def _distillation(overrides: Sequence[str], found: Mapping[str, str]) -> list[str]:
+    """Return the override of distill.kd_alpha for the values `found` of the flags in `KD`.
+
+    ConfigError if --kd_lambda is missing or no number from 0 to 1, if the reduction is unknown, or if `overrides` set
+    distill.kd_alpha, too.
+    """
+    typed, reduction = found.get("kd_lambda"), found.get("kd_reduction", REDUCTIONS[0])
+    try:
+        weight = float(typed or "nan")
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight <= 1:
+        shown = "is missing, but --kd_reduction is given" if typed is None else f"is {typed!r}"
+        raise ConfigError(f"--kd_lambda {shown}; expected the weight of the labels, 0 to 1: correct it")
+    if reduction not in REDUCTIONS:
+        raise ConfigError(
+            f"--kd_reduction {reduction}: expected elements (the KL is averaged over clips and classes) or batch (over "
+            "clips): correct it"
+        )
+    if any(o.split("=")[0] == "distill.kd_alpha" for o in overrides):
+        raise ConfigError(f"--kd_lambda {typed} and --kd_alpha both set distill.kd_alpha; expected one: remove a flag")
+    return [f"distill.kd_alpha={alpha_of(weight, reduction):.6g}"]
 
 
 def keep_epochs(overrides: Sequence[str]) -> list[str]:

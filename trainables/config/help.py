@@ -25,6 +25,9 @@ Configuration
   Groups set several keys at once; their files are in trainables/config/groups/:
 {groups}
   --repconv True means student=rep_mobile, False student=cp_mobile.
+  --kd_lambda=0.02 sets kd_alpha for the loss of other code bases, lambda * CE +
+  (1 - lambda) * T^2 * KL. With --kd_reduction=elements (default), their KL is
+  averaged over clips and classes, with --kd_reduction=batch over clips.
   Defaults are those of profile=quick and student=rep_mobile, in the syntax of a
   Hydra override; `null` means "no value". The base of a search space has
   priority over them, and so has the trained network in `prune` and `deploy`.
@@ -43,6 +46,7 @@ TITLES = {
 }
 GROUPS = {
     "profile": "quick: minutes on a CPU; full: recipe of the DCASE baseline, for a GPU",
+    "recipe": "training of others: dcase2024 (the baseline), kd (with the field's distillation)",
     "student": "architecture of the student",
     "teacher": "architecture and weights of the teacher; *_small: from scratch, for a CPU",
     "prune": "pruning plan; without this group, nothing is pruned",

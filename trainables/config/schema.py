@@ -24,13 +24,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ascmodels.compress.plan import PruneConfig
-from ascmodels.nessi import Limits
-from ascmodels.students import StudentConfig
-from ascmodels.teachers import TeacherModelConfig
-from data.augment import AugmentConfig
-from data.features import FrontEndConfig
-from data.tau import DataConfig
+from ascmodels.config.limits import Limits
+from ascmodels.config.prune import PruneConfig
+from ascmodels.config.student import StudentConfig
+from ascmodels.config.teacher import TeacherModelConfig
+from data.config.augment import AugmentConfig
+from data.config.dataset import DataConfig
+from data.config.frontend import FrontEndConfig
 from data.untrusted import credentials_in, interpolation_in
 from trainables.config.distill import DistillConfig
 from trainables.config.train import TrainConfig
@@ -68,6 +68,9 @@ class TeacherConfig:
     def __post_init__(self):
         if not 0 < self.lr_decay <= 1:
             raise ValueError(f"teacher.lr_decay={self.lr_decay}: expected a factor in (0, 1]; correct it")
+        for name in ("soup", "curriculum"):
+            if value := getattr(self.train, name):
+                raise ValueError(f"teacher.train.{name}={value}: expected 0, because only students have it; remove it")
         n_patches = self.frontend.n_mels * self.frontend.frames // self.model.stride**2
         if self.model.family != "cnn" and n_patches > MAX_PATCHES:
             raise ValueError(

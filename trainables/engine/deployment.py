@@ -1,9 +1,13 @@
 """Conversion of a trained student to its deployed form, and the metadata that is saved with a student."""
 
+import copy
+import itertools
 from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from ascmodels.students import Student
 from data import tau
@@ -27,6 +31,19 @@ def deploy(model: Student, precision: str) -> Student:
             for parameter in deployed.parameters():
                 parameter.copy_(parameter.half())
     return deployed.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """Return a copy of `model` in evaluation mode, with batch normalisation folded into the convolution before it.
+
+    Only neighbours in an `nn.Sequential` are folded. The copy computes the same faster, except for rounding errors.
+    """
+    copied = copy.deepcopy(model).eval()
+    for layers in [m for m in copied.modules() if isinstance(m, nn.Sequential)]:
+        for i, (convolution, norm) in enumerate(itertools.pairwise(layers)):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layers[i], layers[i + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
+    return copied
 
 
 def describe_use(config: TrialConfig) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""Selection of the training device; number of CPU threads and memory options of the process that trains."""
+"""The device of a training, its mixed precision, the threads and memory of its process, and whether memory is full."""
 
 import ctypes
 
 import torch
 
 from trainables.config.train import TrainConfig
+
+HOST_REMEDY = "Free memory of the machine, or reduce train.batch_size or the number of trials that run at a time"
+GPU_REMEDY = "Reduce train.batch_size, or give each trial a larger share of the GPU with --gpus-per-trial"
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,6 +31,19 @@ def training_device(config: TrainConfig) -> torch.device:
     return device
 
 
+def precision(amp: str, device: torch.device) -> str:
+    """Return the mixed precision off, bf16 or fp16 for the value `amp` of train.amp; auto is bf16 on CUDA, else off."""
+    if amp == "auto":
+        return "bf16" if device.type == "cuda" else "off"
+    return amp
+
+
+def autocast(amp: str, device: torch.device) -> torch.autocast:
+    """Return the context in which a network on `device` computes with the mixed precision `amp` (train.amp)."""
+    chosen = precision(amp, device)
+    return torch.autocast(device.type, torch.float16 if chosen == "fp16" else torch.bfloat16, enabled=chosen != "off")
+
+
 def set_up_process(threads: int) -> None:
     """Set the number of PyTorch's CPU threads to `threads`, and make glibc reuse large blocks of freed memory.
 
@@ -46,3 +62,17 @@ def set_up_process(threads: int) -> None:
         (m_top_pad, 1 << 28),
     ):
         libc.mallopt(option, value)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return a message of one line if `error` says that the memory of the machine or of its GPU is full, else None.
+
+    PyTorch reports a full memory of the machine as a RuntimeError, which has the text "can't allocate memory".
+    """
+    lines = str(error).strip().splitlines()
+    detail = lines[0][:200] if lines else "no further detail"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory: {detail}. {GPU_REMEDY}"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        return f"out of memory: {detail}. {HOST_REMEDY}"
+    return None

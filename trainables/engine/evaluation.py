@@ -16,7 +16,8 @@ from ascmodels.nessi import get_torch_size
 from ascmodels.students import Student
 from data import tau
 from data.cache import open_cache
-from data.features import FrontEndConfig, LogMel
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from data.files import replace_text
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.device import pick_device

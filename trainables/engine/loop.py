@@ -1,61 +1,35 @@
-"""The parts of the training loop: one epoch of training, the moving average of the weights, and prediction.
+"""The parts of the training loop: one epoch of training, and prediction.
 
 An `Epoch` has the settings of one epoch, and the generator of all its random draws. A trial seeds this generator with
 (training seed, stage, epoch). So the result of an epoch does not change if the trial was restored from a checkpoint
 just before it.
 """
 
-import copy
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
-from data.augment import AugmentConfig, Draws, Mix, augment_features, augment_waveforms, draw_mixup, draw_waveforms
+from ascmodels.students import Student
+from data.augment import Draws, augment_features, augment_waveforms
+from data.config.augment import AugmentConfig
 from data.features import LogMel
-from trainables.config.train import AMP, TrainConfig
+from trainables.config.train import TrainConfig
+from trainables.engine.batches import Batch, steps_of_epoch
+from trainables.engine.deployment import folded
+from trainables.engine.device import autocast
+from trainables.engine.graphs import StepGraphs
+from trainables.engine.optimizer import set_learning_rate
 from trainables.inputs.clips import Clips
 
 
 class TrainingDiverged(RuntimeError):
     """Raised if a training has diverged: a training or validation loss, a gradient norm or a logit is not finite."""
-
-
-def batches(n: int, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Return the indices 0 to n - 1, shuffled and divided into batches of at most `batch_size`.
-
-    The sizes of the batches differ by at most 1, so there is no tiny last batch.
-    """
-    return np.array_split(rng.permutation(n), max(1, math.ceil(n / batch_size)))
-
-
-class WeightAverage:
-    """Exponential moving average of the weights of `model`, which is being trained.
-
-    The attribute `network` is a copy of `model` with the averaged weights. `update` changes it after each optimiser
-    step: average <- d * average + (1 - d) * weights, with d = min(`decay`, (1 + t) / (10 + t)) and the number t of
-    earlier steps. d is smaller in the first steps: otherwise the initial weights would dominate the average of a short
-    training. BN statistics are averaged like the weights; integer tensors (counters) are copied.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.network, self.decay = copy.deepcopy(model), decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Update the average with the weights that `model` has after optimiser step number `step` (counted from 0)."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
-        pairs = list(zip(self.network.state_dict().values(), model.state_dict().values(), strict=True))
-        moving = [pair for pair in pairs if pair[0].is_floating_point()]
-        means, news = [mean for mean, _ in moving], [new for _, new in moving]
-        torch._foreach_lerp_(means, news, share)  # type: ignore[attr-defined]  # one call for all tensors
-        for mean, new in pairs:
-            if not mean.is_floating_point():
-                mean.copy_(new)
 
 
 @dataclass(frozen=True)
@@ -68,8 +42,8 @@ class TeacherOutput:
 
 # from the logits [B, C], the labels [B] and the teacher logits [B, C] to the loss, a scalar
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-# from the indices of a batch's clips [B], their random draws and their mixup
-BatchTeacher = Callable[[np.ndarray, Draws, Mix | None], TeacherOutput]
+# from the indices of a batch's clips [B] and their random draws
+BatchTeacher = Callable[[np.ndarray, Draws], TeacherOutput]
 
 
 @dataclass(frozen=True)
@@ -89,7 +63,10 @@ class Epoch:
     teachers: BatchTeacher | None = None  # teachers of online distillation; None: use `Clips.teacher`
     feature_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None  # of student, teacher features
     after_step: Callable[[int], None] | None = None  # called after each step with its number, from 0
+    graphs: StepGraphs | None = None  # records the steps as CUDA graphs; None: they run one by one
+    share: float = 1.0  # share of the clips that the epoch has, those with the highest device entropy
     where: str = "the epoch"  # name of the epoch in messages
+    remedy: str = "use a lower learning rate"  # advice in the message about a divergence
 
 
 @dataclass(frozen=True)
@@ -119,58 +96,81 @@ def train_epoch(model: nn.Module, optimizer: torch.optim.Optimizer, clips: Clips
     # seldom overflow; if they do, the scaler halves the scale.
     scaler = GradScaler(device.type, init_scale=2.0**12, enabled=epoch.train.amp == "fp16")
     model.train()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total = torch.zeros((), device=device)
-    classes: list[tuple[torch.Tensor, torch.Tensor]] = []  # predicted and true classes of each batch
-    unchecked: list[torch.Tensor] = []  # loss and gradient norm of the steps that were not checked yet
-    parts = batches(len(clips.rows), epoch.train.batch_size, epoch.rng)
-    steps = [parts[i : i + epoch.train.accumulate] for i in range(0, len(parts), epoch.train.accumulate)]
-    for i, step in enumerate(steps):
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros((), device=device)
-        for picked in step:
-            part, logits, labels = _batch_loss(model, clips, picked, epoch, device)
-            classes.append((logits.detach().argmax(dim=1), labels))
-            share = len(picked) / sum(len(p) for p in step)
-            loss += part.detach() * share
-            total += part.detach() * len(picked)
-            scaler.scale(part * share).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = epoch.lr_of(i) * group.get("lr_scale", 1.0)
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        unchecked.append(torch.stack([loss, norm]))
-        if (device.type == "cpu" and not scaler.is_enabled()) or i + 1 == len(steps):
-            _check_finite(torch.stack(unchecked).cpu().numpy(), i + 1 - len(unchecked), len(steps), epoch)
-            unchecked.clear()
-        scaler.step(optimizer)
-        scaler.update()
-        if epoch.after_step:
-            epoch.after_step(i)
-    predicted, true = (torch.cat(t).cpu().numpy() for t in zip(*classes, strict=True))
+    figures: list[torch.Tensor] = []  # [2]: loss and gradient norm of each step
+    classes: list[torch.Tensor] = []  # [2, B]: predicted and true classes of each step
+    sizes: list[int] = []
+    at_once = device.type == "cpu" and not scaler.is_enabled()
+    with ExitStack() as stack:
+        n_impulses = 0 if epoch.impulses is None else len(epoch.impulses)
+        settings = epoch.augment, epoch.front_end.config, n_impulses, epoch.train
+        steps = steps_of_epoch(clips, *settings, epoch.rng, device, stack, epoch.share)
+        for i, step in enumerate(steps):
+            for group in optimizer.param_groups:
+                set_learning_rate(group, epoch.lr_of(i) * group.get("lr_scale", 1.0))
+
+            def check(values: torch.Tensor, first: int = i) -> None:
+                _check_finite(values[None].numpy(), first, len(steps), epoch)
+
+            train = partial(_train_step, model, optimizer, epoch, scaler, check if at_once else None)
+            found = epoch.graphs.run(train, step) if epoch.graphs else train(step)
+            figures.append(found[0])
+            classes.append(found[1])
+            sizes.append(found[1].shape[1])
+            if epoch.after_step:
+                epoch.after_step(i)
+    values = torch.stack(figures).cpu().numpy()
+    if not at_once:
+        _check_finite(values, 0, len(steps), epoch)
+    predicted, true = torch.cat(classes, dim=1).cpu().numpy()
     right, present = np.bincount(true[predicted == true], minlength=true.max() + 1), np.bincount(true)
     accuracies = right[present > 0] / present[present > 0]
-    return EpochResult((total / len(clips.rows)).item(), float((predicted == true).mean()), float(accuracies.mean()))
+    loss = float(np.average(values[:, 0], weights=sizes))
+    return EpochResult(loss, float((predicted == true).mean()), float(accuracies.mean()))
 
 
-def _batch_loss(
-    model: nn.Module, clips: Clips, picked: np.ndarray, epoch: Epoch, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Augment one batch and predict it with `model`; return its mean loss, logits `[B, C]` and labels `[B]`.
+def _train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: Epoch,
+    scaler: GradScaler,
+    check: Callable[[torch.Tensor], None] | None,
+    step: Sequence[Batch],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train one optimiser step on the batches `step` of together B clips.
 
-    `picked [B]` are the positions of the batch's clips in `clips`. With mixup, each returned label is that of the clip
-    with the larger weight in the mixture.
+    Return the loss and the gradient norm, `[2]`, and the predicted and the true classes, `[2, B]`. `check` is called
+    with the first result before the weights change.
     """
-    rate, n_impulses = epoch.front_end.config.sample_rate, 0 if epoch.impulses is None else len(epoch.impulses)
-    draws = draw_waveforms(epoch.augment, rate, clips.devices[picked], n_impulses, epoch.rng)
-    mix = draw_mixup(epoch.augment, len(picked), epoch.rng, device)
-    waveforms = augment_waveforms(clips.cache.batch(clips.rows[picked], device), draws, rate, epoch.impulses)  # [B, S]
-    x = epoch.front_end(waveforms)
-    x = augment_features(mix(x) if mix else x, epoch.augment, epoch.rng)  # [B, 1, F, T]
-    labels = torch.from_numpy(clips.labels[picked]).to(device)
-    teacher = None if clips.teacher is None else clips.teacher[picked].to(device)
-    output = epoch.teachers(picked, draws, mix) if epoch.teachers else None
-    with torch.autocast(device.type, AMP[epoch.train.amp], enabled=epoch.train.amp != "off"):
+    optimizer.zero_grad(set_to_none=True)
+    n, loss, classes = sum(len(batch.labels) for batch in step), torch.zeros((), device=step[0].labels.device), []
+    for batch in step:
+        part, logits, labels = _batch_loss(model, batch, epoch)
+        classes.append(torch.stack([logits.detach().argmax(dim=1), labels]))
+        share = len(labels) / n
+        loss = loss + part.detach() * share
+        scaler.scale(part * share).backward()
+    scaler.unscale_(optimizer)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    figures = torch.stack([loss, norm])
+    if check:
+        check(figures)
+    scaler.step(optimizer)
+    scaler.update()
+    return figures, torch.cat(classes, dim=1)
+
+
+def _batch_loss(model: nn.Module, batch: Batch, epoch: Epoch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Augment `batch` and predict it with `model`; return its mean loss, logits `[B, C]` and labels `[B]`.
+
+    With mixup, each returned label is that of the clip with the larger weight in the mixture.
+    """
+    labels, teacher, draws, mix = batch.labels, batch.teacher, batch.draws, batch.draws.mixup
+    device, rate = labels.device, epoch.front_end.config.sample_rate
+    waveforms = augment_waveforms(batch.read(batch.rows), draws, rate, epoch.impulses)  # [B, S]
+    x = augment_features(epoch.front_end(waveforms), draws, epoch.front_end.silence)  # [B, 1, F, T]
+    output = epoch.teachers(batch.picked, draws) if epoch.teachers else None
+    with autocast(epoch.train.amp, device):
         features = None
         if epoch.feature_loss:
             features = model.features(x.to(memory_format=torch.channels_last))  # type: ignore[operator]
@@ -181,8 +181,8 @@ def _batch_loss(
     loss = epoch.loss_of(logits, labels, output.logits if output else teacher)
     if mix:  # trainables/engine/losses.py explains why losses are mixed, not targets
         other = output.logits if output else None if teacher is None else teacher[mix.partner]
-        loss = mix.lam * loss + (1 - mix.lam) * epoch.loss_of(logits, labels[mix.partner], other)
-        labels = labels if mix.lam >= 0.5 else labels[mix.partner]
+        loss = mix.weight * loss + (1 - mix.weight) * epoch.loss_of(logits, labels[mix.partner], other)
+        labels = torch.where(mix.weight >= 0.5, labels, labels[mix.partner])
     if features is not None and epoch.feature_loss:
         assert output is not None
         assert output.features is not None
@@ -205,22 +205,24 @@ def _check_finite(values: np.ndarray, first: int, n_steps: int, epoch: Epoch) ->
         what, value = ("loss", values[step, 0]) if bad[step, 0] else ("gradient's norm", values[step, 1])
         raise TrainingDiverged(
             f"{epoch.where}: the {what} is {value} at step {first + step + 1} of {n_steps}; "
-            "expected a finite number: use a lower learning rate"
+            f"expected a finite number: {epoch.remedy}"
         )
 
 
 @torch.no_grad()
-def predict(model: nn.Module, clips: Clips, front_end: LogMel, batch_size: int = 64) -> torch.Tensor:
+def predict(model: nn.Module, clips: Clips, front_end: LogMel, batch_size: int | None = None) -> torch.Tensor:
     """Return the logits `[N, C]` of `model` in evaluation mode for N clips without augmentation, as a CPU tensor.
 
-    `batch_size` is the number of clips that are predicted together.
+    `batch_size` is the number of clips that are predicted together. None: 64, on a CPU 16, whose activations fit into
+    the processor's cache. The batch normalisation of a student is folded, in a copy of it.
     """
     device = next(model.parameters()).device
+    batch_size = batch_size or (16 if device.type == "cpu" else 64)
     training = model.training
-    model.eval()
+    network = folded(model) if isinstance(model, Student) else model.eval()
     logits = []
     for start in range(0, len(clips.rows), batch_size):
-        x = front_end(clips.cache.batch(clips.rows[start : start + batch_size], device))
-        logits.append(model(x.to(memory_format=torch.channels_last)).float().cpu())
+        x = front_end(clips.waveforms(slice(start, start + batch_size), device))
+        logits.append(network(x.to(memory_format=torch.channels_last)).float().cpu())
     model.train(training)
     return torch.cat(logits)

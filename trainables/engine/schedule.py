@@ -42,21 +42,23 @@ def schedule(config: TrainConfig, n_steps: int, peak: float | None = None) -> Ca
     """Return a function from the optimiser step (0 to `n_steps` - 1) to the learning rate of `config.schedule`.
 
     If `peak` is None, the schedule is that of dense training. The largest learning rate is then `config.lr`, and the
-    warm-up has `config.warmup_steps` steps (None: the share `config.warmup` of `n_steps`).
+    warm-up has `config.warmup_steps` steps, but at most the share `config.warmup_cap` of `n_steps` (None: the share
+    `config.warmup` of `n_steps`).
 
     Otherwise the schedule is for a later training (after a prune step, or for quantisation). The largest learning rate
     is then `peak`, and the warm-up has the share `config.warmup` of `n_steps`.
 
-    Raise ValueError if `peak` is None and `config.warmup_steps` is not below `n_steps`.
+    Raise ValueError if `peak` is None and the warm-up has `n_steps` or more steps.
     """
     warmup = config.warmup
     if peak is None and config.warmup_steps is not None:
-        if config.warmup_steps >= n_steps:
+        rise = min(config.warmup_steps, math.floor(config.warmup_cap * n_steps))
+        if rise >= n_steps:
             raise ValueError(
                 f"train.warmup_steps={config.warmup_steps}: the training has {n_steps} steps, so the learning "
                 f"rate would never reach its peak; set a number below {n_steps}, or train for more epochs"
             )
-        warmup = config.warmup_steps / n_steps
+        warmup = rise / n_steps
     top = config.lr if peak is None else peak
     if config.schedule == "cosine":
         return lambda step: learning_rate(step, n_steps, top, warmup)

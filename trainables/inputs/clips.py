@@ -13,16 +13,18 @@ import torch
 
 from data import tau
 from data.cache import WaveformCache, open_cache
+from data.config.dataset import DataConfig
 from data.holdout import hold_out
-from trainables.config.schema import TrialConfig
+from trainables.config.schema import ConfigError, TrialConfig
 from trainables.config.train import enough_epochs
+from trainables.inputs.device_clips import ResidentWaveforms
 
 
 @dataclass(frozen=True)
 class Clips:
     """N clips for training, validation or test: their waveforms (rows of `cache`), labels and recording devices.
 
-    `teacher` holds cached logits of the teachers, if the training needs them.
+    `teacher` and `device_entropy` are there if the training needs them.
     """
 
     cache: WaveformCache
@@ -30,11 +32,25 @@ class Clips:
     labels: np.ndarray  # [N] index of each clip's scene in `tau.SCENES`
     devices: np.ndarray  # [N] name of each clip's recording device
     teacher: torch.Tensor | None = None  # [N, C] cached logits of the teachers' ensemble; None: not needed
+    device_entropy: np.ndarray | None = None  # [N] in nats, from a classifier of devices; None: not needed
+    resident: ResidentWaveforms | None = None  # all waveforms of `cache` in the memory of a GPU; None: not there
+
+    def resident_on(self, device: torch.device) -> ResidentWaveforms | None:
+        """Return `resident` if it is on `device`, else None: a network may also be on the CPU of a machine with GPU."""
+        return self.resident if self.resident and self.resident.samples.device.type == device.type else None
+
+    def waveforms(self, picked: np.ndarray | slice, device: torch.device) -> torch.Tensor:
+        """Return the waveforms of the clips at the positions `picked`, as float32 `[B, S]` in [-1, 1] on `device`."""
+        rows, resident = self.rows[picked], self.resident_on(device)
+        return resident.batch(torch.from_numpy(rows).to(device)) if resident else self.cache.batch(rows, device)
 
 
 @dataclass(frozen=True)
 class SplitClips:
-    """The clips of the training split, divided into training and validation clips, and `notes` about this division."""
+    """The clips of the training split, divided into training and validation clips, and `notes` about this division.
+
+    With data.validation_share=0 there are no validation clips.
+    """
 
     train: Clips
     validation: Clips
@@ -67,8 +83,14 @@ def load_clips(config: TrialConfig, sample_rate: int, progress: bool = False, co
     d = config.data
     cache = open_cache(root, names, sample_rate, cache_dir, d.skip_broken, progress, d.num_workers, content)
     notes = parts.notes + tuple(f"left out: {reason}" for reason in cache.skipped.values())
-    train, validation = clips_of(parts.train, cache, "training"), clips_of(parts.validation, cache, "validation")
+    train = clips_of(parts.train, cache, "training")
+    validation = clips_of(parts.validation, cache, "validation") if d.validation_share else _no_clips(cache)
     return SplitClips(train, validation, notes)
+
+
+def _no_clips(cache: WaveformCache) -> Clips:
+    none = np.zeros(0, dtype=np.int64)
+    return Clips(cache, none, none, none.astype(str))
 
 
 def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
@@ -82,6 +104,15 @@ def clips_of(table: pd.DataFrame, cache: WaveformCache, part: str) -> Clips:
     clips = Clips(cache, rows, table.label.to_numpy(), table.device.to_numpy(dtype=str))
     check_all_scenes(clips, part)
     return clips
+
+
+def check_validated(config: TrialConfig, why: str) -> None:
+    """Raise ConfigError if `config` holds out no validation clips. `why` is the clause after "but" in the message."""
+    if not config.data.validation_share:
+        raise ConfigError(
+            f"data.validation_share=0, but {why}; expected a share above 0: leave data.validation_share out (default: "
+            f"{DataConfig.validation_share:g})"
+        )
 
 
 def filenames(clips: Clips) -> list[str]:

@@ -15,17 +15,28 @@ from typing import Any
 
 from data.files import make_folder, replace_text
 
+PROJECT = "asc-tune"  # name of the W&B project
 EXPERIMENTS = "experiments"  # name of the folder of a study, or of the single runs, that has one folder per trial
+REFIT = "refit"  # name of the folder of a study's refit, in the study's folder
+
+
+def study_label(place: str) -> str:
+    """Return the name under which the trials of the study at `place`, a path or URI, are shown and tracked."""
+    above, _, name = place.rstrip("/").rpartition("/")
+    return f"{above.rpartition('/')[2]}-{REFIT}" if name == REFIT else name
 
 
 @dataclass(frozen=True)
 class Point:
-    """The size of a deployed network, and its metrics on the validation clips. Accuracies are in [0, 1]."""
+    """The size of a deployed network, and its metrics on the validation clips. Accuracies are in [0, 1].
+
+    Without validation clips (data.validation_share=0), numbers are None, and the dicts of accuracies are empty.
+    """
 
     step: int  # number of prune steps so far; 0: the dense network
     epochs: int  # epochs trained so far, over all stages
-    val_macro_avg_acc: float
-    val_loss: float  # mean cross-entropy in nats
+    val_macro_avg_acc: float | None
+    val_loss: float | None  # mean cross-entropy in nats
     macs: int
     params: int
     bytes_fp32: int  # bytes of the parameters at this precision
@@ -46,15 +57,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """The result of one epoch. Sizes and validation metrics are those of the deployed form of the trained network."""
+    """The result of one epoch. Sizes and validation metrics are those of the deployed form of the trained network.
+
+    Without validation clips (data.validation_share=0), the validation metrics are None.
+    """
 
     stage: int  # 0: dense training; k: retraining after prune step k
     epoch: int  # number of the epoch within the stage, from 1
     epochs: int  # number of the epoch over all stages, from 1
     train_loss: float
-    val_loss: float
-    val_macro_avg_acc: float
-    val_ece: float
+    val_loss: float | None
+    val_macro_avg_acc: float | None
+    val_ece: float | None
     train_macro_avg_acc: float
     macs: int
     params: int

@@ -9,8 +9,9 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 from pyarrow import fs
@@ -106,8 +107,18 @@ class Store:
         """Return a dict from each file in the folder `name` to (size in bytes, modification time in ns since 1970).
 
         The keys are paths relative to the folder `name`. With `recursive`, files in sub-folders are included. If the
-        folder does not exist, the dict is empty.
+        folder does not exist, the dict is empty. Symbolic links, which a store on a disk may have, are left out:
+        asc-tune creates none, and they could lead out of the store or in a circle.
         """
+        if self.local:
+            folder = self.local / name
+            paths = [] if self.is_linked(name) else folder.rglob("*") if recursive else folder.glob("*")
+            found = {}
+            for path in paths:
+                with suppress(FileNotFoundError):  # deleted at this moment
+                    if S_ISREG((stat := path.lstat()).st_mode):
+                        found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+            return found
         top = f"{self.path}/{name}".rstrip("/")
         found = self.files.get_file_info(fs.FileSelector(top, allow_not_found=True, recursive=recursive))
         return {
@@ -127,6 +138,10 @@ class Store:
         """Return the sorted names of the files and folders in the folder `name`; [] if the folder does not exist."""
         found = self.files.get_file_info(fs.FileSelector(f"{self.path}/{name}", allow_not_found=True))
         return sorted(self._checked(info.base_name) for info in found)
+
+    def is_linked(self, name: str) -> bool:
+        """Return whether a part of the path `name` in a store on a disk is a symbolic link."""
+        return self.local is not None and os.path.realpath(self.local / name) != str(self.local.resolve() / name)
 
     def _checked(self, name: str) -> str:
         """Return `name`, the relative path of a listed object; OSError if it leads out of its folder.
@@ -177,15 +192,8 @@ class TrialCheckpoints:
             folder = f"{run}/{self.trial}"
             names = _newest_first(self.store.names(folder))
             found += [f"{folder}/{name}" for name in names if name.startswith("checkpoint_")]
-        return [name for name in found if not self._is_linked(name)]
-
-    def _is_linked(self, name: str) -> bool:
-        """Return whether a part of the path `name` on a local disk is a symbolic link.
-
-        asc-tune creates no links, so somebody else put it there, and what it leads to is neither read nor deleted.
-        """
-        root = self.store.local
-        return root is not None and os.path.realpath(root / name) != str(root / name)
+        # asc-tune creates no links, so somebody else put it there, and what it leads to is neither read nor deleted
+        return [name for name in found if not self.store.is_linked(name)]
 
     def load_newest(self, load: Callable[[Path], _T], warn: Callable[[str], None]) -> _T | None:
         """Call `load` with the local folder of the newest valid checkpoint, and return the result of `load`.
@@ -219,6 +227,8 @@ class TrialCheckpoints:
         The hashes in seal.json are not compared, because that would require reading all files.
         """
         sizes = self.store.sizes(name, recursive=True)
+        if SEAL not in sizes:  # missing, or no file: a pipe would never be read to its end
+            return False
         try:
             files, _ = sealed_content(parse_json(self.store.read(f"{name}/{SEAL}"), f"{name}/{SEAL}"))
         except (OSError, ValueError, RecursionError):

@@ -14,14 +14,14 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import wandb
 from wandb.sdk.lib import wbauth
 
 from data.files import make_folder
+from data.untrusted import credentials_in, printable
+from trainables.outputs.records import PROJECT
 
-PROJECT = "asc-tune"
 ANSWER_S = 5.0  # timeout of each read from W&B's server when it is tested
 START_S = 30.0  # time for the start of a run before it is logged offline
 FINISH_S = 60.0  # time for the upload of the last metrics of a run; `wandb sync` uploads what is left
@@ -36,16 +36,20 @@ def choose_mode(warn: Callable[[str], None] = _LOG.warning) -> str:
     request within seconds, else `offline`. `warn` is called with a message if the settings or the key are invalid, or
     if the server cannot be used. Without a key, no message is needed. The address of the server, the key and the
     proxies are those that W&B itself would use: from the environment, W&B's settings files (`wandb login --host`) and
-    ~/.netrc.
+    ~/.netrc. An address with a user name or a password is never used, because W&B logs the address.
 
     A study calls this function once. If the server does not answer, W&B's own retries would delay each trial by 30 s.
     """
-    if chosen := os.environ.get("WANDB_MODE"):
+    chosen = os.environ.get("WANDB_MODE")
+    if chosen and chosen != "online":
         return chosen
     try:
         settings = _settings()
-        if settings.mode != "online":
-            return settings.mode
+        if problem := credentials_in(settings.base_url):
+            warn(_offline(f"the address of its server contains {problem} (WANDB_BASE_URL, or its settings files)"))
+            return "offline"
+        if chosen or settings.mode != "online":
+            return chosen or settings.mode
         url = settings.base_url
         key = wbauth.authenticate_session(host=url, source="asc-tune", prompt=False, update_session=False)
     except (ValueError, wandb.Error):  # their text may contain the key
@@ -53,8 +57,6 @@ def choose_mode(warn: Callable[[str], None] = _LOG.warning) -> str:
         return "offline"
     if key is None:
         return "offline"
-    server = urlsplit(url)
-    url = server._replace(netloc=server.netloc.rpartition("@")[2]).geturl()  # without a user name and a password
     if failure := _failure(url, settings.http_proxy, settings.https_proxy):
         warn(_offline(f"its server {url} cannot be used ({failure})"))
         return "offline"
@@ -132,7 +134,12 @@ class Tracker:
         make_folder(folder)
         self._folder, self._name = folder, name
         settings = wandb.Settings(
-            silent=True, console="off", init_timeout=START_S, finish_timeout=FINISH_S, x_disable_stats=True
+            silent=True,
+            console="off",
+            init_timeout=START_S,
+            finish_timeout=FINISH_S,
+            x_disable_stats=True,
+            git_remote="",  # the address of a checkout's repository may contain a token, which W&B would record
         )
         arguments: dict[str, Any] = {
             "project": os.environ.get("WANDB_PROJECT", project),
@@ -156,7 +163,7 @@ class Tracker:
                 self._run_id = own_id
                 return
             except Exception as error:  # W&B's exceptions have no common base class, and none may stop a trial
-                _LOG.warning("W&B could not start run %s in mode %s (%s); %s", own_id, where, error, action)
+                _LOG.warning("W&B could not start run %s in mode %s (%s); %s", own_id, where, _text(error), action)
                 self._attempt("end its background process", wandb.teardown)
         _LOG.warning("trial %s is not logged to W&B; its results are in the local files only", name)
 
@@ -193,4 +200,9 @@ class Tracker:
         try:
             call()
         except (Exception, SystemExit) as error:  # `teardown` exits if W&B's background process has failed
-            _LOG.warning("trial %s: W&B could not %s (%s); the trial continues", self._name, what, error)
+            _LOG.warning("trial %s: W&B could not %s (%s); the trial continues", self._name, what, _text(error))
+
+
+def _text(error: BaseException) -> str:
+    """Return the text of an error of W&B for the log; for invalid settings only the type, because W&B shows values."""
+    return type(error).__name__ if isinstance(error, ValueError) else printable(str(error))

@@ -3,7 +3,6 @@
 These commands train, prune, fine-tune or export networks without Ray (run_training.py, progressive_prune.py, ...).
 """
 
-import argparse
 import csv
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,22 +15,23 @@ from rich.markup import escape
 from tqdm import tqdm
 
 from ascmodels.checkpoint import CheckpointError, save_student
-from ascmodels.compress.groups import PruningError
+from ascmodels.config.prune import PruningError
 from ascmodels.nessi import UncountableError
 from ascmodels.teachers import read_extra
 from data.files import make_folder, mend_folder, replace_folder
 from data.impulse import impulses_for
 from data.signals import INTERRUPTED, interruptible
 from data.tau import DatasetError, resolved
-from data.untrusted import Terminal
+from data.untrusted import Terminal, printable
 from trainables.config.compose import compose
-from trainables.config.flags import command_parser, flags_to_overrides, keep_epochs
+from trainables.config.distill import described
+from trainables.config.flags import flags_to_overrides, keep_epochs
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import describe_use
-from trainables.engine.device import training_device
+from trainables.engine.device import out_of_memory, training_device
 from trainables.engine.loop import TrainingDiverged
-from trainables.engine.memory import out_of_memory
 from trainables.inputs.clips import load_clips, with_enough_epochs
+from trainables.outputs.disk import disk_message
 from trainables.outputs.records import point_dict, point_row, write_rows
 from trainables.outputs.tracking import Tracker
 from trainables.single.run_folder import LAST, RunError, shown
@@ -44,16 +44,6 @@ from trainables.trial.trial import Trial
 USER_ERRORS = (
     *(CheckpointError, ConfigError, DatasetError, PruningError, RunError, TrainingDiverged, UncountableError),
 )
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return an argument parser with the option --storage; its --help shows `description` and the configuration keys.
-
-    A command adds its own options, calls `parse_known_args`, and passes the remaining arguments to `configure`.
-    """
-    p = command_parser(description)
-    p.add_argument("--storage", type=Path, default=Path("runs"), help="folder of runs and caches (default: runs)")
-    return p
 
 
 def configure(words: Sequence[str], storage: Path, default: Sequence[str] = ()) -> TrialConfig:
@@ -92,7 +82,12 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
     clips = load_clips(config, config.frontend.sample_rate, progress=True)
     train, validation = len(clips.train.rows), len(clips.validation.rows)
     console.print(
-        f"data: split{config.data.subset}, {train} training and {validation} validation clips (held out by location)",
+        f"data: split{config.data.subset}, "
+        + (
+            f"{train} training and {validation} validation clips (held out by location)"
+            if validation
+            else f"all {train} clips are training clips, so nothing is validated"
+        ),
         highlight=False,
         soft_wrap=True,
     )
@@ -102,10 +97,12 @@ def prepare(config: TrialConfig, console: Console) -> tuple[TrialConfig, TrialDa
     if config.distill.taught and not config.distill.teacher_ckpts:
         folder = str(fine_tuned_teacher(config, progress=True))
         config = replace(config, distill=replace(config.distill, teacher_ckpts=(folder,)))
+    if config.distill.taught:
+        console.print(described(config.distill), highlight=False, soft_wrap=True)
     for source in map(Path, config.distill.teacher_ckpts if config.distill.taught else ()):
-        console.print(f"teacher: {shown(source)}", highlight=False, soft_wrap=True)
+        console.print(f"teacher: {escape(shown(source))}", highlight=False, soft_wrap=True)
         metadata = read_manifest(source) if source.is_file() else read_extra(source)
-        if metadata.get("validation") not in (validation_hash(clips.validation), None):
+        if validation and metadata.get("validation") not in (validation_hash(clips.validation), None):
             console.print(
                 "  note: this teacher was fine-tuned on another division of the clips into training and validation; "
                 "it may have been trained on this run's validation clips",
@@ -127,7 +124,7 @@ def guarded(work: Callable[[Console], int]) -> int:
         with interruptible():
             return work(console)
     except (*USER_ERRORS, OSError, MemoryError, RuntimeError) as error:  # OSError: e.g. a full disk
-        message = out_of_memory(error) or str(error)
+        message = out_of_memory(error) or disk_message(error)
         if message == str(error) and not isinstance(error, (*USER_ERRORS, OSError)):
             raise
         console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
@@ -168,7 +165,7 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
         # results.csv is written before the state, so it may be one epoch ahead; its other rows are kept unchanged
         saved = csv.DictReader(curves.read_text().splitlines() if curves.is_file() else [])
         rows = [row for row in saved if int(row["epochs"]) <= trial.epochs]
-    with tqdm(total=trial.total_epochs, initial=trial.epochs, desc=label, unit="epoch") as bar:
+    with tqdm(total=trial.total_epochs, initial=trial.epochs, desc=printable(label), unit="epoch") as bar:
         for record in run_trial(trial):
             values = {k: v for k, v in asdict(record).items() if k not in ("point", "finished")}
             rows.append(values)
@@ -181,7 +178,9 @@ def drive(trial: Trial, label: str, tracker: Tracker | None = None, on_point: Ca
                     tracker.summary(named)
             if record.point and on_point:
                 on_point()
-            bar.set_postfix(loss=f"{record.train_loss:.3f}", val_macro_avg_acc=f"{record.val_macro_avg_acc:.3f}")
+            accuracy = record.val_macro_avg_acc
+            shown_accuracy = {} if accuracy is None else {"val_macro_avg_acc": f"{accuracy:.3f}"}
+            bar.set_postfix({"loss": f"{record.train_loss:.3f}", **shown_accuracy})
             bar.update(record.epochs - bar.n)
     name = folder.name
     points = [point_row(name, "complete", ".", point_dict(p), {}) for p in trial.points]

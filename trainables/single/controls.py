@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ascmodels.compress.plan import PruneConfig
-from ascmodels.nessi import size_bytes
+from ascmodels.config.limits import size_bytes
+from ascmodels.config.prune import PruneConfig
 from ascmodels.students import Student, Widths
 from data.files import replace_text
 from trainables.config.schema import TrialConfig
@@ -25,7 +25,6 @@ from trainables.trial.data import TrialData
 from trainables.trial.start import Start
 from trainables.trial.trial import Trial
 
-CONTROLS = ("one_shot", "dense", "random")
 PROGRESSIVE = "progressive"
 
 

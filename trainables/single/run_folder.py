@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data.files import locked, make_folder, read_json
+from data.untrusted import linked_out, printable
 from trainables.config.schema import TrialConfig
 from trainables.outputs.records import EXPERIMENTS, now, write_info
 
@@ -73,12 +74,14 @@ class Run:
     def find(storage: Path, run_id: str) -> "Run":
         """Return the run with the id `run_id` in `<storage>/experiments`, or else the run in the folder `run_id`.
 
-        Raise RunError if there is no such run, if its info.json is damaged, or if the folder is a trial of a study.
+        Raise RunError if there is no such run, if its info.json is damaged, if a symbolic link leads out of its folder,
+        or if the folder is a trial of a study.
         """
         runs = storage.expanduser().resolve() / EXPERIMENTS
         folder = runs / run_id
         if not (folder / "info.json").is_file():
             folder = Path(run_id).expanduser().resolve()
+        check_links(folder, "info.json")
         try:
             run = Run(folder, read_json(folder / "info.json"))
         except FileNotFoundError as error:
@@ -129,7 +132,7 @@ def newest_runs(storage: Path, kind: str | None = None) -> list[Run]:
         try:
             run = Run(path.parent, read_json(path))
         except (OSError, ValueError) as error:
-            _LOG.warning("the run in %s is left out: %s", path.parent, error)
+            _LOG.warning("%s", printable(f"the run in {path.parent} is left out: {error}"))
             continue
         if "kind" in run.info and kind in (None, run.info["kind"]):  # a study's trials have no kind
             found.append(run)
@@ -145,11 +148,11 @@ def find_checkpoint(storage: Path, name: str) -> Path:
     - `last.ckpt`, if the working directory has no file or folder of this name: the last network of the newest finished
       run of run_training.py in `storage`, in training form
 
-    Raise RunError if there is no such checkpoint.
+    Raise RunError if there is no such checkpoint, or if a symbolic link leads out of its run, trial or study.
     """
     path = Path(name).expanduser()
     if (path / "student.json").is_file():
-        return path.resolve()
+        return checked_checkpoint(path)
     if path.name == LAST and not path.exists() and len(path.parts) == 1:
         runs = [r for r in newest_runs(storage, "train") if (r.folder / LAST).is_dir()]
         if not runs:
@@ -158,15 +161,34 @@ def find_checkpoint(storage: Path, name: str) -> Path:
                 "expected one of the two: train a student with python trainables/run_training.py, or give the "
                 "--storage with which one was trained"
             )
-        return runs[0].folder / LAST
+        return checked_checkpoint(runs[0].folder / LAST)
     folder = path if path.is_dir() else Run.find(storage, name).folder
     for candidate in (folder / LAST, folder):
         if (candidate / "student.json").is_file():
-            return candidate.resolve()
+            return checked_checkpoint(candidate)
     raise RunError(
         f"{folder} has no student checkpoint; expected the file student.json or {LAST}/student.json in this folder: "
         "give a finished run, or the folder of a checkpoint"
     )
+
+
+def checked_checkpoint(folder: Path) -> Path:
+    """Return the path of the checkpoint `folder` without symbolic links.
+
+    Raise RunError if a symbolic link leads out of the checkpoint or out of the run, trial or study that contains it.
+    """
+    folder = Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - `resolve` would follow links out of a study
+    step, trial, _, study = (folder, *folder.parents, *3 * [folder])[:4]
+    check_links(step, "student.json")
+    check_links(trial, "info.json")
+    check_links(study, "study.json")
+    return folder.resolve()
+
+
+def check_links(folder: Path, sign: str) -> None:
+    """Raise RunError if a symbolic link leads out of `folder`; any folder is accepted that has no file named `sign`."""
+    if (folder / sign).exists() and (problem := linked_out(folder)):
+        raise RunError(problem)
 
 
 def shown(path: Path) -> str:

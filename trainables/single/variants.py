@@ -50,7 +50,7 @@ class Form:
     file: str  # name of the ONNX file; empty: this form has no file
     parameter_bytes: int  # size of the parameters; for int8 with the int32 biases and the scales
     file_bytes: int  # 0: this form has no file
-    val_macro_avg_acc: float
+    val_macro_avg_acc: float | None  # None: there are no validation clips
     max_difference: float  # largest absolute difference from the logits of the reference, over all clips and classes
     agreement: float  # share of the clips for which this form predicts the same scene as the reference
     latency_ms: float  # wall-clock time for one clip, median over the runs
@@ -60,11 +60,12 @@ class Form:
 
 
 def compare(
-    variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int
+    variants: Sequence[Variant], clips: Clips, front_end: LogMel, n_runs: int, validated: bool = True
 ) -> tuple[list[Form], dict[str, float]]:
     """Measure accuracy, size and latency of each variant; return (one `Form` for each, times of the front-end).
 
     `variants` are forms of one network, e.g. fp32 and int8, which predict `clips`. `front_end` computes the features.
+    With `validated` False, accuracies are not measured, because the network was trained on `clips`.
     Each time is the median of `n_runs` timed runs on the first clip. The times of the front-end, from the waveform of
     this clip to its features, are a dict with the keys `latency_ms` (wall-clock time) and `cpu_ms` (CPU time of the
     thread). Raise ExportError if the logits of a variant are not finite.
@@ -87,7 +88,7 @@ def compare(
                 file=v.path.name if v.path else "",
                 parameter_bytes=v.parameter_bytes,
                 file_bytes=v.path.stat().st_size if v.path else 0,
-                val_macro_avg_acc=measure(found, clips.labels, clips.devices).macro_avg_acc,
+                val_macro_avg_acc=measure(found, clips.labels, clips.devices).macro_avg_acc if validated else None,
                 max_difference=largest_difference(v.name, found, reference),
                 agreement=float((found.argmax(1) == reference.argmax(1)).mean()),
                 latency_ms=float(median),
@@ -150,7 +151,8 @@ def as_table(forms: Sequence[Form], title: str) -> Table:
     for f in forms:
         table.add_row(
             *(f.form, f"{f.parameter_bytes:,}"),
-            *(f"{f.val_macro_avg_acc:.1%}", f"{f.max_difference:.2g}", f"{f.agreement:.1%}"),
+            "-" if f.val_macro_avg_acc is None else f"{f.val_macro_avg_acc:.1%}",
+            *(f"{f.max_difference:.2g}", f"{f.agreement:.1%}"),
             *(f"{f.latency_ms:.2f} ({f.latency_iqr_ms:.2f})", f"{f.cpu_ms:.2f}", f"{f.cpu_ratio:.2f}"),
         )
     return table

@@ -18,15 +18,17 @@ from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers import load_teacher, read_extra
 from data import tau
 from data.cache import cache_key
-from data.features import FrontEndConfig, LogMel
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from data.files import locked
+from data.untrusted import printable
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.device import pick_device
 from trainables.engine.loop import predict
-from trainables.inputs.clips import SplitClips, filenames, load_clips
+from trainables.inputs.clips import SplitClips, check_validated, filenames, load_clips
 from trainables.teachers.ensemble import combine, greedy
 from trainables.teachers.fine_tuning import FORMAT
-from trainables.teachers.logits import folder_hash, load_logits, save_logits
+from trainables.teachers.logits import folder_hash, load_logits, read_manifest, save_logits
 
 _FACTS = ("classes", "frontend", "validation", "val_macro_avg_acc")  # required keys of teacher.json
 _LOG = logging.getLogger(__name__)
@@ -81,7 +83,7 @@ def logits_file(config: TrialConfig, folder: Path, progress: bool = False, conte
                 raise ConfigError(f"the logits of teacher {folder} cannot be computed: teacher.{error}") from error
             teacher, log_mel = load_teacher(folder, tau.SCENES)[0].to(device), LogMel(front_end).to(device)
             parts = []
-            with tqdm(total=len(names), desc=folder.name, unit="clip", disable=not progress) as bar:
+            with tqdm(total=len(names), desc=printable(folder.name), unit="clip", disable=not progress) as bar:
                 for start in range(0, len(names), _CHUNK):
                     rows = np.arange(start, min(start + _CHUNK, len(names)))
                     parts.append(predict(teacher, replace(clips, rows=rows), log_mel))
@@ -98,7 +100,7 @@ def _is_valid(path: Path) -> bool:
         load_logits(path, None, tau.SCENES)
         return True
     except CheckpointError as error:
-        _LOG.warning("%s; the cached logits are computed again now", error)
+        _LOG.warning("%s; the cached logits are computed again now", printable(str(error)))
         return False
 
 
@@ -161,7 +163,15 @@ def ensemble_weights(config: TrialConfig, data: SplitClips, progress: bool = Fal
         )
     if d.ensemble != "greedy":
         return d.teacher_weights
-    sources = map(Path, d.teacher_ckpts)
+    check_validated(config, "distill.ensemble=greedy chooses the weights of the teachers on validation clips")
+    sources = [Path(source) for source in d.teacher_ckpts]
+    for source in sources:
+        if source.is_file() and read_manifest(source).get("imported"):
+            raise ConfigError(
+                f"distill.ensemble=greedy chooses the weights of the teachers on the validation clips, but {source} "
+                "has imported logits, of a teacher that may have learned from these clips; expected teachers that "
+                "asc-tune has fine-tuned: use distill.ensemble=logits or probabilities"
+            )
     names, content = filenames(data.validation), data.validation.cache.content
     held_out = [teacher_logits(config, source, names, progress, content) for source in sources]
     return greedy(held_out, data.validation.labels).weights

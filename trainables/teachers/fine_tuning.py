@@ -1,11 +1,16 @@
 """Fine-tune a teacher on the training clips and keep the epoch with the best validation accuracy.
 
+Without validation clips (data.validation_share=0), the last epoch is kept.
+
 `fine_tuned_teacher` trains each teacher only once: the name of a teacher's folder in the cache is a hash of everything
 that determines its weights.
 """
 
 import hashlib
 import json
+import logging
+import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,21 +20,26 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from ascmodels.checkpoint import CheckpointError
+from ascmodels.checkpoint import CheckpointError, load_tensors
 from ascmodels.teachers import Teacher, build_teacher, parameter_groups, read_extra, save_teacher
 from data import tau
 from data.cache import cache_key
 from data.features import LogMel
-from data.files import locked
+from data.files import locked, mend_folder, replace_folder
 from data.impulse import impulses_for
 from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.averages import WeightAverage
 from trainables.engine.device import set_up_process, training_device
-from trainables.engine.loop import Epoch, TrainingDiverged, WeightAverage, predict, train_epoch
+from trainables.engine.loop import Epoch, TrainingDiverged, predict, train_epoch
 from trainables.engine.metrics import measure
+from trainables.engine.optimizer import load_state
 from trainables.engine.schedule import schedule
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips, with_enough_epochs
 from trainables.teachers.logits import folder_hash, read_manifest
 
+SAVE_EVERY_S = 60  # least time between two saved states of a fine-tuning: at most about this much work is repeated
+STATE = "state.pt"
+_LOG = logging.getLogger(__name__)
 FORMAT = 2  # format version of cached teachers and logits; it is part of the hashes in their names
 
 
@@ -77,9 +87,10 @@ def teacher_key(config: TrialConfig, clips: SplitClips) -> str:
 def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Path, key: str, progress: bool) -> None:
     """Train a teacher and save its weights of the epoch with the highest validation accuracy to `folder`.
 
-    `key`, the hash from `teacher_key`, is stored in teacher.json. `progress` shows a progress bar. Raise
-    TrainingDiverged if a loss, gradient or logit is not finite; the weights of the best earlier epoch, if there is one,
-    are then saved to `<folder>-diverged`.
+    `key`, the hash from `teacher_key`, is stored in teacher.json. `progress` shows a progress bar. Every `SAVE_EVERY_S`
+    seconds, the state of the training is saved in `<folder>.state`; if this process is killed, the next one continues
+    from there, with the same result. Raise TrainingDiverged if a loss, gradient or logit is not finite; the weights of
+    the best earlier epoch, if there is one, are then saved to `<folder>-diverged`.
     """
     c = config.teacher
     steps = c.train.epoch_steps(len(train.rows))
@@ -93,18 +104,13 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
     smoothing = c.train.label_smoothing
     extra: dict[str, Any] = {"key": key, "classes": list(tau.SCENES), "frontend": asdict(c.frontend)}
     extra |= {"validation": validation_hash(validation), "n_train": len(train.rows), "epochs": c.train.epochs}
-    extra["val_macro_avg_acc"] = -1.0
+    extra["val_macro_avg_acc"] = None
+    saved = folder.with_name(f"{folder.name}.state")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):  # for dropout, patchout
-        torch.manual_seed(config.seed)
-        teacher = build_teacher(c.model, len(tau.SCENES), c.frontend.n_mels, c.frontend.frames).to(device)
-        groups = parameter_groups(teacher, c.lr_decay)
-        optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=c.train.weight_decay)
-        average = WeightAverage(teacher, c.train.ema_decay) if c.train.ema_decay else None
-        kept = average.network if average else teacher  # the network that is measured and saved
-        assert isinstance(kept, Teacher)
-        best_state: dict[str, torch.Tensor] = {}
-        with tqdm(range(c.train.epochs), desc="teacher", unit="epoch", disable=not progress) as bar:
-            for epoch in bar:
+        run = _restored(config, device, extra, saved) or _FineTuning(config, device, extra)
+        last_save = time.monotonic()
+        with tqdm(total=c.train.epochs, initial=run.epochs, desc="teacher", unit="epoch", disable=not progress) as bar:
+            for epoch in range(run.epochs, c.train.epochs):
                 first = epoch * steps
                 described = Epoch(
                     front_end,
@@ -114,28 +120,119 @@ def _fine_tune(config: TrialConfig, train: Clips, validation: Clips, folder: Pat
                     lambda i, first=first: rate(first + i),
                     np.random.default_rng([config.seed, epoch]),
                     impulses=impulses,
-                    after_step=(lambda i, first=first: average.update(teacher, first + i)) if average else None,
+                    after_step=(lambda i, first=first: run.after_step(first + i)) if run.average else None,
                     where=f"teacher, epoch {epoch + 1}",
                 )
                 try:
-                    loss = train_epoch(teacher, optimizer, train, described).loss
-                    accuracy = _accuracy(kept, validation, front_end, epoch)
+                    loss = train_epoch(run.teacher, run.optimizer, train, described).loss
+                    accuracy = _accuracy(run.kept, validation, front_end, epoch) if len(validation.rows) else None
                 except TrainingDiverged as error:
-                    if not best_state:
+                    _remove(saved)
+                    if not run.best:
                         raise TrainingDiverged(f"{error}; fine-tune again with a lower teacher.train.lr") from error
                     diverged = folder.with_name(f"{folder.name}-diverged")
-                    kept.load_state_dict(best_state)
-                    save_teacher(diverged, kept.cpu(), extra)
+                    run.save_best(diverged)
                     raise TrainingDiverged(
-                        f"{error}; the best earlier epoch, number {extra['epoch']}, is saved in {diverged}: use this "
-                        "teacher, or fine-tune again with a lower teacher.train.lr"
+                        f"{error}; the best earlier epoch, number {run.extra['epoch']}, is saved in {diverged}: use "
+                        "this teacher, or fine-tune again with a lower teacher.train.lr"
                     ) from error
-                if accuracy > extra["val_macro_avg_acc"]:
-                    extra |= {"val_macro_avg_acc": accuracy, "epoch": epoch + 1}
-                    best_state = {k: v.detach().cpu().clone() for k, v in kept.state_dict().items()}
-                bar.set_postfix(loss=f"{loss:.3f}", val_macro_avg_acc=f"{accuracy:.3f}")
-    kept.load_state_dict(best_state)
-    save_teacher(folder, kept.cpu(), extra)
+                run.end_epoch(accuracy)
+                if time.monotonic() - last_save >= SAVE_EVERY_S and run.epochs < c.train.epochs:
+                    replace_folder(saved, run.save_state)
+                    last_save = time.monotonic()
+                measured = {} if accuracy is None else {"val_macro_avg_acc": f"{accuracy:.3f}"}
+                bar.set_postfix({"loss": f"{loss:.3f}", **measured})
+                bar.update()
+    run.save_best(folder)
+    _remove(saved)
+
+
+class _FineTuning:
+    """A fine-tuning after `epochs` epochs: the teacher, its optimiser, its averaged weights, and the best weights.
+
+    `kept` is the network that is measured and saved. `extra` has the entries of teacher.json, among them the accuracy
+    and the number of the best epoch.
+    """
+
+    def __init__(self, config: TrialConfig, device: torch.device, extra: dict[str, Any]):
+        c = config.teacher
+        torch.manual_seed(config.seed)
+        self.teacher = build_teacher(c.model, len(tau.SCENES), c.frontend.n_mels, c.frontend.frames).to(device)
+        groups = parameter_groups(self.teacher, c.lr_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=1.0, weight_decay=c.train.weight_decay)
+        self.average = WeightAverage(self.teacher, c.train.ema_decay) if c.train.ema_decay else None
+        kept = self.average.network if self.average else self.teacher
+        assert isinstance(kept, Teacher)
+        self.kept, self.device, self.epochs, self.extra = kept, device, 0, dict(extra)
+        self.best: dict[str, torch.Tensor] = {}
+
+    def after_step(self, step: int) -> None:
+        if self.average:
+            self.average.update(self.teacher, step)
+
+    def end_epoch(self, accuracy: float | None) -> None:
+        """Count an epoch, and keep its weights if no earlier epoch has a higher `accuracy` (None: not measured)."""
+        self.epochs += 1
+        best = self.extra["val_macro_avg_acc"]
+        if accuracy is None or best is None or accuracy > best:
+            self.extra |= {"val_macro_avg_acc": accuracy, "epoch": self.epochs}
+            self.best = {k: v.detach().cpu().clone() for k, v in self.kept.state_dict().items()}
+
+    def save_best(self, folder: Path) -> None:
+        """Save the weights of the best epoch to `folder`. The training cannot be continued afterwards."""
+        self.kept.load_state_dict(self.best)
+        save_teacher(folder, self.kept.cpu(), self.extra)
+
+    def save_state(self, folder: Path) -> None:
+        on_gpu = self.device.type == "cuda"
+        state = {
+            "epochs": self.epochs,
+            "extra": json.dumps(self.extra),
+            "teacher": self.teacher.state_dict(),
+            "average": self.average.network.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if on_gpu else None,
+        }
+        torch.save(state, folder / STATE)
+
+    def load_state(self, folder: Path) -> None:
+        """Restore what `save_state` wrote. Raise CheckpointError, KeyError, RuntimeError, TypeError or ValueError if it
+        does not fit."""
+        state = load_tensors(folder / STATE)
+        extra = json.loads(state["extra"])
+        if extra["key"] != self.extra["key"] or not 0 < state["epochs"] < extra["epochs"] == self.extra["epochs"]:
+            raise ValueError(f"epochs={state['epochs']}, key={extra['key']}")
+        self.kept.load_state_dict(state["best"])  # raises if they do not fit
+        self.teacher.load_state_dict(state["teacher"])
+        if self.average:
+            self.average.network.load_state_dict(state["average"])
+        load_state(self.optimizer, state["optimizer"])
+        self.epochs, self.extra, self.best = state["epochs"], extra, state["best"]
+        torch.set_rng_state(state["random"])
+        if self.device.type == "cuda" and state["random_cuda"] is not None:
+            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+
+
+def _restored(config: TrialConfig, device: torch.device, extra: dict[str, Any], saved: Path) -> _FineTuning | None:
+    """Return the fine-tuning whose state a killed process saved in the folder `saved`; None: no valid state."""
+    mend_folder(saved)
+    if not saved.is_dir():
+        return None
+    run = _FineTuning(config, device, extra)
+    try:
+        run.load_state(saved)
+    except (CheckpointError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        _LOG.warning("the saved state of a fine-tuning, %s, cannot be used (%s): it starts again", saved, reason)
+        return None
+    return run
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
 
 
 def _accuracy(teacher: torch.nn.Module, validation: Clips, front_end: LogMel, epoch: int) -> float:
@@ -166,7 +263,7 @@ def validation_hash(validation: Clips) -> str:
 
 
 def teacher_summary(source: Path) -> dict[str, object]:
-    """Return name, validation accuracy and a hash of the validation clips of the teacher `source`.
+    """Return name, validation accuracy (None: not measured) and a hash of the validation clips of the teacher `source`.
 
     `source` is a folder or a logits file. The keys are `name`, `val_macro_avg_acc` and `validation` (the result of
     `validation_hash`). Raise CheckpointError if one of them is not stored.

@@ -20,11 +20,13 @@ import torch
 from ascmodels.checkpoint import CheckpointError
 from ascmodels.teachers import Teacher, load_teacher
 from data import tau
-from data.augment import AugmentConfig, Draws, Mix, augment_waveforms
-from data.features import FrontEndConfig, LogMel
+from data.augment import Draws, augment_waveforms
+from data.config.augment import AugmentConfig
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from data.impulse import impulses_for
 from trainables.config.schema import TrialConfig
-from trainables.config.train import AMP
+from trainables.engine.device import autocast
 from trainables.engine.loop import BatchTeacher, TeacherOutput
 from trainables.inputs.clips import Clips, SplitClips, filenames, load_clips
 from trainables.teachers.cached_logits import ensemble_weights, teacher_front_end
@@ -57,9 +59,8 @@ class OnlineTeachers:
         """Return a function that computes the logits of the ensemble for one batch of training clips.
 
         The function's arguments are the indices `[B]` of the batch among the student's training clips, the random draws
-        of the student's waveform augmentation `augment`, and the draws of its mixup (None: no mixup). If
-        `with_features`, it also returns the features of the teacher; there must be only one teacher then. `amp` is the
-        mixed precision: off, bf16 or fp16.
+        of the student's augmentation `augment`. If `with_features`, it also returns the features of the teacher; there
+        must be only one teacher then. `amp` is the mixed precision (train.amp).
         """
         front_ends = [LogMel(m.front_end).to(device) for m in self.members]
         impulses = [impulses_for(augment, m.front_end.sample_rate, device) for m in self.members]
@@ -67,13 +68,13 @@ class OnlineTeachers:
             member.teacher.to(device).eval().requires_grad_(False)
 
         @torch.no_grad()
-        def predict(picked: np.ndarray, draws: Draws, mix: Mix | None) -> TeacherOutput:
+        def predict(picked: np.ndarray, draws: Draws) -> TeacherOutput:
             logits, features = [], None
             for member, front_end, responses in zip(self.members, front_ends, impulses, strict=True):
                 waveforms = member.clips.cache.batch(member.clips.rows[picked], device)  # [B, S]
                 x = front_end(augment_waveforms(waveforms, draws, member.front_end.sample_rate, responses))
-                x = (mix(x) if mix else x).to(memory_format=torch.channels_last)  # [B, 1, F, T]
-                with torch.autocast(device.type, AMP[amp], enabled=amp != "off"):
+                x = (draws.mixup(x) if draws.mixup else x).to(memory_format=torch.channels_last)  # [B, 1, F, T]
+                with autocast(amp, device):
                     logits.append(member.teacher(x).float())
                     features = member.teacher.features(x).float() if with_features else None
             return TeacherOutput(combine(logits, self.method, self.weights), features)

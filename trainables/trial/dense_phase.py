@@ -21,21 +21,23 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ascmodels.checkpoint import CheckpointError
 from data.files import locked, make_folder, remove_temporary, replace_folder
 from data.seals import SealError, check_seal, seal
 from trainables.engine.deployment import deploy
 from trainables.inputs.code import code_hash
 from trainables.outputs.records import Record
+from trainables.outputs.restored import restored_record
 from trainables.teachers.logits import folder_hash
 from trainables.trial.stages import run_trial, start_stage
 from trainables.trial.start import Weights
-from trainables.trial.trial import Trial, restored_point
+from trainables.trial.trial import Trial
 
 POLL_S = 0.1  # seconds between two attempts to lock a parent
 KEPT = 2  # number of newest states kept: if one is damaged, the one before it is used
@@ -72,7 +74,8 @@ def parent_key(trial: Trial, code: str) -> str:
     data = trial.data
     shaping: dict[str, Any] = {k: v for k, v in trial.config.flat().items() if k not in _free_keys(trial)}
     shaping |= {"code": code, "torch": torch.__version__, "device": trial.device.type, "clips": trial.clips_hash}
-    shaping["widths"] = asdict(trial.start.widths) if trial.start.widths else None
+    widths = trial.start.first_widths
+    shaping["widths"] = asdict(widths) if widths else None
     shaping["impulses"] = _tensor_hash(trial.impulses)
     shaping["teacher"] = _tensor_hash(data.train.teacher)
     if data.online:
@@ -175,10 +178,11 @@ def _are_records(found: Any, state: str) -> bool:
 
     The epochs are those from 1 to the number in the name, e.g. 1 to 3 for state-0003.
     """
-    names = {field.name for field in fields(Record)}
-    if not isinstance(found, list) or not all(isinstance(record, dict) and record.keys() == names for record in found):
+    try:
+        records = [restored_record(record) for record in found]
+    except (LookupError, TypeError, ValueError):
         return False
-    return f"state-{len(found):04d}" == state and [r["epochs"] for r in found] == list(range(1, len(found) + 1))
+    return f"state-{len(records):04d}" == state and [r.epochs for r in records] == list(range(1, len(records) + 1))
 
 
 def _dense_stage(trial: Trial, parent: Parent) -> Iterator[Record]:
@@ -237,15 +241,19 @@ def _take_record(trial: Trial, parent: Parent, epoch: int, n_epochs: int) -> Rec
     """
     if trial.epochs == 0:
         start_stage(trial)
-    values = parent.records[epoch - 1]
+    record = restored_record(parent.records[epoch - 1])
     if epoch < n_epochs:
         trial.epoch = trial.epochs = epoch
         trial.weights, trial.optimizer, trial.average = Weights.SHARED, None, None
-        return Record(**values)
+        return record
+    if record.point is None:
+        raise CheckpointError(
+            f"{parent.state} has no measured network of epoch {epoch}, the last one of the dense stage; expected one: "
+            f"delete {parent.folder}, then the dense stage is trained again"
+        )
     parent.take_over(trial)
-    point = restored_point(values["point"])
-    point = replace(point, feasible=trial.config.limits.allow(point.macs, point.params))
+    point = replace(record.point, feasible=trial.config.limits.allow(record.point.macs, record.point.params))
     trial.points = []
     trial.stage = 0
     trial.end_stage(point, deploy(trial.network, trial.config.limits.precision))
-    return Record(**values | {"point": point, "finished": trial.stage == trial.n_stages})
+    return replace(record, point=point, finished=trial.stage == trial.n_stages)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,16 +12,17 @@ import torch
 from ascmodels.compress.groups import DATA_CRITERIA, sensitivities
 from ascmodels.compress.plan import take_step
 from ascmodels.compress.pruning import prune_to_widths
-from ascmodels.nessi import BYTES_PER_PARAMETER, get_deployed_size, size_bytes
+from ascmodels.config.limits import BYTES_PER_PARAMETER, size_bytes
+from ascmodels.nessi import get_deployed_size
 from ascmodels.students import Student
 from data.augment import Draws
+from trainables.engine.averages import WeightAverage
 from trainables.engine.deployment import deploy
 from trainables.engine.loop import (
     Epoch,
     EpochResult,
     Loss,
     TrainingDiverged,
-    WeightAverage,
     predict,
     train_epoch,
 )
@@ -55,11 +57,18 @@ def run_trial(trial: Trial) -> Iterator[Record]:
 
         deployed = deploy(trial.network, c.limits.precision)  # the measured network is the deployed one
         metrics = _validate(trial, deployed)
-        if not math.isfinite(metrics.loss):
+        if trained and c.train.soup:
+            trial.soup.add(trial.network, trial.epoch, metrics.macro_avg_acc if metrics else None)
+            if trial.epoch == n_epochs:
+                trial.soup.into(trial.network)
+                deployed = deploy(trial.network, c.limits.precision)
+                metrics = _validate(trial, deployed)
+        if metrics and not math.isfinite(metrics.loss):
             raise TrainingDiverged(
                 f"stage {trial.stage}, epoch {trial.epoch}: the validation loss is {metrics.loss}; expected a finite "
-                "number: the training has diverged, so this trial ends"
+                f"number: {_remedy_of_divergence(trial)}"
             )
+        validated = _validated(metrics)
         macs, params = trial.sizes[trial.stage]
         sparsity = 1 - params / trial.sizes[0][1]
         stage, epoch, point = trial.stage, trial.epoch, None
@@ -67,21 +76,19 @@ def run_trial(trial: Trial) -> Iterator[Record]:
             point = Point(
                 step=stage,
                 epochs=trial.epochs,
-                val_macro_avg_acc=metrics.macro_avg_acc,
-                val_loss=metrics.loss,
                 macs=macs,
                 params=params,
                 **{f"bytes_{p}": size_bytes(params, p) for p in BYTES_PER_PARAMETER},  # type: ignore[arg-type]
                 sparsity=sparsity,
                 feasible=c.limits.allow(macs, params),
-                class_acc=metrics.class_acc,
-                device_acc=metrics.device_acc,
-                group_acc=metrics.group_acc,
+                class_acc=metrics.class_acc if metrics else {},
+                device_acc=metrics.device_acc if metrics else {},
+                group_acc=metrics.group_acc if metrics else {},
                 widths={k: list(v) for k, v in asdict(trial.model.widths).items()},
                 checkpoint=f"step{stage}",
-                val_ece=metrics.ece,
+                **validated,
                 train_macro_avg_acc=trained.macro_avg_acc if trained else None,
-                confusion=metrics.confusion,
+                confusion=metrics.confusion if metrics else None,
                 val_acc_pruned=trial.val_acc_pruned,
             )
             trial.end_stage(point, deployed)
@@ -90,9 +97,7 @@ def run_trial(trial: Trial) -> Iterator[Record]:
             epoch=epoch,
             epochs=trial.epochs,
             train_loss=trained.loss if trained else math.nan,
-            val_loss=metrics.loss,
-            val_macro_avg_acc=metrics.macro_avg_acc,
-            val_ece=metrics.ece,
+            **validated,
             train_macro_avg_acc=trained.macro_avg_acc if trained else math.nan,
             macs=macs,
             params=params,
@@ -101,6 +106,15 @@ def run_trial(trial: Trial) -> Iterator[Record]:
             point=point,
             finished=trial.stage == trial.n_stages,
         )
+
+
+def _remedy_of_divergence(trial: Trial) -> str:
+    """Return what to change, as a part of a message, if `trial` has diverged in its present stage."""
+    c = trial.config
+    if not trial.stage_epochs(trial.stage):
+        return "use another base, because this one was only measured, not trained"
+    key = "prune.lr" if trial.stage and c.prune.lr_mode == "finetune" else "train.lr"
+    return f"use a lower {key}{', or train.amp=bf16 or off' if c.train.amp == 'fp16' else ''}"
 
 
 def start_stage(trial: Trial) -> None:
@@ -113,7 +127,8 @@ def start_stage(trial: Trial) -> None:
     if trial.stage:
         trial.place(_pruned(trial))
         if trial.validate_pruned:
-            trial.val_acc_pruned = _validate(trial, deploy(trial.model, c.limits.precision)).macro_avg_acc
+            metrics = _validate(trial, deploy(trial.model, c.limits.precision))
+            trial.val_acc_pruned = metrics.macro_avg_acc if metrics else None
     measured = get_deployed_size(trial.model, c.frontend.n_mels, c.frontend.frames)
     if measured != trial.sizes[trial.stage] and c.prune.exact:
         raise RuntimeError(
@@ -121,12 +136,21 @@ def start_stage(trial: Trial) -> None:
             f"{trial.sizes[trial.stage]}: this is a bug in asc-tune, please report it with the configuration"
         )
     trial.sizes[trial.stage] = measured  # with scope global or isomorphic, the plan has only an estimate
-    trial.optimizer = trial.new_optimizer()
+    trial.new_optimizer()
 
 
-def _validate(trial: Trial, deployed: Student) -> Metrics:
+def _validate(trial: Trial, deployed: Student) -> Metrics | None:
+    """Return the metrics of the network `deployed` on the validation clips; None if there are none."""
     clips = trial.data.validation
+    if not len(clips.rows):
+        return None
     return measure(predict(deployed, clips, trial.front_end).numpy(), clips.labels, clips.devices)
+
+
+def _validated(metrics: Metrics | None) -> dict[str, Any]:
+    """Return the validation figures that a record and a point have in common, from `metrics` (None: not measured)."""
+    figures = (metrics.macro_avg_acc, metrics.loss, metrics.ece) if metrics else (None, None, None)
+    return dict(zip(("val_macro_avg_acc", "val_loss", "val_ece"), figures, strict=True))
 
 
 def _pruned(trial: Trial) -> Student:
@@ -139,9 +163,8 @@ def _pruned(trial: Trial) -> Student:
     gradients = None
     if p.criterion in DATA_CRITERIA:
         gradients = sensitivities(trial.model, p.criterion, lambda model: _clip_losses(trial, model))
-    if trial.start.prunes_to_widths:
-        assert trial.start.widths
-        return prune_to_widths(trial.model, trial.start.widths, p.criterion, seed, gradients)
+    if widths := trial.start.pruned_widths(stage):
+        return prune_to_widths(trial.model, widths, p.criterion, seed, gradients)
     mels, frames = c.frontend.n_mels, c.frontend.frames
     return take_step(trial.model, p, stage, trial.sizes[0], mels, frames, c.limits.precision, seed, gradients)
 
@@ -155,11 +178,11 @@ def _clip_losses(trial: Trial, model: Student) -> Iterator[torch.Tensor]:
     clips, loss_of = trial.data.train, _loss_of(trial)
     rng = np.random.default_rng([trial.config.training_seed, trial.stage, 0, 1])  # 4 numbers: an epoch has 3
     for i in rng.permutation(len(clips.rows))[: trial.config.prune.importance_clips]:
-        x = trial.front_end(clips.cache.batch(clips.rows[[i]], trial.device))  # [1, 1, F, T]
+        x = trial.front_end(clips.waveforms(np.array([i]), trial.device))  # [1, 1, F, T]
         labels = torch.from_numpy(clips.labels[[i]]).to(trial.device)
         teacher = None if clips.teacher is None else clips.teacher[[i]].to(trial.device)
         if trial.teachers:
-            teacher = trial.teachers(np.array([i]), Draws(None, None), None).logits
+            teacher = trial.teachers(np.array([i]), Draws()).logits
         yield loss_of(model(x), labels, teacher)
 
 
@@ -210,6 +233,9 @@ def _train_one_epoch(trial: Trial, n_epochs: int) -> EpochResult:
         teachers=trial.teachers if distils else None,
         feature_loss=(lambda ours, theirs: weight * similarity_loss(ours, theirs)) if weight and distils else None,
         after_step=(lambda step: average.update(trial.model, done + step)) if average else None,
+        graphs=trial.graphs,
+        share=1.0 if trial.stage else c.train.share_of_clips(trial.epoch),
         where=f"stage {trial.stage}, epoch {trial.epoch + 1}",
+        remedy=_remedy_of_divergence(trial),
     )
     return train_epoch(trial.model, trial.optimizer, trial.data.train, epoch)

@@ -18,6 +18,7 @@ class Start:
     Start(widths=w)                 a new network with initial weights and the widths w
     Start(base=student)             a trained student: stage 0 only measures it, the later stages prune it
     Start(base=student, widths=w)   a trained student: stage 0 only measures it, one prune step reduces it to widths w
+    Start(plan=(v, w))              a new network with the widths v, which one prune step reduces to widths w
 
     Widths are the numbers of channels of the layers. `base` must be in its training form (with branches). A restored
     trial has `base` None, because its saved state has the weights; `had_base` is True if it started from a base.
@@ -26,6 +27,16 @@ class Start:
     base: Student | None = None
     widths: Widths | None = None
     had_base: bool = False
+    plan: tuple[Widths, ...] = ()  # widths in each stage, with which the pruning plan of the configuration is not used
+
+    @property
+    def first_widths(self) -> Widths | None:
+        """The widths of the first network if it is a new one; None: those of the configuration."""
+        return self.plan[0] if self.plan else self.widths
+
+    def pruned_widths(self, stage: int) -> Widths | None:
+        """Return the widths after the prune step of `stage` (1, 2, ...); None: the pruning plan decides."""
+        return self.plan[stage] if self.plan else self.widths if self.from_base else None
 
     @property
     def from_base(self) -> bool:

@@ -9,7 +9,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +18,25 @@ import torch
 
 from ascmodels import checkpoint
 from ascmodels.checkpoint import CheckpointError
-from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig, plan_sizes
+from ascmodels.compress.plan import plan_sizes
+from ascmodels.config.prune import PruneConfig, PruningError
 from ascmodels.students import Student, Widths, build_student
 from data import tau
 from data.features import LogMel
 from data.files import mend_folder
 from data.impulse import impulses_for
-from data.untrusted import is_name
 from trainables.config.differences import differences
 from trainables.config.schema import ConfigError, TrialConfig
+from trainables.engine.averages import Soup, WeightAverage
 from trainables.engine.deployment import describe_use, placed
-from trainables.engine.device import set_up_process, training_device
-from trainables.engine.loop import BatchTeacher, WeightAverage
+from trainables.engine.device import precision, set_up_process, training_device
+from trainables.engine.graphs import StepGraphs, graphs_for
+from trainables.engine.loop import BatchTeacher
+from trainables.engine.optimizer import load_state, new_optimizer
 from trainables.engine.schedule import schedule
 from trainables.inputs.fingerprint import clips_hash
 from trainables.outputs.records import Point, point_dict
+from trainables.outputs.restored import restored_point
 from trainables.trial.data import TrialData
 from trainables.trial.start import Start, Weights
 
@@ -62,13 +65,16 @@ class Trial:
         self.start, self.validate_pruned = start or Start(), validate_pruned
         if config.distill.taught and data.train.teacher is None and data.online is None:
             raise ValueError(
-                f"distill.kd_alpha={config.distill.kd_alpha} needs teacher logits, but `data` has none; expected the "
-                "result of `load_trial_data`: pass it, or set distill.kd_alpha=1 to train without a teacher"
+                f"distill.kd_alpha={config.distill.kd_alpha} or distill.feature_weight={config.distill.feature_weight} "
+                "needs a teacher, but `data` has none; expected the result of `load_trial_data`: pass it, or set "
+                "kd_alpha=1 and feature_weight=0 to train without a teacher"
             )
         self.sizes = self._plan_sizes()
         set_up_process(config.train.threads)
         try:
             self.device = training_device(config.train)
+            amp = precision(config.train.amp, self.device)
+            self.config = config = replace(config, train=replace(config.train, amp=amp))
             if not self.start.from_base or config.prune.lr_mode == "rewind":  # raises if the warm-up is too long
                 schedule(config.train, config.train.epochs * config.train.epoch_steps(len(data.train.rows)))
         except ValueError as error:
@@ -91,6 +97,8 @@ class Trial:
 
     @property
     def n_stages(self) -> int:
+        if self.start.plan:
+            return len(self.start.plan)
         return 2 if self.start.prunes_to_widths else 1 + self.config.prune.rounds
 
     @property
@@ -109,12 +117,14 @@ class Trial:
         self.stage = self.epoch = self.epochs = 0
         self.points: list[Point] = []
         self.val_acc_pruned: float | None = None  # accuracy of this stage's network before retraining
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: torch.optim.AdamW | None = None
+        self.graphs: StepGraphs | None = None  # the recorded steps of this stage, with train.cuda_graph
         self.average: WeightAverage | None = None  # average of this stage's weights, with train.ema_decay
+        self.soup = Soup(self.config.train.soup)  # the best epochs of this stage
         self.weights = Weights.OWN
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training_seed)
-            model = build_student(self.config.student, len(tau.SCENES), self.start.widths)
+            model = build_student(self.config.student, len(tau.SCENES), self.start.first_widths)
         self.place(model)
 
     def end_stage(self, point: Point, deployed: Student) -> None:
@@ -128,6 +138,7 @@ class Trial:
         checkpoint.save_student(self.folder / point.checkpoint, deployed, extra)
         self.points.append(point)
         self.model, self.average = self.network, None
+        self.soup = Soup(self.config.train.soup)
         self.stage, self.epoch, self.optimizer, self.val_acc_pruned = point.step + 1, 0, None, None
 
     def save(self, folder: Path) -> None:
@@ -145,6 +156,7 @@ class Trial:
             "points": json.dumps([point_dict(p) for p in self.points]),
             "optimizer": self.optimizer.state_dict() if self.optimizer and self.epoch else None,
             "averaged": self.average is not None,
+            "soup": self.soup.state(),
         }
         if self.average:
             checkpoint.save_student(folder / "average", self.network, describe_use(self.config))
@@ -158,15 +170,8 @@ class Trial:
         keys in `adopt` may differ, too: the trial then adopts the state of another trial (population based training),
         and continues with its own values of these keys.
         """
-        try:
+        with checkpoint.reading(f"checkpoint {folder}", "the state of a trial as asc-tune writes it"):
             self._load(folder, adopt)
-        except CheckpointError:
-            raise
-        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"checkpoint {folder} is damaged ({type(error).__name__}: {error}); expected the state of a trial as "
-                "asc-tune writes it: use another checkpoint, or start a new run"
-            ) from error
 
     def _load(self, folder: Path, adopt: Collection[str]) -> None:
         state = checkpoint.load_tensors(folder / "trial.pt")
@@ -195,24 +200,26 @@ class Trial:
         self.weights = Weights.ADOPTED if differing else weights
         # `get`: states of older versions lack these keys
         widths = Widths(**json.loads(state["widths"])) if state.get("widths") else None
-        self.start = Start(widths=widths, had_base=state.get("from_base", False))
+        self.start = Start(widths=widths, had_base=state.get("from_base", False), plan=self.start.plan)
+        if weights is Weights.SHARED and not (self.stage == 0 and self.epoch == self.epochs < self.stage_epochs(0)):
+            raise ValueError(f"position={state['position']} is not in the dense stage, whose weights are shared")
         self.val_acc_pruned = state.get("val_acc_pruned")
-        saved = [(macs, params) for macs, params in state.get("sizes", self.sizes)]
+        saved = [(int(macs), int(params)) for macs, params in state.get("sizes", self.sizes)]
         if saved != self.sizes:
             self.sizes = saved
             self._plan_later_stages()
         self.points = [restored_point(p) for p in json.loads(state["points"])]
         self.optimizer = None
         if state["optimizer"] is not None:
-            self.optimizer = self.new_optimizer()
-            self.optimizer.load_state_dict(state["optimizer"])
-            _check_shapes(self.optimizer)
-            for group in self.optimizer.param_groups:
-                group["weight_decay"] = self.config.train.weight_decay  # the state may be of another trial
+            self.new_optimizer()
+            assert self.optimizer is not None
+            load_state(self.optimizer, state["optimizer"])
         self.average = None
         if state.get("averaged"):
             network, _ = checkpoint.load_student(folder / "average", expected=self.config.student)
             self.average = WeightAverage(placed(network, self.device), self.config.train.ema_decay)
+        self.soup = Soup(self.config.train.soup)
+        self.soup.restore(state.get("soup", []), self.model)
 
     def _plan_sizes(self) -> list[tuple[int, int]]:
         """Return (MACs, parameters) of the deployed network of each stage, as planned before the training.
@@ -224,8 +231,8 @@ class Trial:
         measure = partial(
             plan_sizes, c.student, n_mels=c.frontend.n_mels, frames=c.frontend.frames, precision=c.limits.precision
         )
-        if start.prunes_to_widths:
-            return [measure(PruneConfig(), widths=w)[0] for w in (first, start.widths)]
+        if start.plan or start.prunes_to_widths:
+            return [measure(PruneConfig(), widths=w)[0] for w in start.plan or (first, start.widths)]
         return measure(c.prune, widths=first)
 
     def _plan_later_stages(self) -> None:
@@ -234,7 +241,7 @@ class Trial:
         A restored trial needs this if the version of asc-tune that saved it rounded numbers of channels differently.
         """
         prune = self.config.prune
-        if not prune.exact or prune.goal is not None or self.start.prunes_to_widths:
+        if not prune.exact or prune.goal is not None or self.start.prunes_to_widths or self.start.plan:
             return
         measured = self.stage if self.epoch or not self.stage else self.stage - 1  # stage of `self.model`
         later = PruneConfig(prune.step_ratios[measured:], round_to=prune.round_to)
@@ -249,19 +256,10 @@ class Trial:
         """Move `model` to the trial's device and make it the network to train."""
         self.model = placed(model, self.device)
 
-    def new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.model.parameters(), lr=1.0, weight_decay=self.config.train.weight_decay)
-
-
-def restored_point(values: Mapping[str, Any]) -> Point:
-    """Return the point with the fields `values`, which were read from a file.
-
-    ValueError if `checkpoint`, the folder of its network in the trial's folder, is not a valid name (`is_name`).
-    """
-    point = Point(**values)
-    if not is_name(point.checkpoint):
-        raise ValueError(f"point.checkpoint={point.checkpoint!r} is not the name of a folder, such as step0")
-    return point
+    def new_optimizer(self) -> None:
+        """Make a new optimiser for `model`, and forget the recorded steps of the former one."""
+        self.graphs = graphs_for(self.config, self.device, self.data.train.resident is not None)
+        self.optimizer = new_optimizer(self.model, self.config.train.weight_decay, recorded=self.graphs is not None)
 
 
 def _position(saved: Sequence[int], n_stages: int) -> tuple[int, int, int]:
@@ -275,17 +273,6 @@ def _position(saved: Sequence[int], n_stages: int) -> tuple[int, int, int]:
             f"position={saved}; expected 3 integers: stage (0 to {n_stages}), its finished epochs, those of all stages"
         )
     return stage, epoch, epochs
-
-
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ValueError if a restored tensor of `optimizer`, except a scalar, has another shape than its parameter."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} in the state of the optimiser has the shape {list(value.shape)}; expected "
-                    f"{list(parameter.shape)}, the shape of its parameter"
-                )
 
 
 def _weights_of(state: Mapping[str, Any]) -> Weights:

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from analysis.manifest import Requested
-from ascmodels.nessi import Limits, size_bytes
+from ascmodels.config.limits import Limits, size_bytes
 from search_spaces import Space
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.device import training_device

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray.tune.experiment import Trial
 
-from trainables.engine.memory import HOST_REMEDY, out_of_memory
+from trainables.engine.device import HOST_REMEDY, out_of_memory
 
 _ATTEMPT = re.compile(r"^Failure # \d+ \(occurred at .*\)$", re.MULTILINE)  # Ray's heading of each failure of a trial
 _FRAME = re.compile(r"^  File \".*\", line \d+", re.MULTILINE)

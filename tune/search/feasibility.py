@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ascmodels.compress.plan import PruneConfig, plan_networks
-from ascmodels.nessi import Limits, size_bytes
+from ascmodels.compress.plan import plan_networks
+from ascmodels.config.limits import Limits, size_bytes
+from ascmodels.config.prune import PruneConfig
 from ascmodels.students import StudentConfig, Widths
 from trainables.config.schema import TrialConfig
 

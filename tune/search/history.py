@@ -203,7 +203,7 @@ class OptunaHistory:
             stopped = "stopped" in ended.outcomes.values()
             self.study.tell(ended.number, state=TrialState.PRUNED if stopped else TrialState.FAIL)
         trained = complete or list(ended.points.values())
-        for step in range(1, max(map(len, trained), default=0) - (1 if complete else 0)):
+        for step in range(max(map(len, trained), default=0) - (1 if complete else 0)):  # step 0: no prune step
             at_step = [points[step] for points in trained if len(points) > step]
             params = shortened(self._space, ended.params, step)
             if params is not None and all(p["step"] == step for p in at_step):
@@ -275,7 +275,12 @@ class OptunaHistory:
 
     def _replicas(self, config_id: str) -> list[str]:
         """Return the names of a configuration's trials without those of --confirm: t0003, t0003r1, ... for id t0003."""
-        return [f"{config_id}r{i}" if i else config_id for i in range(self._replicates)]
+        return trial_names(config_id, self._replicates)
+
+
+def trial_names(config_id: str, n: int) -> list[str]:
+    """Return the names of the `n` trials of a configuration, one for each seed: t0003, t0003r1, t0003r2, ..."""
+    return [f"{config_id}r{i}" if i else config_id for i in range(n)]
 
 
 def configuration_of(name: str) -> str:

@@ -35,6 +35,7 @@ from tune.study.lease import StudyLost
 from tune.study.state import TrialState
 
 MAX_FAILURES = 3  # restores of a trial after the loss of its actor or node, per driver
+SYNC_S = 10  # time for Ray's own snapshot at the end, which is not used; the storage may not answer
 
 
 class NamedProcess:
@@ -46,16 +47,20 @@ class NamedProcess:
         return super().step()  # type: ignore[misc] - the Trainable's
 
 
-class SessionSearcher(Searcher):
+class NotPickled:
+    """Mixin for the objects that Ray pickles with its snapshots, which are not used: they have no content there."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class SessionSearcher(NotPickled, Searcher):
     """Ray searcher that gets its trials from `session`, and supplies no more after a failed write (`stopper.lost`).
     The searched values of a trial override `fixed`, the configuration that all trials share."""
 
     def __init__(self, session: SearchSession, fixed: dict[str, Any], stopper: "SessionStopper"):
         super().__init__()
         self._session, self._fixed, self._stopper = session, fixed, stopper
-
-    def __getstate__(self) -> dict[str, Any]:  # Ray pickles it with its snapshots, which are not used
-        return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         trial: TrialState | None = None
@@ -66,8 +71,8 @@ class SessionSearcher(Searcher):
                 self._stopper.lost = error
         if trial is None:
             return Searcher.FINISHED
-        own = {"trial": trial.name} | ({"replicate": trial.replicate} if trial.replicate else {})
-        return self._fixed | trial.values | own
+        own = {"trial": trial.name, "replicate": trial.replicate, "widths": trial.widths}
+        return self._fixed | trial.values | {k: v for k, v in own.items() if v}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Do nothing: the stopper and the callback below record the end of a trial."""
@@ -79,16 +84,13 @@ class SessionSearcher(Searcher):
         raise NotImplementedError("a study has no Ray Tune snapshots to restore: resume it with tune/run.py --resume")
 
 
-class SessionStopper(rt.Stopper):
+class SessionStopper(NotPickled, rt.Stopper):
     """Ray stopper that reports each result to the session, which decides whether the trial stops. All trials stop if
     the newest ones failed for one reason (`SearchSession.hopeless`), or if the study cannot be written (`lost`)."""
 
     def __init__(self, session: SearchSession):
         self._session = session
         self.lost: StudyLost | OSError | None = None  # why the study cannot be written: another driver, or no storage
-
-    def __getstate__(self) -> dict[str, Any]:  # Ray pickles it with its snapshots, which are not used
-        return {}
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         try:
@@ -101,7 +103,7 @@ class SessionStopper(rt.Stopper):
         return self.lost is not None or self._session.hopeless is not None
 
 
-class SessionCallback(rt.Callback):
+class SessionCallback(NotPickled, rt.Callback):
     """Ray callback that records the end of a trial without a final result (it crashed, or Ray stopped it). After each
     step of Ray's event loop, it calls `step` with the names of the running trials. If a worker fails and Ray starts its
     trial again, it calls `warn` with a message of one line."""
@@ -114,9 +116,6 @@ class SessionCallback(rt.Callback):
         warn: Callable[[str], None],
     ):
         self._session, self._stopper, self._step, self._warn = session, stopper, step, warn
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
 
     def on_trial_complete(self, iteration, trials, trial: Trial, **info) -> None:
         self._guarded(lambda: self._session.stopped(trial.config["trial"], by="ray tune"))
@@ -180,9 +179,12 @@ def run_tuner(
             name=f"{run}-{secrets.token_hex(4)}",
             storage_path=storage,
             callbacks=[SessionCallback(session, stopper, step, warn)],
-            checkpoint_config=rt.CheckpointConfig(checkpoint_frequency=1),  # the trials delete their old ones
+            checkpoint_config=rt.CheckpointConfig(
+                checkpoint_frequency=0
+            ),  # the trials choose when, and delete old ones
             failure_config=rt.FailureConfig(max_failures=MAX_FAILURES),
             stop=stopper,
+            sync_config=rt.SyncConfig(sync_timeout=SYNC_S),
             verbose=0,
         ),
     ).fit()
@@ -250,9 +252,8 @@ class Population(PopulationBasedTraining):
         own, other = self._trial_state[trial], self._trial_state[trial_to_clone]
         behind, now = own.last_train_time - other.last_train_time, (trial.trial_id, own.last_train_time)
         # without this limit the trial would lose epochs again and again while its donor waits for a worker
-        if behind > self._perturbation_interval or (behind > 0 and now in self._fell_back):
-            return
-        if not (other.last_score or 0.0) > (own.last_score or 0.0):
+        limited = behind > self._perturbation_interval or (behind > 0 and now in self._fell_back)
+        if limited or not (other.last_score or 0.0) > (own.last_score or 0.0):
             return
         checkpoint: Any = other.last_checkpoint  # Ray has already waited until it was saved
         if checkpoint.filesystem.get_file_info(checkpoint.path).type != FileType.NotFound:  # the donor deletes old ones
@@ -284,17 +285,16 @@ def explored(spec: Any, value: Any, rng: np.random.Generator) -> Any:
         if fresh or value not in choices:
             return choices[int(rng.integers(len(choices)))]
         return choices[int(np.clip(choices.index(value) + rng.choice([-1, 1]), 0, len(choices) - 1))]
-    kind, (low, high) = next(iter(spec.items()))
+    low, high = spec.get("uniform") or spec["loguniform"]
     if not fresh:
-        return float(np.clip(value * rng.choice([0.8, 1.2]), low, high))
-    if kind == "loguniform":
-        return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-    return float(rng.uniform(low, high))
+        new = float(np.clip(value * rng.choice([0.8, 1.2]), low, high))
+    else:
+        new = float(rng.uniform(low, high) if "uniform" in spec else np.exp(rng.uniform(np.log(low), np.log(high))))
+    return low + round((new - low) / spec["step"]) * spec["step"] if "step" in spec else new
 
 
 def _domain(spec: Any) -> Any:
     """Convert the range `spec` of a search space to a Ray Tune domain, or to a list for a choice."""
     if "choice" in spec:
         return list(spec["choice"])
-    kind, (low, high) = next(iter(spec.items()))
-    return {"uniform": rt.uniform, "loguniform": rt.loguniform}[kind](low, high)
+    return rt.uniform(*spec["uniform"]) if "uniform" in spec else rt.loguniform(*spec["loguniform"])

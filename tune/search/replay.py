@@ -32,10 +32,15 @@ class _Recorded:
     params: Mapping[str, Any]
     distributions: dict[str, BaseDistribution] = field(default_factory=dict)
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        distribution = FloatDistribution(low, high, log=log)
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        distribution = FloatDistribution(low, high, log=log, step=step)
         value = self._value(name, distribution)
-        return self._checked(name, value, distribution, is_number(value) and low <= value <= high)
+        fits = is_number(value) and low <= value <= high
+        if step is not None and fits:
+            fits = abs((value - low) / step - round((value - low) / step)) < 1e-8
+        return self._checked(name, value, distribution, fits)
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
         # Optuna itself draws from low, low + step, ... <= high

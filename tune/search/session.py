@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from tune.search.given import GivenTrials
 from tune.search.halving import SuccessiveHalving
 from tune.search.sampler import FeasibleSampler
 from tune.study.events import (
@@ -43,7 +44,7 @@ class SearchSession:
     def __init__(
         self,
         log: StudyLog,
-        sampler: FeasibleSampler,
+        sampler: FeasibleSampler | GivenTrials,
         rungs: SuccessiveHalving | None,
         scheduler: str,
         n_trials: int = HOPELESS,

@@ -11,14 +11,17 @@ machines (tune/study/lease.py), and a mirror copies files between the store and 
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.untrusted import link_out_of
+from data.files import locked
+from data.signals import Interrupts
+from data.untrusted import linked_out
 from trainables.outputs.storage import Store
-from tune.study.lease import StoreLease, StudyLost, lock
+from tune.study.lease import StoreLease, StudyLost
 from tune.study.manifest import StudyError
 from tune.study.store import Mirror
 
@@ -63,34 +66,55 @@ class StudyAccess:
 
 
 def check_links(folder: Path) -> None:
-    """Raise StudyError if a symbolic link in the study's folder `folder` leads out of it.
+    """Raise StudyError if a symbolic link in the study's folder `folder` leads out of it."""
+    if problem := linked_out(folder):
+        raise StudyError(problem)
 
-    The links in wandb/ are not checked: W&B makes absolute links, which lead out of a study that has been moved.
-    """
-    if link := link_out_of(folder, skipped="wandb"):
-        raise StudyError(
-            f"{link} is a symbolic link to {os.path.realpath(link)}, outside the study; expected files and folders "
-            "only: remove the link, or copy its target to this place"
-        )
+
+def lock_of(folder: Path) -> Path:
+    """Return the path of the lock file for the study in `folder`: a hidden file next to this folder."""
+    return folder.with_name(f".{folder.name}.lock")
 
 
 @contextmanager
-def open_study(folder: Path, uri: str | None) -> Iterator[StudyAccess]:
+def lock(folder: Path) -> Iterator[None]:
+    """Lock the study in `folder` for the duration of the `with` block. The folder need not exist yet. If the study is
+    already locked, raise StudyError, which names the process that locked it."""
+    path = lock_of(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink():  # somebody else's link in a shared folder: the text below would replace its target's
+        raise StudyError(f"the lock {path} is a symbolic link; expected a file: remove the link")
+    try:
+        with locked(path, wait=False):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+    except BlockingIOError as error:
+        owner = path.read_text(errors="replace")[:200] or "another process"
+        raise StudyError(
+            f"the study in {folder} is being run by {owner}; wait until this process ends, or stop it"
+        ) from error
+
+
+@contextmanager
+def open_study(folder: Path, uri: str | None, interrupts: Interrupts | None = None) -> Iterator[StudyAccess]:
     """Acquire exclusive access to a study, and release it at the end of the `with` block.
 
     If `uri` is None, the study is in `folder`. Otherwise it is at this URI in an object store, and `folder` is the
     local copy in which this process works; its files are updated from the store first. Neither the study nor the folder
     need exist yet. Raise StudyError if another process has access, if the object store cannot be reached or read, or if
     the folder has a symbolic link that leads out of it: the study would read, write and delete files elsewhere.
+    `interrupts` limits the time for the object store after a signal.
     """
+    interrupts = interrupts or Interrupts()
     with lock(folder):
         check_links(folder)
         if uri is None:
             yield StudyAccess(folder)
             return
         try:
-            lease = StoreLease(Store(uri))
-            lease.acquire()
+            with interrupts.storage():
+                lease = StoreLease(Store(uri))
+                lease.acquire()
         except (OSError, ValueError) as error:  # pyarrow raises subclasses of both
             raise StudyError(
                 f"{uri} cannot be reached: {error}; check the URI, the network and the credentials"
@@ -98,12 +122,13 @@ def open_study(folder: Path, uri: str | None) -> Iterator[StudyAccess]:
         try:
             mirror = Mirror(folder, uri, lease.verify)
             try:
-                mirror.pull()
+                with interrupts.storage():
+                    mirror.pull()
             except OSError as error:
                 raise StudyError(
                     f"{uri} cannot be copied to {folder}: {error}; check the credentials and the free disk space"
                 ) from error
             yield StudyAccess(folder, mirror, lease)
         finally:
-            with suppress(OSError, StudyLost):
+            with suppress(OSError, StudyLost), interrupts.storage():
                 lease.release()

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from data.untrusted import interpolation_in, is_name, is_relative_path
+from data.untrusted import interpolation_in, is_name, is_relative_path, is_widths
 from trainables.outputs.records import now
 
 FORMAT = 2
@@ -117,6 +117,7 @@ class TrialCreated(Event):
     key: str = ""  # identical for configurations that train the same networks in the same way
     attributes: dict[str, Any] = field(default_factory=dict)  # system attributes of the Optuna trial
     confirms: bool = False  # True for a replicate that --confirm added for a configuration of the front
+    widths: list[dict[str, Any]] = field(default_factory=list)  # of each stage, for a refit; empty: the plan decides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +249,12 @@ def _check_values(kind: str, fields: Mapping[str, Any]) -> None:
             raise EventError(
                 f"event {kind!r}: 'values' has the key {key!r} with the value {json.dumps(value)[:80]}; expected only "
                 f"keys in which the trials of a study may differ; {REMEDY}"
+            )
+    for stage in fields.get("widths", []):
+        if not is_widths(stage):
+            raise EventError(
+                f"event {kind!r}: 'widths' has {json.dumps(stage)[:80]}; expected lists of numbers of channels with "
+                f"the keys stem, expand and out; {REMEDY}"
             )
     for name in ("params", "values"):
         if found := interpolation_in(fields.get(name)):

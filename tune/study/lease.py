@@ -1,7 +1,6 @@
-"""Exclusive access of one driver to a study: a lock file for a study on a disk, a lease for one in an object store.
+"""Exclusive access of one driver to a study in an object store.
 
-    with lock(Path("runs/x")): ...               # excludes drivers on this machine, or on a shared disk with flock
-    lease = StoreLease(Store("s3://bucket/x"))   # for the study x in an object store
+    lease = StoreLease(Store("s3://bucket/x"))
     lease.acquire();  lease.verify();  lease.release()
 
 Object stores have no locks, and pyarrow has no conditional writes. So each driver claims the study by writing an object
@@ -30,12 +29,11 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from data.files import locked
 from trainables.outputs.storage import LEASE, Store
 from tune.study.manifest import StudyError
 
@@ -46,10 +44,11 @@ SETTLE_S = 2.0  # time in which a simultaneous claim of another driver becomes v
 
 
 class StudyLost(RuntimeError):
-    """Raised in a driver if another driver took over its study, or if the study was deleted.
+    """Raised in a driver that must not write to its study any more, because another driver took it over."""
 
-    The driver that gets this error must not write to the study any more.
-    """
+
+class StudyDeleted(StudyLost):
+    """Raised in a driver whose study was deleted."""
 
 
 @dataclass(frozen=True)
@@ -85,30 +84,6 @@ class CurrentClaim:
         return not same_machine or _process(self.claim.pid) == self.claim.process
 
 
-def lock_of(folder: Path) -> Path:
-    """Return the path of the lock file for the study in `folder`: a hidden file next to this folder."""
-    return folder.with_name(f".{folder.name}.lock")
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Lock the study in `folder` for the duration of the `with` block. The folder need not exist yet. If the study is
-    already locked, raise StudyError, which names the process that locked it."""
-    path = lock_of(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_symlink():  # somebody else's link in a shared folder: the text below would replace its target's
-        raise StudyError(f"the lock {path} is a symbolic link; expected a file: remove the link")
-    try:
-        with locked(path, wait=False):
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
-    except BlockingIOError as error:
-        owner = path.read_text(errors="replace")[:200] or "another process"
-        raise StudyError(
-            f"the study in {folder} is being run by {owner}; wait until this process ends, or stop it"
-        ) from error
-
-
 class StoreLease:
     """The claim of this driver on a study in an object store. `store` is the folder of the study.
 
@@ -126,7 +101,8 @@ class StoreLease:
         """Claim the study, and start a thread that renews the claim until `release` is called.
 
         `settle_s` is the time in seconds to wait for simultaneous claims of other drivers. Raise StudyError if another
-        driver runs the study, and OSError if the store cannot be reached.
+        driver runs the study, StudyDeleted if the study is deleted meanwhile, and OSError if the store cannot be
+        reached.
         """
         newest = find_claim(self.store)
         if newest and newest.alive:
@@ -140,6 +116,8 @@ class StoreLease:
         time.sleep(settle_s)
         try:
             self.verify()
+        except StudyDeleted:
+            raise
         except StudyLost as error:
             with suppress(OSError):
                 self.store.files.delete_file(f"{self.store.path}/{self._name('json')}")
@@ -166,7 +144,7 @@ class StoreLease:
         self.check()
         valid = _valid_claim(self.store.stamps(LEASE))
         if valid is None:
-            self._lost = StudyLost(
+            self._lost = StudyDeleted(
                 f"the study in {self.store.uri} was deleted while this driver ran; the driver stops and writes nothing "
                 "more. To search again, start a new study"
             )
@@ -252,10 +230,13 @@ def _read(store: Store, name: str) -> Claim | None:
         content = json.loads(store.read(f"{LEASE}/{name}"))
         if content["format"] != FORMAT:
             raise ValueError(f"key 'format' is {content['format']!r}; expected {FORMAT} in this version of asc-tune")
-        return Claim(**content)
+        claim = Claim(**content)
+        if [type(value) for value in asdict(claim).values()] != [str, str, int, str, bool, int]:
+            raise ValueError("a value has another type than asc-tune writes")
+        return claim
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         problem = f"key {error} is missing" if isinstance(error, KeyError) else error
         raise StudyError(
             f"{store.uri}/{LEASE}/{name} is not a readable claim: {problem}. Another version of asc-tune may "

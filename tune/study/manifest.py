@@ -10,7 +10,8 @@
 import json
 from pathlib import Path
 
-from analysis.manifest import ResultsError, StudyManifest, manifest_of
+from analysis.manifest import StudyManifest, manifest_of
+from analysis.typed_json import ResultsError
 from data.files import make_folder, parse_json, replace_text
 from tune.study.state import StudyState
 

@@ -1,4 +1,4 @@
-"""Read-only access to a study, which may be running.
+"""Read-only access to a study, which may be running, and to the list of studies in a storage.
 
     place = open_place("runs/x")          # or a URI (s3://bucket/path/x): then files are copied to a temporary folder
     follower = Follower(place.folder)
@@ -11,18 +11,23 @@ Nothing is written to the study, and a running driver is not affected.
 import fcntl
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-from analysis.manifest import ResultsError
+from analysis.manifest import StudyManifest
+from analysis.typed_json import ResultsError
 from data.files import make_folder
 from trainables.outputs.storage import Store
-from tune.study.access import check_links
+from tune.study.access import check_links, lock_of
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.journal import JournalError, apply_line, counting, parse
-from tune.study.lease import find_claim, lock_of
-from tune.study.manifest import StudyError
+from tune.study.lease import find_claim
+from tune.study.manifest import NAME, StudyError, parse_manifest
 from tune.study.state import StudyState
-from tune.study.store import Stamp, is_uri
+from tune.study.store import STATE, Stamp, is_uri
 
 
 class Place:
@@ -94,6 +99,42 @@ def open_place(text: str) -> Place:
             f"{text}: no study there; expected a folder with study.json, such as runs/<name>. Correct the path or URI"
         )
     return place
+
+
+@dataclass(frozen=True)
+class DamagedStudy:
+    """A study in a storage whose study.json cannot be read."""
+
+    problem: str  # what is wrong with the file, in one line that names the file
+    changed: str  # UTC time at which the file was changed last, in the format of `now`; the study is not newer
+
+
+def studies_in(
+    storage: Path, remote: str | None, name: str | None = None
+) -> tuple[dict[str, StudyManifest], dict[str, DamagedStudy]]:
+    """Return {name: manifest} of all studies in a storage, and those whose study.json is damaged.
+
+    With `name`, only the study of this name is read. `storage` is the local folder of the studies. If the storage is an
+    object store, `remote` is its URI, and the result has the studies in the store, and those in `storage` that were
+    never uploaded because their driver was killed.
+    """
+    files: dict[str, tuple[Callable[[], bytes], str, int]] = {}  # study -> read, path, time of change in ns
+    for file in [storage / name / NAME] if name else storage.glob(f"*/{NAME}"):
+        if file.is_file() and not (remote and (file.parent / STATE).is_file()):
+            files[file.parent.name] = (file.read_bytes, str(file), file.stat().st_mtime_ns)
+    if remote:
+        store = Store(remote)
+        for other in [name] if name else store.names(""):
+            if stamp := store.stamps(other).get(NAME):
+                files[other] = (partial(store.read, f"{other}/{NAME}"), f"{remote}/{other}/{NAME}", stamp[1])
+    manifests, damaged = dict[str, StudyManifest](), dict[str, DamagedStudy]()
+    for found, (read, path, changed_ns) in files.items():
+        try:
+            manifests[found] = parse_manifest(read(), path)
+        except StudyError as error:
+            changed = datetime.fromtimestamp(changed_ns / 1e9, UTC).isoformat(timespec="seconds")
+            damaged[found] = DamagedStudy(str(error), changed)
+    return manifests, damaged
 
 
 def is_held(lock: Path) -> bool:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from data.signals import Interrupts
+
 LIMIT_S = 600.0  # how long a driver waits for its storage
 POLL_S = 1.0  # time between two attempts
 # errors that waiting cannot fix; pyarrow's object store errors have a name instead of a number
@@ -25,16 +27,20 @@ class Retry:
     An outage begins with a failed attempt and ends with the next successful one; `warn` is called with a message at
     both times. If the outage lasts longer than `limit_s` seconds, the OSError is raised. An error that waiting cannot
     fix (`is_lasting`) is raised at once.
+
+    After a signal (`interrupts.received`), an action is tried only once: if it fails, KeyboardInterrupt is raised. A
+    signal need not do this itself, because during a search Ray Tune handles it, and only notes it.
     """
 
-    def __init__(self, warn: Callable[[str], None], limit_s: float = LIMIT_S):
-        self._warn, self._limit_s = warn, limit_s
+    def __init__(self, warn: Callable[[str], None], limit_s: float = LIMIT_S, interrupts: Interrupts | None = None):
+        self._warn, self._limit_s, self._interrupts = warn, limit_s, interrupts or Interrupts()
         self._since: float | None = None  # start of the present outage; None: there is none
 
     def __call__(self, action: Callable[[], _T]) -> _T:
         while True:
             try:
-                result = action()
+                with self._interrupts.storage():
+                    result = action()
             except OSError as error:
                 if is_lasting(error):
                     raise
@@ -47,7 +53,8 @@ class Retry:
                     )
                 if now - self._since >= self._limit_s:
                     raise
-                time.sleep(POLL_S)
+                if self._interrupts.received.wait(POLL_S):
+                    raise KeyboardInterrupt from error
                 continue
             if self._since is not None:
                 self._since = None

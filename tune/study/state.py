@@ -58,7 +58,7 @@ class Reducer(Protocol):
 
 @dataclass
 class TrialState:
-    """The state of one trial. The fields up to `confirms` are described at TrialCreated in tune/study/events.py."""
+    """The state of one trial. The fields up to `widths` are described at TrialCreated in tune/study/events.py."""
 
     name: str  # t0003; t0003r1 is its first replicate
     config_id: str
@@ -69,6 +69,7 @@ class TrialState:
     excess: float
     attributes: dict[str, Any]
     confirms: bool
+    widths: list[dict[str, Any]]
     created: str  # UTC
     changed: str  # UTC time of the newest event
     outcome: Outcome | None = None
@@ -139,7 +140,7 @@ class StudyState:
                 f"config_id of trial {event.trial!r} is {event.config_id!r}; expected its own name, or a trial that an "
                 f"earlier event created; {REMEDY}"
             )
-        names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms")
+        names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms", "widths")
         shared = {name: getattr(event, name) for name in names}
         self.trials[event.trial] = TrialState(event.trial, **shared, created=event.time, changed=event.time)
 

@@ -32,7 +32,7 @@ from pyarrow import fs
 
 from data.files import make_folder, replace_text
 from data.untrusted import credentials_in, is_relative_path
-from trainables.outputs.records import EXPERIMENTS
+from trainables.outputs.records import EXPERIMENTS, REFIT
 from trainables.outputs.storage import Store
 from tune.study.journal import FOLDER as JOURNAL
 from tune.study.manifest import StudyError
@@ -42,7 +42,7 @@ LONGEST_S = 30.0  # longest time between two uploads of a driver that calls `pus
 VERIFIED_S = 1.0  # how long a check of the lease stays valid during a push
 STATE = ".mirror.json"
 _SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file", "http", "https")
-_SKIPPED = ("ray", "wandb", "lease")  # folders that Ray, the workers and the lease manage
+_SKIPPED = ("ray", "wandb", "lease", REFIT)  # folders that Ray, the workers, the lease and a refit's mirror manage
 Stamp = tuple[int, int]  # version of a file: size in bytes, modification time in ns
 
 

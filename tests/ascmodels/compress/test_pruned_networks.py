@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ascmodels.checkpoint import load_student, save_student
-from ascmodels.compress.groups import CRITERIA, PruningError
-from ascmodels.compress.plan import PruneConfig, plan_sizes
+from ascmodels.compress.groups import CRITERIA
+from ascmodels.compress.plan import plan_sizes
 from ascmodels.compress.pruning import prune
+from ascmodels.config.prune import PruneConfig, PruningError
 from ascmodels.nessi import get_deployed_size, get_torch_size
 from ascmodels.students import Student, StudentConfig, build_student
 from ascmodels.students.cp_mobile import Block

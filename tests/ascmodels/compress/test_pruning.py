@@ -12,9 +12,10 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import nn
 
-from ascmodels.compress.groups import CRITERIA, DATA_CRITERIA, PruningError, sensitivities
-from ascmodels.compress.plan import PruneConfig, plan_networks
+from ascmodels.compress.groups import CRITERIA, DATA_CRITERIA, sensitivities
+from ascmodels.compress.plan import plan_networks
 from ascmodels.compress.pruning import prune, removed_channels
+from ascmodels.config.prune import PruneConfig, PruningError
 from ascmodels.students import Student, Widths, build_student
 from tests.support.ascmodels.untrained import FRAMES, MELS, ONE_BLOCK, SMALL, trained
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ascmodels.compress import pruning
-from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig, plan_sizes, shares, take_step
+from ascmodels.compress.plan import plan_sizes, take_step
 from ascmodels.compress.pruning import prune, prune_below, prune_to_widths
-from ascmodels.nessi import get_deployed_size, size_bytes
+from ascmodels.config.limits import size_bytes
+from ascmodels.config.prune import PruneConfig, PruningError, shares
+from ascmodels.nessi import get_deployed_size
 from ascmodels.students import Student
 from tests.support.ascmodels.untrained import FRAMES, MELS, ONE_BLOCK, SMALL
 

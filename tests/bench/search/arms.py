@@ -5,6 +5,7 @@ arm = make(problem, seed)
 """
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 from simulate import Arm
 
 from tune.search.feasibility import Verdict
-from tune.search.halving import build_rungs
+from tune.search.halving import RUNG, build_rungs
 from tune.search.optuna_study import OBJECTIVES
 from tune.search.sampler import FeasibleSampler
 from tune.search.session import SearchSession
@@ -149,7 +150,7 @@ def random(problem: Problem, seed: int) -> Arm:
 
 def arms(syne: str | None) -> dict[str, Callable[[Problem, int], Arm]]:
     def tuned(problem: Problem) -> dict[str, Any]:
-        return {"grace_period": max(4, problem.dense_epochs // 8), "reduction_factor": 2}
+        return {"grace_period": math.ceil(RUNG * problem.dense_epochs), "reduction_factor": 2}
 
     found: dict[str, Callable[[Problem, int], Arm]] = {
         "ours": ours,

@@ -32,7 +32,8 @@ Columns of the printed table, one row per arm:
     w_stock                  x_stock with each epoch weighted by its MACs
     x_/w_stock_tuned         the same against stock_tuned
 
-tests/bench/search/data/search_quality.csv contains the results for 20 seeds.
+tests/bench/search/data/search_quality.csv contains the results for 20 seeds (those of moasha are older, with equal
+settings; moasha_tuned was not run with the present rungs).
 """
 
 import argparse

@@ -12,17 +12,18 @@ import numpy as np
 import soundfile
 import torch
 
-from analysis import paired
-from analysis.manifest import ResultsError
+from analysis import arms
 from analysis.page import html
 from analysis.results import load_study
+from analysis.typed_json import ResultsError
 from ascmodels.checkpoint import CheckpointError, load_student, load_tensors, save_student
-from ascmodels.compress.groups import PruningError
 from ascmodels.compress.plan import plan_sizes
+from ascmodels.config.prune import PruningError
 from ascmodels.nessi import UncountableError
 from ascmodels.students import StudentConfig, build_student
 from ascmodels.teachers import TeacherModelConfig, build_teacher, load_teacher, save_teacher
-from data.features import FrontEndConfig, LogMel
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from data.impulse import load_impulses
 from data.seals import SealError, check_seal, seal
 from data.tau import SCENES, DatasetError, read_clip, read_split
@@ -151,7 +152,7 @@ def read_tables(rng: random.Random, corpus: Path, folder: Path) -> None:
     if kind == "raw":
         path = _copy(corpus, folder, "raw.csv")
         path.write_bytes(damaged_csv(path.read_bytes(), rng))
-        paired.paired_difference(paired.read_raw(path, "acc"), "acc", "a", "b")
+        arms.paired_difference(arms.read_raw(path, "acc"), "acc", "a", "b")
     elif kind == "tau":
         root = folder / "tau"
         (root / "split_setup").mkdir(parents=True)
@@ -227,7 +228,7 @@ TARGETS = (
     Target("flags", _CONFIG, read_flags),
     Target("space", (SpaceError, *_CONFIG), read_space),
     Target("plan file", _CONFIG, read_plan_file),
-    Target("csv", (DatasetError, ResultsError, paired.PairedError), read_tables),
+    Target("csv", (DatasetError, ResultsError, arms.PairedError), read_tables),
     Target("sound", (DatasetError,), read_sound),
     Target("journal", (JournalError, ResultsError), read_journal),
     Target("manifest", (ResultsError, StudyError), read_study_json),

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from ascmodels.students import Student, StudentConfig, build_student
-from data.augment import AugmentConfig
-from data.features import FrontEndConfig, LogMel
+from data.config.augment import AugmentConfig
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from trainables.config.schema import TrialConfig
 from trainables.config.train import TrainConfig
 from trainables.engine.loop import (

@@ -1,5 +1,7 @@
 """Tiny teachers of every family."""
 
+from dataclasses import replace
+
 import torch
 
 from ascmodels.teachers import (
@@ -13,7 +15,8 @@ AST_TINY = TeacherModelConfig(hidden_size=16, layers=2, heads=2)
 VIT_TINY = TeacherModelConfig(family="vit", hidden_size=16, layers=2, heads=2)
 CNN_TINY = TeacherModelConfig(family="cnn", name="test_efficientnet")  # timm's test network
 DEIT = TeacherModelConfig(family="vit", name="test_vit", stride=8)
-ALL = {"ast": AST_TINY, "vit": VIT_TINY, "named vit": DEIT, "cnn": CNN_TINY}
+BEATS_TINY = replace(AST_TINY, family="beats")
+ALL = {"ast": AST_TINY, "beats": BEATS_TINY, "vit": VIT_TINY, "named vit": DEIT, "cnn": CNN_TINY}
 
 
 def features(n: int = 3, seed: int = 0) -> torch.Tensor:

@@ -9,7 +9,8 @@ from tune.study.events import (
     EpochReported,
     TrialCreated,
 )
-from tune.study.journal import Journal, Reading, read_events, segments
+from tune.study.journal import Reading, read_events, segments
+from tune.study.writer import Journal
 
 TIME = {"time": "2026-01-05T09:30:00+00:00"}
 

@@ -9,8 +9,8 @@ from typing import Any
 from analysis.front import pareto_points
 from tests.support.driven_study import Driver, measured
 from tests.support.example_study import write_study
-from tune.live import Server
-from tune.status import current_study
+from tune.commands.live import Server
+from tune.commands.status import current_study
 from tune.study.journal import read_state
 from tune.study.reader import open_place
 

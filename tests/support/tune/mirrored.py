@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from tune.study.events import DriverStarted, TrialCreated
-from tune.study.journal import Journal, Reading
+from tune.study.journal import Reading
 from tune.study.state import StudyState
+from tune.study.writer import Journal
 
 SECRET = "not-a-real-secret"
 

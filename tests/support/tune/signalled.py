@@ -5,17 +5,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.support.machines import PATIENCE_S
 from tests.support.paths import ROOT
 
 
-def started(words: list[str], ignored: bool = True, output: Any = subprocess.PIPE) -> subprocess.Popen[str]:
+def started(
+    words: list[str],
+    ignored: bool = True,
+    output: Any = subprocess.PIPE,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> subprocess.Popen[str]:
     """Start `python WORDS` in this checkout; with `ignored`, SIGINT is ignored at its start, else at its default.
 
-    Its output goes to `output`, a file or a pipe.
+    Its output goes to `output`, a file or a pipe. `environment` has further environment variables.
     """
     handler = signal.SIG_IGN if ignored else signal.SIG_DFL
     return subprocess.Popen(
@@ -24,7 +31,7 @@ def started(words: list[str], ignored: bool = True, output: Any = subprocess.PIP
         stdout=output,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        env=os.environ | {"WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **environment},
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, handler),
     )

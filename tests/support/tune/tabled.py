@@ -15,9 +15,10 @@ from tune.study.events import (
     TrialCreated,
     TrialEnded,
 )
-from tune.study.journal import Journal, Reading
+from tune.study.journal import Reading
 from tune.study.log import StudyLog
 from tune.study.retry import Retry
+from tune.study.writer import Journal
 
 OUTCOMES = {"t0000": "completed", "t0001": "stopped", "t0002": "failed", "t0003": "crashed", "t0004": None}
 CONFIG = {"train.lr": 0.1, "train.epochs": 2, "replicate": 0}

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
-from data.features import FrontEndConfig
-from data.tau import SCENES
+from data.cache import open_cache
+from data.config.frontend import FrontEndConfig
+from data.tau import SCENES, read_split
 from tests.support.trainables.epochs import with_
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.engine.device import set_up_process
+from trainables.inputs.clips import Clips
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,15 @@ def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialCon
             *off,
         ]
     )
+
+
+@pytest.fixture(scope="module")
+def clips(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
+    """The tiny training split (50 clips) with random teacher logits."""
+    table = read_split(tiny_tau, "split100")
+    cache = open_cache(tiny_tau, list(table.filename), 8000, tmp_path_factory.mktemp("cache"), progress=False)
+    teacher = 3 * torch.randn(len(table), 10, generator=torch.Generator().manual_seed(0))
+    return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(str), teacher)
 
 
 def untrained_teacher(folder: Path, seed: int, rate: int = 32_000) -> str:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from ascmodels.config.student import FAMILY_OPTIONS
 from ascmodels.students import StudentConfig, build_student
-from ascmodels.students.base import FAMILY_OPTIONS
-from data.augment import Draws, augment_waveforms, draw_mixup
+from data.augment import Draws, Mix, augment_waveforms
 from data.features import LogMel
 from data.impulse import load_impulses
 from data.impulse import main as write_impulses
-from tests.support.trainables.epochs import OFF, with_
+from tests.support.trainables.epochs import with_
 from trainables.config.distill import DistillConfig
 from trainables.engine.losses import kd_loss, similarity_loss
 from trainables.trial.data import data_key, load_trial_data
@@ -33,7 +33,7 @@ def test_online_and_offline_teachers_say_the_same(with_teachers, method):
     assert cached.teacher is not None
     teach = data.online.batch_teacher(online.augment, torch.device("cpu"))
     picked = np.random.default_rng(0).permutation(len(cached.rows))[:12]
-    logits_of_teachers = teach(picked, Draws(None, None), None).logits
+    logits_of_teachers = teach(picked, Draws()).logits
     assert logits_of_teachers.shape == (12, 10)
     assert logits_of_teachers.std(dim=0).max() > 0.05
     largest = cached.teacher.abs().max()
@@ -52,19 +52,19 @@ def test_online_teachers_hear_the_augmented_clip(with_teachers, tmp_path):
     assert data.online is not None
     teach = data.online.batch_teacher(loud.augment, torch.device("cpu"), with_features=False)
     picked, rng = np.arange(6), np.random.default_rng(0)
-    draws = Draws(rng.integers(-160, 161, size=6) / 16_000, np.array([0, -1, 2, 1, -1, 0]))
-    mix = draw_mixup(replace(OFF, mixup_alpha=1.0), 6, rng, "cpu")
-    assert mix is not None
+    mix = Mix(torch.tensor(0.3), torch.from_numpy(rng.permutation(6)))
+    shifts = torch.from_numpy(rng.integers(-160, 161, size=6) / 16_000)
+    draws = Draws(shifts, np.array([0, -1, 2, 1, -1, 0]), mix)
     expected = []
     for member in data.online.members:
         rate = member.front_end.sample_rate
         waves = member.clips.cache.batch(member.clips.rows[picked])
         x = LogMel(member.front_end)(augment_waveforms(waves, draws, rate, load_impulses(tmp_path, rate)))
         with torch.no_grad():
-            expected.append(member.teacher(mix.lam * x + (1 - mix.lam) * x[mix.partner]))
-    logits_of_teachers = teach(picked, draws, mix).logits
+            expected.append(member.teacher(0.3 * x + 0.7 * x[mix.partner]))
+    logits_of_teachers = teach(picked, draws).logits
     assert torch.allclose(logits_of_teachers, 0.25 * expected[0] + 0.75 * expected[1], atol=1e-4)
-    assert not torch.allclose(logits_of_teachers, teach(picked, Draws(None, None), None).logits, atol=1e-2)
+    assert not torch.allclose(logits_of_teachers, teach(picked, Draws()).logits, atol=1e-2)
 
 
 def test_data_is_shared_only_where_the_teachers_are_the_same(with_teachers):
@@ -87,7 +87,7 @@ def test_features_are_distilled_from_one_teacher(with_teachers, tmp_path):
     without = Trial(replace(heavy, distill=DistillConfig(kd_alpha=1.0)), replace(data, online=None), tmp_path)
     picked = np.arange(16)
     assert trial.teachers is not None
-    theirs = trial.teachers(picked, Draws(None, None), None).features
+    theirs = trial.teachers(picked, Draws()).features
     assert theirs is not None
     assert theirs.shape == (16, 16)
     x = trial.front_end(data.train.cache.batch(data.train.rows[picked]))

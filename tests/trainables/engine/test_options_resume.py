@@ -88,6 +88,39 @@ def test_the_average_is_what_counts(config, tmp_path):
     assert not torch.equal(trained["classifier.0.weight"], trial.model.state_dict()["classifier.0.weight"])
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_soup_is_the_mean_of_the_best_epochs(config, tmp_path, validated):
+    """Without validation clips, of the last ones. A restored trial ends with the same network."""
+    words = ("distill.kd_alpha=1", "train.soup=2", "train.epochs=4", "prune.epochs=3")
+    souped = with_(config, *words, *(() if validated else ("data.validation_share=0",)))
+    data = load_trial_data(souped)
+    trial = Trial(souped, data, tmp_path / "whole")
+    driver, weights, accuracies = run_trial(trial), [], []
+    for _ in range(3):
+        accuracies.append(next(driver).val_macro_avg_acc)
+        weights.append({k: v.clone() for k, v in trial.network.state_dict().items()})
+    (tmp_path / "saved").mkdir()
+    trial.save(tmp_path / "saved")
+    point = next(driver).point
+    assert point is not None
+    plain = Trial(with_(souped, "train.soup=0"), data, tmp_path / "plain")
+    last = [r for _, r in zip(range(4), run_trial(plain), strict=False)][-1]
+    weights.append(plain.network.state_dict())
+    accuracies.append(last.val_macro_avg_acc)
+    best = sorted(range(4), key=lambda i: (accuracies[i] or 0, i))[-2:]
+    found = trial.network.state_dict()
+    for key, value in found.items():
+        if value.is_floating_point():
+            assert torch.allclose(value, (weights[best[0]][key] + weights[best[1]][key]) / 2, atol=1e-6), key
+    assert not torch.equal(found["classifier.0.weight"], weights[3]["classifier.0.weight"])
+    restored = Trial(souped, data, tmp_path / "restored")
+    restored.load(tmp_path / "saved")
+    ends = [[r.point.val_loss for r in run_trial(t) if r.point] for t in (restored, trial)]
+    assert ends[0] == [point.val_loss, *ends[1]]
+    pairs = zip(restored.model.parameters(), trial.model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_checkpoints_of_older_versions_go_on(config, tmp_path):
     """Their missing keys count as defaults; the error names a key whose value differs from its default."""
     plain = with_(config, "distill.kd_alpha=1")
@@ -122,7 +155,7 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence(config, tmp_path):
         ({"lr": math.inf}, r"train\.lr=inf"),
         ({"weight_decay": math.nan}, r"train\.weight_decay=nan"),
         ({"schedule": "step"}, r"train\.schedule='step': expected one of cosine, jku"),
-        ({"amp": "fp8"}, r"train\.amp='fp8': expected one of off, bf16, fp16"),
+        ({"amp": "fp8"}, r"train\.amp='fp8': expected one of auto, off, bf16, fp16"),
         ({"accumulate": 0}, r"train\.accumulate=0"),
         ({"warmup_steps": -1}, r"train\.warmup_steps=-1"),
         ({"label_smoothing": 1.0}, r"train\.label_smoothing=1\.0: expected a number in \[0, 1\)"),
@@ -162,7 +195,7 @@ def test_a_trial_refuses_before_it_trains(with_teachers, config, tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"train\.amp='fp16' needs a CUDA device"):
             Trial(with_(plain, 'train.amp="fp16"', 'train.device="auto"'), data, tmp_path)
-    with pytest.raises(ValueError, match="needs teacher logits"):
+    with pytest.raises(ValueError, match=r"distill\.kd_alpha=0\.5 .* needs a teacher"):
         Trial(with_teachers, data, tmp_path)
     (tmp_path / "logits.safetensors").write_bytes(b"")
     logits = with_(

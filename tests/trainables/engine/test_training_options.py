@@ -3,38 +3,31 @@
 import itertools
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from data.augment import draw_mixup
-from data.cache import open_cache
-from data.tau import read_split
-from tests.support.trainables.epochs import OFF, distilled, features, some, student, train, weights, without_bn
-from trainables.config.train import TrainConfig, enough_epochs
-from trainables.engine.device import training_device
-from trainables.engine.loop import (
-    TeacherOutput,
-    TrainingDiverged,
-    WeightAverage,
-    batches,
+from data.augment import draw_epoch
+from tests.support.trainables.epochs import (
+    FRONT_END,
+    OFF,
+    distilled,
+    features,
+    some,
+    student,
+    train,
+    weights,
+    without_bn,
 )
+from trainables.config.train import TrainConfig, enough_epochs
+from trainables.engine.averages import WeightAverage
+from trainables.engine.batches import balanced, batches
+from trainables.engine.device import training_device
+from trainables.engine.loop import TeacherOutput, TrainingDiverged
 from trainables.engine.losses import kd_loss
 from trainables.engine.schedule import jku_factor, learning_rate, schedule
-from trainables.inputs.clips import Clips
-
-
-@pytest.fixture(scope="module")
-def clips(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> Clips:
-    """The tiny training split (50 clips) with random teacher logits."""
-    table = read_split(tiny_tau, "split100")
-    cache = open_cache(tiny_tau, list(table.filename), 8000, tmp_path_factory.mktemp("cache"), progress=False)
-    teacher = 3 * torch.randn(len(table), 10, generator=torch.Generator().manual_seed(0))
-    return Clips(cache, cache.rows(list(table.filename)), table.label.to_numpy(), table.device.to_numpy(str), teacher)
-
 
 # --- schedules ---
 
@@ -172,7 +165,7 @@ def test_mixup_is_training_on_mixed_targets(clips, alpha):
     result = train(mixed, clips, TrainConfig(batch_size=50), augment, loss_of=loss_of)
     rng = np.random.default_rng(0)
     picked = batches(50, 50, rng)[0]
-    mix = draw_mixup(augment, 50, rng, "cpu")
+    mix = draw_epoch(augment, FRONT_END, [clips.devices[picked]], 0, rng)[0].mixup
     assert mix is not None
     expected = without_bn()
     logits = expected(mix(features(clips, picked)))
@@ -278,7 +271,22 @@ def test_mixed_clips_are_taught_by_what_teachers_say_of_them(clips):
     train(
         *(student(), replace(clips, teacher=None), TrainConfig(batch_size=50), replace(OFF, mixup_alpha=1.0)),
         loss_of=spy,
-        teachers=lambda picked, draws, mix: TeacherOutput(logits_of_teacher),
+        teachers=lambda picked, draws: TeacherOutput(logits_of_teacher),
     )
     assert len(used) == 2
     assert all(t is logits_of_teacher for t in used)
+
+
+# --- sampling ---
+
+
+def test_balanced_sampling_draws_each_group_equally_often(clips):
+    clips = some(clips, 33)  # not balanced itself
+    for sampling in ("class", "device", "class_device"):
+        drawn = np.concatenate([balanced(clips, sampling, np.random.default_rng(i)) for i in range(400)])
+        parts = [clips.labels[drawn].astype(str)] if "class" in sampling else []
+        parts += [clips.devices[drawn]] if "device" in sampling else []
+        _, counts = np.unique([" ".join(group) for group in zip(*parts, strict=True)], return_counts=True)
+        assert counts.sum() == 400 * len(clips.rows) and counts.min() > 0.7 * counts.max()
+    with pytest.raises(ValueError, match=r"train\.sampling='even'"):
+        TrainConfig(sampling="even")

@@ -1,5 +1,9 @@
 """Tracking with W&B never stops a trial: not by an id that is in use, nor by a server that does not answer."""
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +13,8 @@ from pathlib import Path
 import pytest
 import wandb
 
+from tests.support.paths import ROOT
+from tests.support.trainables.wandb_server import git_repository, wandb_server
 from trainables.outputs import tracking
 from trainables.outputs.tracking import Tracker
 
@@ -126,11 +132,71 @@ def test_a_server_that_hangs_or_is_gone_means_offline(monkeypatch: pytest.Monkey
         monkeypatch.setenv("WANDB_BASE_URL", url)
         found, warnings = modes()
         assert (found, len(warnings), len(requests)) == ("offline", 1, 1)
-    monkeypatch.setenv("WANDB_BASE_URL", url.replace("//", "//user:secret@"))
     found, warnings = modes()  # the server is gone
-    assert found == "offline" and url in warnings[0] and "secret" not in warnings[0]
+    assert found == "offline" and url in warnings[0]
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert modes() == ("disabled", [])
+
+
+@pytest.mark.parametrize("place", ["environment", "settings file", "environment, online"])
+def test_address_with_a_password_is_not_used(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B would log the address, also where it starts a run, and the mode `online` would start it."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    if "online" in place:
+        monkeypatch.setenv("WANDB_MODE", "online")
+    with web_server(200) as (url, requests):
+        address = url.replace("//", "//user:s3cr3t@")
+        if place == "settings file":
+            settings = Path.home() / ".config" / "wandb" / "settings"
+            settings.parent.mkdir(parents=True)
+            settings.write_text(f"[default]\nbase_url = {address}\n")
+        else:
+            monkeypatch.setenv("WANDB_BASE_URL", address)
+        found, warnings = modes()
+        assert (found, len(warnings), requests) == ("offline", 1, [])
+        assert "s3cr3t" not in warnings[0] and "user name or a password" in warnings[0]
+
+
+ONE_RUN = """
+from pathlib import Path
+from trainables.outputs.tracking import Tracker
+Tracker(Path("runs"), "s-t0", "t0", "s", {"train.lr": 0.01}, mode="online").finish()
+"""
+
+
+@pytest.mark.slow
+def test_no_token_of_the_repository_is_recorded(tmp_path: Path) -> None:
+    """W&B removes the password from the address of a repository, but a token may be the user name."""
+    git_repository(tmp_path, "https://T0KEN:x-oauth-basic@host/x.git")
+    with wandb_server() as server:
+        settings = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
+        # a process of its own: W&B keeps the address of the first server that a process used
+        subprocess.run([sys.executable, "-c", ONE_RUN], cwd=tmp_path, env=os.environ | settings, check=True)
+    assert "wandb-metadata.json" in server.uploaded()
+    (metadata,) = (tmp_path / "runs").glob("wandb/run-*/files/wandb-metadata.json")
+    assert json.loads(metadata.read_text())["git"]["commit"]  # W&B looked at the repository
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert [path for path in files if b"T0KEN" in path.read_bytes()] == []
+    assert [request for request in server.requests if b"T0KEN" in request.body] == []
+
+
+def test_values_of_invalid_settings_are_not_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_HTTP_PROXY", "me:s3cr3t@host")
+    Tracker(tmp_path, "study-t0", "t0", "study", {}, mode="online").finish()
+    assert "t0 is not logged to W&B" in caplog.text and "s3cr3t" not in caplog.text
+
+
+def test_control_characters_in_errors_of_the_server_are_logged_as_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(**_):
+        raise RuntimeError("answer of the server: \x1b[2J")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    Tracker(tmp_path, "study-t0", "t0", "study", {}, mode="online")
+    assert r"\x1b[2J" in caplog.text and "\x1b" not in caplog.text
 
 
 @pytest.mark.parametrize("name", ["http_proxy", "WANDB_HTTP_PROXY"])

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from ascmodels.checkpoint import CheckpointError, load_student
-from ascmodels.compress.groups import PruningError
-from ascmodels.compress.plan import PruneConfig
+from ascmodels.config.prune import PruneConfig, PruningError
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import Student
 from tests.support.trainables.comparison import same

@@ -21,6 +21,7 @@ from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import describe_use
 from trainables.inputs.clips import load_clips
 from trainables.outputs.records import write_info
+from trainables.single import exporting
 from trainables.single.run_folder import RunError
 
 
@@ -64,7 +65,7 @@ def test_the_command_leaves_every_form_with_its_figures(run: Callable[..., int],
     assert info["calibration_clips"] == 20
     assert max(info["export_difference"].values()) < 1e-4
     data = load_clips(config, config.frontend.sample_rate)
-    front_end = deploy.LogMel(config.frontend)
+    front_end = exporting.LogMel(config.frontend)
     x = front_end(data.validation.cache.batch(data.validation.rows)).numpy()
     for form in forms.values():  # measured again, from the file
         assert form["latency_ms"] > 0
@@ -126,17 +127,17 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_a_copied_checkpoint_is_deployed_with_the_configuration_that_it_carries(config, tmp_path: Path):
     """Another seed would divide the clips otherwise and measure the network on clips of its training."""
     carried = replace(config, seed=7)
-    found = deploy.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, ["--subset=50"], tmp_path)
+    found = exporting.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, ["--subset=50"], tmp_path)
     assert (found.seed, found.data.subset, found.train) == (7, 50, config.train)
     (tmp_path / "info.json").write_text(json.dumps({"config": replace(config, seed=8).flat()}))
-    assert deploy.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, [], tmp_path).seed == 8
+    assert exporting.configuration(tmp_path / "last.ckpt", {"config": carried.flat()}, [], tmp_path).seed == 8
 
 
 @pytest.mark.parametrize("text", ['{"config": "text"}', '{"config": [1]}', "[]", "42", "[" * 100_000, "{"])
 def test_a_damaged_info_json_is_named(config: TrialConfig, tmp_path: Path, text: str) -> None:
     (tmp_path / "info.json").write_text(text)
     with pytest.raises(RunError, match=rf"{tmp_path}/info\.json is damaged"):
-        deploy.configuration(tmp_path / "last.ckpt", {}, [], tmp_path)
+        exporting.configuration(tmp_path / "last.ckpt", {}, [], tmp_path)
 
 
 def test_damaged_networks_are_refused(

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from ascmodels.checkpoint import load_student, save_student
-from ascmodels.compress.plan import PruneConfig
+from ascmodels.config.prune import PruneConfig
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
-from data.features import FrontEndConfig
+from data.config.frontend import FrontEndConfig
 from data.signals import INTERRUPTED
 from tests.support.trainables.comparison import same
 from trainables import progressive_prune, run_training
@@ -246,3 +246,19 @@ def test_bases_that_cannot_be(
     weights = tmp_path / "c" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     assert "is damaged" in refusal(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("words", "arm", "remedy"),
+    [
+        (["--prune.lr=1e30"], "progressive", "prune.lr"),
+        (["--lr_mode=rewind", "--lr=1e30"], "progressive", "train.lr"),
+        (["--controls=dense", "--lr=1e30"], "dense", "train.lr"),
+    ],
+)
+def test_a_divergence_names_its_arm_and_the_key_to_change(
+    storage: Path, capsys: pytest.CaptureFixture[str], words: list[str], arm: str, remedy: str
+) -> None:
+    assert command(storage, "--ratios=0.3", "--prune.epochs=2", "--base_ckpt=last.ckpt", "--new", *words) == 2
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {arm}: stage ") and f": use a lower {remedy}. " in line

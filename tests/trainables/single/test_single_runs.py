@@ -10,17 +10,18 @@ import torch
 from ascmodels.checkpoint import CheckpointError, save_student
 from ascmodels.students import StudentConfig, build_student
 from ascmodels.teachers import TeacherModelConfig, build_teacher, save_teacher
-from data.features import FrontEndConfig
+from data.config.frontend import FrontEndConfig
 from data.impulse import main as write_impulses
 from data.signals import INTERRUPTED
 from data.tau import SCENES
-from trainables import finetune_teacher, run_training
+from trainables import finetune_teacher
 from trainables.config.distill import DistillConfig
 from trainables.config.schema import ConfigError, TrialConfig
 from trainables.engine.deployment import describe_use
 from trainables.engine.evaluation import Deployed
 from trainables.inputs.clips import load_clips
-from trainables.run_training import distils, main
+from trainables.run_training import main
+from trainables.single import fine_tuning, training
 from trainables.single.run_folder import Run, RunError, newest_runs
 from trainables.teachers.cached_logits import logits_file
 from trainables.teachers.fine_tuning import teacher_key
@@ -48,7 +49,7 @@ def test_killed_before_the_first_epoch_it_goes_on_and_the_test_split_stays_close
     words, tmp_path, monkeypatch, capsys
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(run_training, "prepare", killed)
+        patch.setattr(training, "prepare", killed)
         assert main([*words, "--no_test"]) == INTERRUPTED
     (run,) = newest_runs(tmp_path / "runs")
     assert main([words[0], "--evaluate", f"--ckpt_id={run.id}"]) == 2
@@ -67,7 +68,7 @@ def test_killed_while_it_is_measured_it_is_evaluated_and_ended_with_the_same_fig
     words, tmp_path, monkeypatch, capsys
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(run_training, "open_test_clips", killed)
+        patch.setattr(training, "open_test_clips", killed)
         assert main(words) == INTERRUPTED
     (run,) = newest_runs(tmp_path / "runs")
     assert (run.info["status"], "MACs" in run.info) == ("running", False)
@@ -131,7 +132,7 @@ def test_a_folder_that_cannot_be_made_is_told_in_one_line(words, tmp_path, capsy
     ],
 )
 def test_naming_teachers_in_any_way_means_distillation(typed: list[str], expected: bool) -> None:
-    assert distils(typed) == expected
+    assert training.distils(typed) == expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -149,7 +150,7 @@ def test_networks_of_a_gpu_run_without_a_gpu(default_config, tmp_path) -> None:
 
 
 def test_a_flag_that_changes_no_teacher_is_told(words, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(finetune_teacher, "fine_tuned_teacher", killed)
+    monkeypatch.setattr(fine_tuning, "fine_tuned_teacher", killed)
     assert finetune_teacher.main([*words, "--lr=1e-4", "teacher.train.epochs=2"]) == INTERRUPTED
     output = capsys.readouterr().out
     assert "note: train.lr " in output and "teacher.train.lr" in output

@@ -13,12 +13,12 @@ from ascmodels.teachers import (
     build_teacher,
     load_teacher,
 )
-from data.features import FrontEndConfig, LogMel
+from data.config.frontend import FrontEndConfig
+from data.features import LogMel
 from data.tau import SCENES
 from trainables import cache_logits, compare_teachers, finetune_teacher
 from trainables.config.compose import CONFIG_DIR, compose
 from trainables.config.schema import ConfigError, TrialConfig
-from trainables.engine.device import set_up_process
 from trainables.engine.loop import TrainingDiverged, predict
 from trainables.engine.losses import kd_loss
 from trainables.inputs.clips import filenames
@@ -27,20 +27,6 @@ from trainables.teachers.ensemble import combine, greedy
 from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary, validation_hash
 from trainables.teachers.logits import folder_hash, load_logits, read_manifest
 from trainables.trial.data import data_key, load_trial_data
-
-
-@pytest.fixture(scope="module")
-def words(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for two-epoch teachers of 0.02 M parameters on the tiny data set."""
-    set_up_process(1)
-    return [
-        f"data.dataset_dir='{tiny_tau}'",
-        f"data.cache_dir='{tmp_path_factory.mktemp('cache')}'",
-        *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "train.device=cpu"),
-        *("teacher.train.epochs=2", "teacher.train.min_steps=0", "teacher.train.device=cpu"),
-        *("teacher.train.batch_size=16", "teacher.frontend.n_mels=32", "teacher.frontend.hop_length=400"),
-    ]
-
 
 VIT_WORDS = ("teacher.model.family=vit", "teacher.model.hidden_size=16", "teacher.model.heads=2")
 CNN_WORDS = ("teacher.model.family=cnn", "teacher.model.name=test_efficientnet")
@@ -204,11 +190,12 @@ def test_shipped_recipes_build(name: str) -> None:
     quick, full = (compose([f"teacher={name}", f"profile={p}"]).teacher for p in ("quick", "full"))
     assert (quick.frontend, quick.train, quick.augment) == (full.frontend, full.train, full.augment)
     c, sizes = quick, {"hidden_size": 768, "layers": 12, "heads": 12, "patch_size": 16, "stride": 10}
-    model = replace(c.model, pretrained=None, **(sizes if name == "ast" else {}))
+    model = replace(c.model, pretrained=None, **(sizes if name in ("ast", "beats") else {}))
     with torch.device("meta"):
         teacher = build_teacher(model, 10, c.frontend.n_mels, c.frontend.frames)
     millions = sum(p.numel() for p in teacher.parameters()) / 1e6
-    expected = {"ast": 85.3, "vit": 85.4, "cnn": 3.4, "ast_small": 0.4, "vit_small": 0.4, "cnn_small": 0.6}
+    expected = {"ast": 85.3, "beats": 90.3, "vit": 85.4, "passt": 85.4, "cnn": 3.4}
+    expected |= {"ast_small": 0.4, "vit_small": 0.4, "cnn_small": 0.6}
     assert millions == pytest.approx(expected[name], abs=0.1)
 
 

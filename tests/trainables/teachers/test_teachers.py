@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ascmodels.checkpoint import CheckpointError
+from ascmodels.config.teacher import FAMILIES
 from ascmodels.teachers import (
     _CLASSES,
     TeacherModelConfig,
@@ -20,7 +21,6 @@ from ascmodels.teachers import (
     parameter_groups,
     save_teacher,
 )
-from ascmodels.teachers.base import FAMILIES
 from ascmodels.teachers.timm import Patchout, patch_grid
 from data.tau import SCENES
 from tests.support.trainables.teacher_networks import ALL, FRAMES, N_MELS, VIT_TINY, built, features
@@ -56,7 +56,7 @@ def test_shapes_and_round_trip(name: str, tmp_path: Path) -> None:
         load_teacher(tmp_path / "t", SCENES)
 
 
-@pytest.mark.parametrize("name", ["vit", "named vit", "cnn"])
+@pytest.mark.parametrize("name", ["beats", "vit", "named vit", "cnn"])
 def test_pretrained_in_a_checkpoint_is_not_followed(name: str, tmp_path: Path, monkeypatch) -> None:
     """The folder has all weights: whoever wrote its teacher.json must not send the reader to a hub."""
     save_teacher(tmp_path / "t", built(ALL[name]), {"classes": list(SCENES)})
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_network() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"family": "beats"}, "teacher.model.family='beats': expected one of ast, vit, cnn"),
+        ({"family": "hubert"}, "teacher.model.family='hubert': expected one of ast, beats, vit, cnn"),
         ({"family": "cnn"}, "teacher.model.name=''.* cnn"),
         ({"name": "resnet18"}, "teacher.model.name='resnet18'.*family=ast"),
         ({"dropout": 1.0}, "teacher.model.dropout=1.0: "),
@@ -232,7 +232,7 @@ def test_pretrained_that_cannot_be_used(
         ("test_efficientnet", pickled, "holds more than tensors"),
         ("test_efficientnet", tmp_path / "empty", "cannot be used"),
         ("test_efficientnet", "nobody/nothing", "cannot be used"),
-        ("test_efficientnet", tmp_path / "absent.safetensors", "cannot be used"),
+        ("test_efficientnet", tmp_path / "absent.safetensors", "absent.safetensors. does not exist"),
         ("test_efficientnet", vit / "model.safetensors", "cannot be used"),  # another architecture's weights
         ("test_resnet", cnn, "test_efficientnet; .*teacher.model.name=test_resnet"),
         ("", cnn / "model.safetensors", "weights file.* teacher.model.name "),
@@ -274,6 +274,9 @@ def test_layer_wise_rates(name: str) -> None:
     n_blocks = len(groups) - 2  # stem, blocks, classifier
     if name == "ast":
         stem, block, head = "embeddings.position", "layers.{}.mlp.fc1.weight", "classifier.dense.weight"
+        assert n_blocks == 2
+    elif name == "beats":
+        stem, block, head = "patches.weight", "layers.{}.rise.weight", "classifier.weight"
         assert n_blocks == 2
     else:
         stem, block, head = "pos_embed", "blocks.{}.mlp.fc1.weight", "head.weight"

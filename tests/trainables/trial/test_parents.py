@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ascmodels.checkpoint import CheckpointError
-from ascmodels.compress.plan import PruneConfig
-from ascmodels.nessi import Limits
+from ascmodels.config.limits import Limits
+from ascmodels.config.prune import PruneConfig
 from data.files import locked
 from data.seals import check_seal
 from tests.support import workers
-from trainables.config.compose import compose
+from tests.support.trainables.small_trials import small_trial
 from trainables.config.schema import TrialConfig
 from trainables.engine.device import set_up_process
 from trainables.engine.loop import TrainingDiverged
@@ -35,15 +35,8 @@ DENSE = 3  # epochs
 def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     """Three dense epochs, one prune step of one epoch, averaged weights."""
     set_up_process(1)
-    return compose(
-        [
-            f"data.dataset_dir='{tiny_tau}'",
-            f"data.cache_dir='{tmp_path_factory.mktemp('cache')}'",
-            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
-            *("student.base_channels=8", f"train.epochs={DENSE}", "train.batch_size=16", "train.ema_decay=0.9"),
-            *("prune.epochs=1", "prune.ratios=[0.3]", "distill.kd_alpha=1", "train.device=cpu"),
-        ]
-    )
+    sizes = ("student.base_channels=8", f"train.epochs={DENSE}", "train.ema_decay=0.9", "prune.ratios=[0.3]")
+    return small_trial(tiny_tau, tmp_path_factory.mktemp("cache"), *sizes)
 
 
 @pytest.fixture(scope="module")

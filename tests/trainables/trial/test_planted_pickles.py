@@ -13,7 +13,7 @@ import torch
 from ascmodels.checkpoint import CheckpointError
 from data.seals import SealError, check_seal, seal
 from tests.support.data.planted import NAMES, Bomb, bomb, plant
-from trainables.config.compose import compose
+from tests.support.trainables.small_trials import small_trial
 from trainables.outputs.storage import TrialCheckpoints
 from trainables.ray_trainables import PruneTrainable
 from trainables.trial.dense_phase import Parent
@@ -21,15 +21,8 @@ from trainables.trial.dense_phase import Parent
 
 @pytest.fixture
 def study(tiny_tau: Path, tmp_path: Path) -> dict:
-    config = compose(
-        [
-            f"data.dataset_dir='{tiny_tau}'",
-            f"data.cache_dir='{tmp_path / 'cache'}'",
-            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
-            *("student.base_channels=16", "train.epochs=3", "train.batch_size=16", "prune.epochs=1"),
-            *("prune.ratios=[0.3]", "distill.kd_alpha=1", "train.device=cpu"),
-        ]
-    )
+    sizes = ("student.base_channels=16", "train.epochs=3", "prune.ratios=[0.3]")
+    config = small_trial(tiny_tau, tmp_path / "cache", *sizes)
     places = {"study_dir": str(tmp_path / "x"), "checkpoints": str(tmp_path / "x" / "ray")}
     return config.flat() | places | {"trial": "t0000", "parents": str(tmp_path / "cache" / "parents")}
 
@@ -108,7 +101,13 @@ def malformed(trainable: PruneTrainable, folder: Path) -> None:
     state = torch.load(folder / "trial.pt", weights_only=True)
     point = json.loads(state["points"])[:1] or [{}]
     shapes = {i: {k: torch.zeros(1, 1) for k in v} for i, v in state["optimizer"]["state"].items()}
+    moments = {0: state["optimizer"]["state"][0]}
+    odd = [{k: v for k, v in moments[0].items() if k != "step"}, moments[0] | {"exp_avg": "x"}]
+    odd += [moments[0] | {"exp_avg_sq": torch.zeros(())}, moments[0] | {"more": torch.zeros(())}]
     for values in (
+        *({"optimizer": state["optimizer"] | {"state": state["optimizer"]["state"] | {0: one}}} for one in odd),
+        {"weights": "shared", "position": [0, 9, 9]},
+        {"sizes": [["x", 1], [1, 1]]},
         {"position": [99, 0, 0]},
         {"position": [0, -1, 1]},
         {"position": "abc"},

@@ -13,6 +13,7 @@ from tests.support.power_loss import is_private
 from trainables.config.compose import compose
 from trainables.outputs.storage import TrialCheckpoints
 from trainables.ray_trainables import KDTrainable, PruneTrainable
+from trainables.trial.stages import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,39 @@ def test_trainable_saves_restores_and_reports(ray_config: dict, tmp_path: Path, 
         assert [row["epochs"] for row in rest[0]["curve"]] == list(range(1, min(stop_after + 1, 3) + 1))
         assert [row["val_loss"] for row in rest[0]["curve"][:3]] == [r["val_loss"] for r in expected][: stop_after + 1]
         second.stop()
+
+
+@pytest.mark.slow
+def test_a_kill_costs_at_most_the_interval_between_checkpoints(ray_config: dict, tmp_path: Path, monkeypatch) -> None:
+    """Epochs take 3 s here. With an interval of 7 s, two of them share a checkpoint."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("trainables.ray_trainables.time", clock)
+
+    def checkpoints(**interval: float) -> list[bool]:
+        trainable = PruneTrainable(ray_config | {"train.epochs": 4, "wandb": "disabled", **interval})
+
+        def records():
+            for record in run_trial(trainable._trial):
+                clock.now += 3
+                yield record
+
+        trainable._records, found = records(), []
+        for i in range(5):
+            found.append(trainable.train()["should_checkpoint"])
+            if found[-1]:
+                trainable.save_checkpoint(str(tmp_path / f"{interval} {i}"))
+        trainable.stop()
+        return found
+
+    assert checkpoints(checkpoint_interval=7.0) == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]  # the last one: after the last epoch
+    assert checkpoints(checkpoint_interval=60.0) == [False, False, False, False, True]
+    assert checkpoints(checkpoint_interval=0.0) == checkpoints() == [True] * 5
 
 
 @pytest.mark.slow

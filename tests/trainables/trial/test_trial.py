@@ -12,10 +12,10 @@ import torch
 
 from ascmodels.checkpoint import CheckpointError, load_student
 from ascmodels.compress import pruning
-from ascmodels.compress.groups import PruningError
+from ascmodels.config.prune import PruningError
 from ascmodels.nessi import get_torch_size
 from ascmodels.students import build_student
-from data.features import FrontEndConfig
+from data.config.frontend import FrontEndConfig
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.engine.device import set_up_process
@@ -261,7 +261,7 @@ def test_teacher_is_trained_once_and_logits_meet_by_filename(config: TrialConfig
 
 def test_without_teacher_kd_alpha_must_be_one(config: TrialConfig, data: TrialData, tmp_path: Path) -> None:
     bare = TrialData(replace(data.train, teacher=None), data.validation, ())
-    with pytest.raises(ValueError, match="needs teacher logits"):
+    with pytest.raises(ValueError, match="needs a teacher"):
         Trial(config, bare, tmp_path)
     plain = replace(config, distill=replace(config.distill, kd_alpha=1.0), prune=replace(config.prune, ratios=()))
     (record, last) = list(run_trial(Trial(plain, bare, tmp_path)))

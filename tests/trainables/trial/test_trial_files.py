@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.power_loss import Disk, visible
-from trainables.config.compose import compose
+from tests.support.trainables.small_trials import small_trial
 from trainables.config.schema import TrialConfig
 from trainables.engine.device import set_up_process
 from trainables.trial.data import TrialData, load_trial_data
@@ -20,15 +20,8 @@ pytestmark = pytest.mark.slow  # whole trials
 def config(tiny_tau: Path, tmp_path_factory: pytest.TempPathFactory) -> TrialConfig:
     """Two dense epochs and two prune steps of one epoch on the tiny data set, without a teacher."""
     set_up_process(1)
-    return compose(
-        [
-            f"data.dataset_dir='{tiny_tau}'",
-            f"data.cache_dir='{tmp_path_factory.mktemp('cache')}'",
-            *("frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"),
-            *("student.base_channels=16", "train.epochs=2", "train.batch_size=16", "train.device=cpu"),
-            *("prune.epochs=1", "prune.ratios=[0.3,0.3]", "distill.kd_alpha=1"),
-        ]
-    )
+    sizes = ("student.base_channels=16", "train.epochs=2", "prune.ratios=[0.3,0.3]")
+    return small_trial(tiny_tau, tmp_path_factory.mktemp("cache"), *sizes)
 
 
 @pytest.fixture(scope="module")

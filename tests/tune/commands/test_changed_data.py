@@ -15,7 +15,7 @@ import soundfile
 from rich.console import Console
 
 from analysis.manifest import StudyManifest
-from analysis.report import front_table
+from analysis.outputs import front_table
 from analysis.results import load_study
 from data.tau import DatasetError
 from search_spaces import space_from_dict
@@ -23,8 +23,8 @@ from tests.support.driven_study import SMALL, Commands
 from tests.support.paths import ROOT
 from trainables.config.schema import TrialConfig
 from tune.arguments import parser
+from tune.commands.driving import prepared
 from tune.prepare import prepare
-from tune.run import prepared
 from tune.study.journal import read_state
 from tune.study.manifest import read_manifest, write_manifest
 

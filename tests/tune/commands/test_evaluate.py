@@ -23,10 +23,10 @@ from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.engine.deployment import describe_use
 from tune.arguments import parser
+from tune.commands.driving import prepared
 from tune.evaluate import main
 from tune.prepare import prepare
 from tune.run import main as run_main
-from tune.run import prepared
 from tune.search.optuna_study import OBJECTIVES
 from tune.study.manifest import read_manifest, write_manifest
 

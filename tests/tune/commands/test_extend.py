@@ -1,13 +1,18 @@
-"""A complete study is extended, its front confirmed, its tables rebuilt; no study runs here."""
+"""Which study a command continues; a complete study is extended, its front confirmed, its tables rebuilt. No study runs
+here."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.support.driven_study import Commands
 from tests.support.tune.resumed import begun, files_of, finish
 from trainables.config.schema import ConfigError
+from tune.options import read_request
+from tune.resume import find_study
 from tune.run import main
 from tune.study.events import DriverStarted
 from tune.study.journal import read_events, read_state
@@ -112,3 +117,61 @@ def test_nothing_to_extend(typed: Commands) -> None:
         typed("--name", "x", "--extend", "3")
     with pytest.raises(StudyError, match="no complete study in"):
         typed("--confirm", "3")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b'{"name": "x"}', b"\x80"])
+def test_a_damaged_manifest_in_a_store_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "store" / "x").mkdir(parents=True)
+    (tmp_path / "store" / "x" / "study.json").write_bytes(content)
+    options = read_request(["--storage", str(tmp_path / "here"), "--resume", "--name", "x"]).options
+    with pytest.raises(StudyError) as error:
+        find_study(tmp_path / "here", str(tmp_path / "store"), options, print)
+    assert str(tmp_path / "store" / "x" / "study.json") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("more", [(), ("--space", "kd")])
+def test_a_damaged_study_that_is_not_the_newest_is_skipped(
+    typed: Commands, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    """It does not stop a resume of the other studies; a warning names its file."""
+    typed.start("x")
+    damaged = typed.storage / "old" / "study.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    os.utime(damaged, (1e9, 1e9))
+    manifest, _ = typed("--resume", *more)
+    assert manifest.requested.name == "x"
+    printed = capsys.readouterr().out
+    assert str(damaged) in printed and printed.count("\n") == 1
+    with pytest.raises(StudyError) as error:
+        typed("--resume", "--name", "old", *more)
+    assert str(damaged) in str(error.value)
+
+
+@pytest.mark.parametrize("words", [("--resume",), ("--resume", "--space", "kd"), ("--extend", "1")])
+def test_a_damaged_study_that_may_be_the_newest_is_refused(typed: Commands, words: tuple[str, ...]) -> None:
+    typed.start("x")
+    damaged = typed.storage / "new" / "study.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    with pytest.raises(StudyError) as error:
+        typed(*words)
+    assert all(text in str(error.value) for text in (str(damaged), "--name"))
+    assert typed("--resume", "--name", "x")[0].requested.name == "x"
+
+
+def test_a_damaged_study_in_a_store_is_skipped(
+    typed: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(typed.start("x"), store / "x")
+    (store / "old").mkdir()
+    (store / "old" / "study.json").write_text("[]")
+    options = read_request(["--storage", str(tmp_path / "here"), "--resume"]).options
+    with pytest.raises(StudyError) as error:
+        find_study(tmp_path / "here", str(store), options, print)
+    assert str(store / "old" / "study.json") in str(error.value)
+    os.utime(store / "old" / "study.json", (1e9, 1e9))
+    assert find_study(tmp_path / "here", str(store), options, print) == "x"
+    assert str(store / "old" / "study.json") in capsys.readouterr().out

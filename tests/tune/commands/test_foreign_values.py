@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from analysis.manifest import Requested, Resolved, StudyManifest
-from tune.arguments import writable
-from tune.checks import check_cache, check_warm_start
-from tune.evaluate import place_of
-from tune.options import check_name, read_request, slug
+from tune.commands.evaluate import place_of
+from tune.options import check_name, read_request, slug, writable
+from tune.planning.checks import check_cache, check_warm_start
 from tune.resume import study_named
 from tune.study.manifest import StudyError, write_manifest
 from tune.study.state import StudyState

@@ -11,18 +11,20 @@ import torch
 from tests.support.driven_study import Commands
 from trainables.config.compose import compose
 from trainables.config.schema import ConfigError, TrialConfig
-from tune.checks import resolve_gpus
+from tune.planning.checks import resolve_gpus
 from tune.ray_start import on_cluster, with_gpus
 from tune.study.manifest import StudyError, read_manifest, write_manifest
 
 CPU, AUTO, CUDA = (compose([f"train.device={device}"]) for device in ("cpu", "auto", "cuda"))
 FP16 = compose(["train.amp=fp16"])
+LARGE = compose(["train.batch_size=256"])
 
 
 @pytest.mark.parametrize(
     ("config", "asked", "available", "expected"),
     [
         (AUTO, None, 2.0, ("auto", 0.25)),
+        (LARGE, None, 2.0, ("auto", 0.5)),
         (AUTO, None, 0.0, ("cpu", 0.0)),
         (AUTO, 0.0, 2.0, ("cpu", 0.0)),  # Ray leaves all GPUs visible to a trial that reserves none
         (AUTO, 1.0, 2.0, ("auto", 1.0)),
@@ -45,7 +47,9 @@ def test_a_trials_gpus_follow_from_the_available_ones(
         return
     resolved, gpus = resolve_gpus(config, asked, available)
     assert (resolved.train.device, gpus) == expected
-    assert replace(resolved, train=replace(resolved.train, device=config.train.device)) == config
+    amp = config.train.amp if config is FP16 else "bf16" if gpus else "off"
+    assert resolved.train.amp == amp
+    assert resolved == replace(config, train=replace(config.train, device=resolved.train.device, amp=amp))
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from tests.support.driven_study import Driver
 from tests.support.paths import ROOT
 from tests.support.tune.live import best_points, measure_more, running_study, serving
-from tune.live import Server, main
+from tune.commands.live import Server
+from tune.live import main
 from tune.study.journal import segments
 
 
@@ -145,4 +146,5 @@ def test_the_command_prints_its_address_and_ends_with_ctrl_c(study):
     assert "of study study: http://127.0.0.1:" in first_line and "Ctrl-C" in first_line
     assert get(int(first_line.split()[5].rpartition(":")[2]), "/status.json")[0] == 200
     process.send_signal(signal.SIGINT)
-    assert "Traceback" not in process.communicate(timeout=300)[0] and process.returncode == 0
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130 and output.startswith("interrupted") and "Traceback" not in output

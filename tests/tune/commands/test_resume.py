@@ -4,11 +4,11 @@ import json
 import shutil
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
+from analysis.manifest import Requested, StudyManifest
 from data.signals import INTERRUPTED
 from search_spaces import FOLDER, load_space, space_from_dict
 from tests.support.driven_study import SMALL, Commands, Driver
@@ -16,15 +16,17 @@ from tests.support.tune.resumed import begun, files_of, finish
 from trainables.config.schema import ConfigError
 from trainables.inputs.code import code_files
 from tune.arguments import cluster_options, parser
+from tune.commands.search import print_end
 from tune.driver import Search, close
-from tune.options import read_request
-from tune.resume import CODE, find_study, resume_command
-from tune.run import check_new, print_end
+from tune.options import check_new
+from tune.planning.changes import CODE
+from tune.resume import resume_command
 from tune.study.access import StudyAccess
 from tune.study.events import DriverFinished, TrialRetried
-from tune.study.journal import Journal, Reading, read_events, read_state
+from tune.study.journal import Reading, read_events, read_state
 from tune.study.manifest import StudyError, is_complete, read_manifest, write_manifest
 from tune.study.retry import Retry
+from tune.study.writer import Journal
 
 
 def test_the_same_command_starts_and_continues(typed: Commands) -> None:
@@ -270,20 +272,9 @@ def test_a_replay_that_differs_from_the_run_is_reported(typed: Commands, capsys)
         assert len(events) > 3
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"[]", b'{"name": "x"}', b"\x80"])
-def test_a_damaged_manifest_in_a_store_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "store" / "x").mkdir(parents=True)
-    (tmp_path / "store" / "x" / "study.json").write_bytes(content)
-    options = read_request(["--storage", str(tmp_path / "here"), "--resume", "--name", "x"]).options
-    with pytest.raises(StudyError) as error:
-        find_study(tmp_path / "here", str(tmp_path / "store"), options)
-    assert str(tmp_path / "store" / "x" / "study.json") in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("words", ["", "--address auto", "--address h:1 --allow-open-cluster", "--allow-open-cluster"])
 def test_resume_command_uses_the_same_cluster(words: str) -> None:
     options = parser("").parse_args(words.split())
-    manifest = SimpleNamespace(resolved=SimpleNamespace(remote=None))
-    line = resume_command(Path("/runs/X"), manifest, cluster_options(options))  # type: ignore[arg-type]
+    manifest = StudyManifest(Requested("X"))
+    line = resume_command(Path("/runs/X"), manifest, cluster_options(options))
     assert line.endswith(f" --resume --name X --storage /runs {words}".rstrip())

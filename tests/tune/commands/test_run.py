@@ -19,7 +19,7 @@ from tune.arguments import DEFAULTS, limit_overrides, parser
 from tune.driver import shares_dense
 from tune.options import read_request
 from tune.run import main
-from tune.study.lease import lock
+from tune.study.access import lock
 from tune.study.manifest import StudyError
 
 

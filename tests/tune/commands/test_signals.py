@@ -5,6 +5,7 @@ Also: a dashboard of Ray that does not start, and a first start of Ray that fail
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from io import StringIO
@@ -15,29 +16,34 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from data.signals import interruptible
+from data.signals import Interrupts, interruptible
 from tests.support.driven_study import Commands
+from tests.support.imports import sources
 from tests.support.machines import PATIENCE_S, wait_until
 from tests.support.paths import ROOT
 from tests.support.tune.signalled import started, wait_for_handler
 from tune import evaluate, ray_start
-from tune.options import read_request
-from tune.run import Repeat, run_command
+from tune.commands import evaluate as evaluation
+from tune.commands.search import run_command
+from tune.driver import close
+from tune.options import Repeat, read_request
+from tune.study.access import StudyAccess
+from tune.study.journal import read_state
 from tune.study.manifest import StudyError, read_manifest, write_manifest
 
-COMMANDS = (
-    *("tune/run.py", "tune/evaluate.py", "tune/status.py", "tune/live.py", "analysis/report.py"),
-    *(f"trainables/{name}.py" for name in ("run_training", "progressive_prune", "finetune_teacher", "cache_logits")),
-    *("trainables/deploy.py", "trainables/compare_teachers.py"),
-)
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+ENTRY_POINTS = sorted(name for name, path in sources().items() if '\nif __name__ == "__main__":' in path.read_text())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "command", [[name] for name in COMMANDS] + [["-m", "analysis.paired"], ["-m", "tune.cli", "run"]]
-)
-def test_a_command_that_is_still_importing_ends_at_once(command: list[str]) -> None:
-    process = started([*command, "--help"])
+def test_the_entry_points_are_found() -> None:
+    assert {"tune.run", "tune.live", "trainables.run_training", "analysis.report", "data.synthetic"} <= {*ENTRY_POINTS}
+
+
+@pytest.mark.parametrize("module", ENTRY_POINTS)
+def test_a_command_that_is_still_importing_ends_at_once(module: str) -> None:
+    path = sources()[module].relative_to(ROOT)
+    words = [str(path)] if f"python {path}" in (ROOT / path).read_text() else ["-m", module]  # as its docstring says
+    process = started([*words, "run", "--help"] if module == "tune.cli" else [*words, "--help"])
     wait_for_handler(process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)
@@ -49,11 +55,7 @@ def test_a_study_that_is_still_prepared_ends_in_order(typed: Commands, tmp_path:
     """The signal comes while Ray starts, where `ray.init` has handlers of its own."""
     words = ["--space", "kd", "--name", "x", "--storage", str(typed.storage), *typed.arguments]
     process = started(["tune/run.py", *words])
-    assert process.stdout
-    printed = []
-    while not printed or not printed[-1].startswith("baseline:"):
-        printed.append(process.stdout.readline())
-        assert printed[-1], printed
+    read_until(process, "baseline:")
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, output
@@ -62,23 +64,86 @@ def test_a_study_that_is_still_prepared_ends_in_order(typed: Commands, tmp_path:
     assert not list((typed.storage / "x").iterdir())
 
 
+def searching(typed: Commands) -> subprocess.Popen[str]:
+    """Return a process of tune/run.py that has trained at least one epoch of the study x."""
+    words = ["--space", "prune", "--name", "x", "--storage", str(typed.storage), *typed.arguments, "distill.kd_alpha=1"]
+    process = started(["tune/run.py", *words, "--num-samples", "3", "train.epochs=40"])
+    read_until(process, "dashboard:")
+    journal = typed.storage / "x" / "journal"
+    wait_until(lambda: any('"epoch' in path.read_text() for path in journal.glob("*.jsonl")), process)
+    return process
+
+
+def read_until(process: subprocess.Popen[str], begin: str) -> None:
+    """Read the output of `process` up to the first line that starts with `begin`."""
+    assert process.stdout
+    printed = []
+    while not printed or not printed[-1].startswith(begin):
+        printed.append(process.stdout.readline())
+        assert printed[-1], printed
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_signal_to_all_processes_of_a_search_ends_it_in_order(typed: Commands) -> None:
     """As scancel, systemd and timeout send it: Ray's processes get SIGTERM, too."""
-    words = ["--space", "prune", "--name", "x", "--storage", str(typed.storage), *typed.arguments, "distill.kd_alpha=1"]
-    process = started(["tune/run.py", *words, "--num-samples", "3", "train.epochs=40"])
-    assert process.stdout
-    printed = []
-    while not printed or not printed[-1].startswith("dashboard:"):
-        printed.append(process.stdout.readline())
-        assert printed[-1], printed
-    journal = typed.storage / "x" / "journal"
-    wait_until(lambda: any('"epoch' in path.read_text() for path in journal.glob("*.jsonl")), process)
+    process = searching(typed)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, output
     assert "--resume --name x" in output.splitlines()[-1] and "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_signal_ends_a_search_whose_storage_is_away(typed: Commands) -> None:
+    """Without waiting for the storage, and nothing is made in its place."""
+    process, journal = searching(typed), typed.storage / "x" / "journal"
+    journal.rename(typed.storage / "away")
+    read_until(process, "the storage cannot be read or written")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, output
+    assert not journal.exists() and read_manifest(journal.parent).progress.status == "running"
+    last = output.splitlines()[-1]
+    assert last.startswith("interrupted; ") and str(journal) in last and "--resume --name x" in last
+    (typed.storage / "away").rename(journal)
+    assert read_state(journal.parent).drivers == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["status"], ["live"], ["evaluate"], ["run", "--space", "kd", "--name", "x"]])
+def test_a_signal_ends_a_command_whose_object_store_does_not_answer(words: list[str]) -> None:
+    """pyarrow would wait for minutes, and Python calls no handler meanwhile."""
+    name, *options = words
+    code = f"from data import signals; signals.STORAGE_S = 0.3\nfrom tune.{name} import main; raise SystemExit(main())"
+    where = ["--storage", "s3://bucket/studies"] if name == "run" else ["s3://bucket/studies/x"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(PATIENCE_S)
+        aws = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "AWS_EC2_METADATA_DISABLED": "true"}
+        process = started(["-c", code, *options, *where], environment=aws | dict.fromkeys(KEYS, "x"))
+        connection, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=PATIENCE_S)
+        connection.close()
+    assert process.returncode == 130, output
+    reason = "the storage does not answer" if name == "run" else "the command did not end within 0 s"
+    assert output.startswith(f"interrupted; {reason}") and len(output.splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("interrupted", "error"), [(False, StudyError), (True, KeyboardInterrupt)])
+def test_nothing_is_made_in_the_place_of_a_storage_that_is_away(
+    typed: Commands, interrupted: bool, error: type[BaseException]
+) -> None:
+    """The final status cannot be written; only after a signal is this an interrupt."""
+    folder = typed.start("x", ended=1, opened=0)
+    manifest, state, interrupts = read_manifest(folder), read_state(folder), Interrupts()
+    if interrupted:
+        interrupts.received.set()
+    folder.rename(typed.storage / "away")
+    with pytest.raises(error, match="--resume --name x") as raised:
+        close(StudyAccess(folder), manifest, state, interrupts)
+    assert not folder.exists() and isinstance(raised.value.__cause__, FileNotFoundError)
 
 
 def test_the_line_says_how_to_continue(typed: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +158,7 @@ def test_the_line_says_how_to_continue(typed: Commands, monkeypatch: pytest.Monk
         seen.append(again.how())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tune.run.run_study", interrupted)
+    monkeypatch.setattr("tune.commands.search.run_study", interrupted)
     assert again.how() == "repeat the command"
     words = ["--storage", str(typed.storage), "--extend", "2"]
     with pytest.raises(KeyboardInterrupt):
@@ -103,7 +168,7 @@ def test_the_line_says_how_to_continue(typed: Commands, monkeypatch: pytest.Monk
 
 
 def test_an_interrupted_evaluation_says_how_to_continue(monkeypatch, capsys, tmp_path) -> None:
-    monkeypatch.setattr(evaluate, "place_of", lambda text: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(evaluation, "place_of", lambda text: signal.raise_signal(signal.SIGTERM))
     assert evaluate.main([str(tmp_path)]) == 130
     assert capsys.readouterr().out.replace("\n", "").endswith(f"tune/evaluate.py {tmp_path}")
 

@@ -16,9 +16,10 @@ from tests.support.example_study import rows, write_study
 from tests.support.imports import imports, sources
 from trainables.outputs.storage import Store
 from tune.status import main
+from tune.study.access import lock, lock_of
 from tune.study.events import TrialCreated
 from tune.study.journal import read_events, segments
-from tune.study.lease import StoreLease, lock, lock_of
+from tune.study.lease import StoreLease
 from tune.study.manifest import StudyError
 from tune.study.reader import Follower, is_held, open_place
 from tune.study.store import Mirror
@@ -227,6 +228,6 @@ def test_status_and_live_need_no_ray():
         names = imports(module)
         return names.union(*(reached(name) for name in names if name in sources()))
 
-    for module in ("tune.status", "tune.live"):
+    for module in ("tune.commands.status", "tune.commands.live"):
         found = {name.partition(".")[0] for name in reached(module)}
         assert "optuna" in found and "ray" not in found

@@ -121,10 +121,10 @@ def test_small_data_sets_get_more_epochs_unless_epochs_are_typed(typed: Commands
         return with_enough_epochs(TrialConfig.from_flat(manifest.resolved.config), 100)
 
     quick = config()
-    assert quick.train.epochs == 105  # 420 steps of 4 batches
-    assert quick.prune.epochs == 27  # 2 * 105 / 8, rounded up
+    assert quick.train.epochs == 150  # 600 steps of 4 batches
+    assert quick.prune.epochs == 38  # 4 * 150 / 16, rounded up
     assert quick.teacher.train.epochs == 154  # 2000 steps of 13 batches
     assert config("--epochs=3").train.epochs == 3
-    assert config("--epochs=3").prune.epochs == 2
+    assert config("--epochs=3").prune.epochs == 4
     assert config("teacher.train.epochs=1").teacher.train.epochs == 1
     assert config("profile=full").train.epochs == 150

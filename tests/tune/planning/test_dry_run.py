@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from analysis.manifest import Requested
-from ascmodels.nessi import Limits
+from ascmodels.config.limits import Limits
 from search_spaces import Space, load_space, space_from_dict
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
@@ -97,8 +97,8 @@ def test_dry_run_of_a_real_space_tells_and_keeps_nothing(tiny_tau: Path, tmp_pat
     ("scheduler", "epochs", "shown"),
     [
         ("mo_asha", 4, "(after each prune step)"),
-        ("mo_asha", 8, "(epochs 4, after each prune step)"),
-        ("asha", 8, "(epochs 4)"),
+        ("mo_asha", 8, "(epochs 6, after each prune step)"),
+        ("asha", 8, "(epochs 6)"),
         ("asha", 4, None),
         ("fifo", 8, None),
     ],
@@ -170,10 +170,10 @@ def test_makespan_is_that_of_a_queue() -> None:
 
 def test_early_stopping_by_lot_has_the_mean_that_halving_has() -> None:
     rungs = Rungs("mo_asha", 16)
-    assert rungs.epochs == [4, 8]
+    assert rungs.epochs == [11]
     stages = [16.0, 2.0, 2.0]  # one hour for each epoch
-    assert rungs.hours(stages) == [4, 8, 18]  # the end of the last stage saves nothing
-    expected = 4 / 2 + 8 / 4 + 18 / 8 + 20 / 8
+    assert rungs.hours(stages) == [11, 18]  # the end of the last stage saves nothing
+    expected = 11 / 2 + 18 / 4 + 20 / 4
     rng = np.random.default_rng(0)
     assert np.mean([until_stopped(stages, rungs, rng) for _ in range(20_000)]) == pytest.approx(expected, rel=0.02)
     assert not Rungs("fifo", 16)

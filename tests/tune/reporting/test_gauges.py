@@ -143,3 +143,17 @@ def test_lines_of_a_running_study(tmp_path: Path) -> None:
     assert "t0001 failed after 0 epochs: CUDA [red]error[/red]" in lines[2]
     assert "t0002 stopped early after 2 epochs" in lines[3]
     assert "3/3 trials" in lines[3]
+
+
+def test_a_student_that_beats_its_teacher_is_pointed_out_once(tmp_path: Path) -> None:
+    log, front, text = StudyLog(), RunningFront(), io.StringIO()
+    log.attach(front)
+    config = {"distill.kd_alpha": 0.5}
+    log.attach(ProgressLines(Console(file=text, width=300), log.state, front, 3, config, Path("ray.log"), 0.6))
+    for name, alpha in (("t0000", 1.0), ("t0001", 0.5), ("t0002", 0.5), ("t0003", 0.5)):
+        values = {"distill.kd_alpha": alpha}
+        log.add(TrialCreated(trial=name, config_id=name, replicate=0, params={}, values=values))
+    for name, accuracy in (("t0000", 0.9), ("t0001", 0.59), ("t0002", 0.61), ("t0003", 0.7)):
+        log.add(measured(name, 0, accuracy, 4_000_000))
+    (line,) = [line for line in text.getvalue().splitlines() if "teacher" in line]
+    assert "t0002 (61.0% validation)" in line and "60.0%" in line

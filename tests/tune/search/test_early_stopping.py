@@ -12,12 +12,12 @@ from tune.study.events import (
 
 
 def rung_of_two(folder: Path, accuracies: list[float], **options: Any) -> tuple[Driver, list[bool]]:
-    """Return, for trials that reach the rung of epoch 4 one after another, whether each was stopped there."""
+    """Return, for trials that reach the rung of epoch 6 one after another, whether each was stopped there."""
     driver = Driver(folder, scheduler="asha", dense_epochs=8, **options)
     stopped = []
     for accuracy in accuracies:
         name = driver.next().name
-        stopped += driver.report(result(name, 0, 4, 4, val_macro_avg_acc=accuracy))
+        stopped += driver.report(result(name, 0, 6, 6, val_macro_avg_acc=accuracy))
     return driver, stopped
 
 
@@ -36,14 +36,14 @@ def test_replicates_share_the_fate_of_their_configurations_first_trial(tmp_path:
     assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
     assert isinstance(driver.reducers.rungs, SuccessiveHalving)
     fates = driver.report(
-        result("t0000", 0, 4, 4, val_macro_avg_acc=0.5),
-        result("t0000r1", 0, 4, 4, val_macro_avg_acc=0.1),
-        result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.9),
-        result("t0001", 0, 4, 4, val_macro_avg_acc=0.3),
+        result("t0000", 0, 6, 6, val_macro_avg_acc=0.5),
+        result("t0000r1", 0, 6, 6, val_macro_avg_acc=0.1),
+        result("t0001r1", 0, 6, 6, val_macro_avg_acc=0.9),
+        result("t0001", 0, 6, 6, val_macro_avg_acc=0.3),
         result("t0001r1", 0, 5, 5, val_macro_avg_acc=0.9),
     )
     assert fates == [False, False, False, True, True]
-    assert driver.reducers.rungs.rungs == {("dense", 4): {"t0000": (0.5,), "t0001": (0.3,)}}
+    assert driver.reducers.rungs.rungs == {("dense", 6): {"t0000": (0.5,), "t0001": (0.3,)}}
     again = Driver(tmp_path, driver.events[:-1], scheduler="asha", dense_epochs=8, replicates=2)
     assert again.report(result("t0001r1", 0, 6, 6, val_macro_avg_acc=0.9)) == [True]
 
@@ -51,9 +51,9 @@ def test_replicates_share_the_fate_of_their_configurations_first_trial(tmp_path:
 def test_a_replicate_goes_on_where_its_first_trial_failed_or_crashed(tmp_path: Path) -> None:
     driver = Driver(tmp_path, scheduler="asha", dense_epochs=8, replicates=2)
     assert [driver.next().name for _ in range(4)] == ["t0000", "t0000r1", "t0001", "t0001r1"]
-    driver.report(result("t0000", 0, 4, 4, val_macro_avg_acc=0.5))
+    driver.report(result("t0000", 0, 6, 6, val_macro_avg_acc=0.5))
     driver.session.crashed("t0001", "the node died")
-    assert driver.report(result("t0001r1", 0, 4, 4, val_macro_avg_acc=0.1)) == [False]
+    assert driver.report(result("t0001r1", 0, 6, 6, val_macro_avg_acc=0.1)) == [False]
 
 
 def test_a_decision_that_a_kill_swallowed_is_taken_again(tmp_path: Path) -> None:
@@ -79,5 +79,5 @@ def test_a_decision_that_a_kill_swallowed_is_taken_again(tmp_path: Path) -> None
 def test_a_failed_result_enters_no_rung(tmp_path: Path) -> None:
     driver = Driver(tmp_path, scheduler="asha", dense_epochs=8)
     name = driver.next().name
-    driver.report(result(name, 0, 4, 4, done=True, failure="the loss is nan"))
-    assert driver.reducers.rungs and driver.reducers.rungs.rungs == {("dense", 4): {}}
+    driver.report(result(name, 0, 6, 6, done=True, failure="the loss is nan"))
+    assert driver.reducers.rungs and driver.reducers.rungs.rungs == {("dense", 6): {}}

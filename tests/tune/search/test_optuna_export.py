@@ -26,10 +26,10 @@ from tune.study.events import (
     TrialCreated,
     TrialEnded,
 )
-from tune.study.journal import Journal
 from tune.study.state import StudyState
+from tune.study.writer import Journal
 
-PARAMS = {"train.lr": 0.01, "distill.kd_alpha": 0.8, "distill.kd_temp": 2.0, "student.base_channels": 16}
+PARAMS = {"train.lr": 0.01, "distill.kd_alpha": 0.875, "distill.kd_temp": 2.0, "student.base_channels": 16}
 OUTCOMES = {
     "t0000": ("completed", Optunas.COMPLETE),
     "t0001": ("stopped", Optunas.PRUNED),
@@ -52,7 +52,7 @@ def events() -> list[Event]:
         SampleRejected(params=PARAMS | {"student.base_channels": 32}, reason="too wide", example="{}", excess=0.5),
     ]
     for i, (name, (outcome, _)) in enumerate(OUTCOMES.items()):
-        params = PARAMS | {"distill.kd_alpha": 0.2 * i}
+        params = PARAMS | {"distill.kd_alpha": 0.25 * i}
         found += [
             TrialCreated(trial=name, config_id=name, replicate=0, params=params, values=params),
             EpochReported(trial=name, stage=0, epoch=1, epochs=1, figures={}),
@@ -83,7 +83,7 @@ def test_every_draw_with_its_outcome(tmp_path: Path) -> None:
     assert [t.user_attrs["trial"] for t in trials] == list(OUTCOMES)
     assert [t.user_attrs["status"] for t in trials] == ["complete", "stopped early", "failed", "crashed", "running"]
     assert [t.values for t in trials] == [[0.5, 2e6], *[None] * 4]
-    assert all(t.params == PARAMS | {"distill.kd_alpha": 0.2 * i} for i, t in enumerate(trials))
+    assert all(t.params == PARAMS | {"distill.kd_alpha": 0.25 * i} for i, t in enumerate(trials))
     assert all(t.user_attrs["points"][0]["macs"] == 2e6 for t in trials)
     assert trials[2].user_attrs["reason"] == "why"
     assert [t.datetime_complete is None for t in trials] == [False] * 4 + [True]
@@ -93,7 +93,7 @@ def test_every_draw_with_its_outcome(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "held"),
     [
-        ({"distill.kd_alpha": {"uniform": [0.3, 0.7]}}, [2, 3]),
+        ({"distill.kd_alpha": {"uniform": [0.3, 0.8]}}, [2, 3]),
         ({"distill.kd_temp": None}, []),
         ({"train.weight_decay": {"uniform": [0.0, 0.1]}}, []),
         ({"student.base_channels": {"choice": [16, 24]}}, []),
@@ -103,7 +103,7 @@ def test_parameters_that_an_edited_space_does_not_hold(tmp_path: Path, change: d
     """Such parameters are kept as user attributes; outcomes and figures do not change."""
     rejected, *trials = exported(tmp_path, narrowed(**change))
     for i, t in enumerate(trials):
-        params = PARAMS | {"distill.kd_alpha": 0.2 * i}
+        params = PARAMS | {"distill.kd_alpha": 0.25 * i}
         assert (t.params, t.user_attrs.get("params")) == ((params, None) if i in held else ({}, params))
     assert [t.state for t in trials] == [state for _, state in OUTCOMES.values()]
     assert trials[0].values == [0.5, 2e6]

@@ -112,6 +112,11 @@ def test_the_donor_is_drawn_from_the_same_seed(monkeypatch: pytest.MonkeyPatch) 
     assert len(set(donors)) == 4
 
 
+def test_explored_values_of_a_range_with_steps() -> None:
+    spec = {"step": 0.25, "uniform": [0.0, 1.0]}
+    assert {explored(spec, 0.5, np.random.default_rng(i)) for i in range(400)} == {0.0, 0.25, 0.5, 0.75, 1.0}
+
+
 @pytest.mark.parametrize("spec", [{"uniform": [0.1, 0.9]}, {"loguniform": [0.001, 0.02]}, {"choice": [0.0, 0.2, 0.4]}])
 def test_explored_values(spec: dict[str, Any]) -> None:
     """A quarter of the values are new samples, the others 0.8 or 1.2 times the old value, or neighbouring choices."""

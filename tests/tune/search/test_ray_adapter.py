@@ -49,7 +49,7 @@ def test_the_stopper_returns_the_sessions_decision(tmp_path: Path) -> None:
     stopper = SessionStopper(study.session)
     names = [getattr(study.session.next_trial(), "name", "") for _ in range(2)]
     better, worse = (
-        result(name, 0, 4, 4, val_macro_avg_acc=accuracy) for name, accuracy in zip(names, (0.5, 0.4), strict=True)
+        result(name, 0, 6, 6, val_macro_avg_acc=accuracy) for name, accuracy in zip(names, (0.5, 0.4), strict=True)
     )
     assert [stopper("ray-0", better), stopper("ray-1", worse)] == [False, True]
     assert study.log.state.trials[names[1]].outcome == "stopped"

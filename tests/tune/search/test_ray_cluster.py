@@ -1,27 +1,46 @@
-"""The Ray adapter in a cluster: population based training, and a driver that loses its study."""
+"""The Ray adapter in a cluster: population based training, a killed worker, and a driver that loses its study."""
 
 import json
+import logging
+import os
+import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 import ray.tune as rt
+import torch
 from ray import cloudpickle
+from ray._private import worker
+from rich.console import Console
 
 from tests.support import simulated
+from tests.support.machines import PATIENCE_S
 from tests.support.simulated import point
 from tests.support.tune.ray_search import RATES, Study
+from tune.ray_start import log_to_file
+from tune.reporting.front import RunningFront
+from tune.reporting.progress import ProgressLines
 from tune.search.ray_adapter import ray_scheduler, run_tuner
 from tune.study.events import Event
 from tune.study.lease import StudyLost
 
+FAILURES: dict[str, Callable[[], Any]] = {
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "full memory of PyTorch": lambda: torch.empty(2**60, dtype=torch.int8),
+    "full memory of NumPy": lambda: np.empty(2**60, np.int8),
+}
+
 
 class Walker(rt.Trainable):
-    """A Trainable that moves by its rate each epoch and reports which trials made its steps."""
+    """A Trainable that moves by its rate each epoch and reports which trials made its steps. At epoch 2, it does what
+    the key `failure` says (`FAILURES`), unless its file `failed` exists."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self.reset_config(config)
@@ -34,6 +53,9 @@ class Walker(rt.Trainable):
         self.position += self.own["train.lr"]
         self.lineage.append(self.own["trial"])
         epochs = len(self.lineage)
+        if epochs == 2 and "failure" in self.own and not (failed := Path(self.own["log"]).with_name("failed")).exists():
+            failed.touch()
+            FAILURES[self.own["failure"]]()
         with Path(self.own["log"]).open("a") as log:
             log.write(json.dumps([self.own["trial"], epochs, self.own["train.lr"], self.lineage]) + "\n")
         done = epochs == 8
@@ -57,12 +79,20 @@ def cluster():
     ray.shutdown()
 
 
-def walk(study: Study, folder: Path, scheduler: str, n_trials: int, step: Callable[[list[str]], None]) -> list[Any]:
-    """Train walkers with Ray; return the lines of their log."""
+def walk(
+    study: Study,
+    folder: Path,
+    scheduler: str,
+    n_trials: int,
+    step: Callable[[list[str]], None],
+    warn: Callable[[str], None] = print,
+    **fixed: Any,
+) -> list[Any]:
+    """Train walkers with Ray; return the lines of their log. `fixed` are keys of their configuration."""
     run_tuner(
         study.session,
         Walker,
-        {"log": str(folder / "log")},
+        {"log": str(folder / "log"), **fixed},
         scheduler=ray_scheduler(scheduler, RATES, 8, seed=0),
         n_trials=n_trials,
         resources={"cpu": 1, "gpu": 0},
@@ -70,7 +100,7 @@ def walk(study: Study, folder: Path, scheduler: str, n_trials: int, step: Callab
         storage=str(folder / "ray"),
         run="run001",
         step=step,
-        warn=print,
+        warn=warn,
     )
     return [json.loads(line) for line in (folder / "log").read_text().splitlines()]
 
@@ -94,6 +124,52 @@ def test_pbt_in_a_cluster(tmp_path: Path) -> None:
         assert (state.outcome, state.epochs, len(state.points)) == ("completed", 8, 1)
         assert state.values["train.lr"] == ends[name][0]
     assert any(event.kind == "configuration_changed" for event in study.events)
+
+
+@pytest.fixture
+def ray_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Direct Ray's log to the returned file, as tune/run.py does."""
+    monkeypatch.setattr(worker, "print_to_stdstream", worker.print_to_stdstream)  # restored after the test
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")  # as `start_ray` does
+    logger = logging.getLogger("ray")
+    handlers, logger.handlers = logger.handlers, []
+    log_to_file(tmp_path / "ray.log")
+    yield tmp_path / "ray.log"
+    for handler in logger.handlers:
+        handler.close()
+    logger.handlers = handlers
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("failure", "reason", "logged"),
+    [
+        ("killed", "the worker process died", ("(raylet) A worker died", "ActorDiedError")),
+        ("full memory of PyTorch", "out of memory: RuntimeError: ", ("can't allocate memory",)),
+        ("full memory of NumPy", "out of memory: ", ("Unable to allocate 1.00 EiB",)),
+    ],
+)
+def test_a_failure_of_a_worker_is_one_line(
+    tmp_path: Path, ray_log: Path, capfd: pytest.CaptureFixture[str], failure: str, reason: str, logged: tuple[str, ...]
+) -> None:
+    """The line names the trial and the log, and the trial goes on. What Ray reports is in the log, not on the
+    terminal."""
+    study = Study(tmp_path, RATES, scheduler="fifo")
+    capfd.readouterr()
+    progress = ProgressLines(Console(), study.log.state, RunningFront(), 1, {}, ray_log)
+    walk(study, tmp_path, "fifo", 1, lambda running: None, progress.warn, failure=failure)
+    state = study.log.state.trials["t0000"]
+    assert (state.outcome, state.epochs) == ("completed", 8)
+    given_up, printed = time.monotonic() + PATIENCE_S, "".join(capfd.readouterr())
+    first = logged[0].removeprefix("(raylet) ")
+    while first not in ray_log.read_text() + printed and time.monotonic() < given_up:
+        time.sleep(0.1)  # Ray's message about a killed worker comes some time after the crash
+        printed += "".join(capfd.readouterr())
+    assert all(text in ray_log.read_text() for text in logged)
+    assert printed.count("\n") == 1 and "raylet" not in printed
+    assert all(part in printed for part in ("t0000", reason, str(ray_log)))
 
 
 @pytest.mark.ray

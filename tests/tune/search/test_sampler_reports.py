@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState as Optunas
 
-from search_spaces import load_space
+from search_spaces import load_space, space_from_dict
 from tests.support.simulated import result
 from tests.support.tune.sampled_search import Search, any_gate, one, points
 from tune.search.replay import replay
@@ -62,6 +62,21 @@ def test_shorter_schedules_are_reported_too(outcome: str) -> None:
     ratios = trial.values["prune.ratios"]
     for t in complete:
         assert replay(space, t.params)[0]["prune.ratios"] == ratios[: t.params["prune.steps"]]
+
+
+@pytest.mark.parametrize("outcome", ["completed", "stopped"])
+def test_the_dense_network_is_reported_where_the_space_draws_it(outcome: str) -> None:
+    """A space with 0 prune steps contains the configuration of the dense network."""
+    parameters = {"prune.ratios": {"each": "prune.steps", "item": {"uniform": [0.1, 0.4]}}}
+    auxiliary = {"prune.steps": {"int": [0, 2]}}
+    search = Search(space_from_dict({"name": "s", "auxiliary": auxiliary, "parameters": parameters}), any_gate)
+    while len((trial := search.next()).values["prune.ratios"]) < 2:
+        search.session.crashed(trial.name, "the node died")
+    measured = points(3 if outcome == "completed" else 2)
+    search.end(trial.name, measured, finished=outcome == "completed")
+    search.sampler.settle(search.log)
+    complete = {t.params["prune.steps"]: t.values for t in search.optuna_trials(Optunas.COMPLETE)}
+    assert complete == {p["step"]: [p["val_macro_avg_acc"], p["macs"]] for p in measured}
 
 
 def test_replicates_are_one_configuration_with_other_seeds() -> None:

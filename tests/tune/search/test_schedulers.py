@@ -14,7 +14,6 @@ from tune.search.halving import (
     SuccessiveHalving,
     build_rungs,
     crowding_distance,
-    milestones,
 )
 from tune.search.optuna_study import OBJECTIVES
 from tune.study.events import EpochReported, PointMeasured, TrialCreated, TrialEnded, TrialRetried
@@ -41,10 +40,27 @@ def end(rungs: SuccessiveHalving, name: str, outcome: Any) -> None:
     rungs.apply(TrialEnded(trial=name, outcome=outcome))
 
 
-def test_milestones() -> None:
-    assert milestones(2, 7, 2.0) == [2, 4]
-    assert milestones(37, 149, 2.0) == [37, 74, 148]
-    assert milestones(1, 0, 2.0) == []
+def test_the_rung_is_after_two_thirds_of_the_dense_epochs() -> None:
+    found = {n: build_rungs("mo_asha", n) for n in (1, 7, 8, 16, 18, 150)}
+    assert {n: sorted(rungs.epochs) for n, rungs in found.items() if rungs} == {
+        **{1: [], 7: [], 8: [6], 16: [11]},
+        **{18: [12], 150: [100]},
+    }
+
+
+def test_a_dense_rung_ranks_by_the_best_accuracy_so_far() -> None:
+    """A trial whose accuracy happens to be low at the rung is not stopped for that."""
+    rungs = SuccessiveHalving(OBJECTIVES, [3])
+    reach(rungs, "t0000", 3, 0.5)
+    for epoch, accuracy in ((1, 0.2), (2, 0.6), (3, 0.1)):
+        continues = reach(rungs, "t0001", epoch, accuracy, macs=2e6)
+    assert continues and rungs.rungs["dense", 3]["t0001"] == (0.6, 2e6)
+    reach(rungs, "t0002", 2, math.nan)
+    assert not reach(rungs, "t0002", 3, 0.1, macs=3e6)
+    late = SuccessiveHalving(OBJECTIVES, [3], after_steps=True)  # a measured network is ranked by its own accuracy
+    reach(late, "t0001", 3, 0.6)
+    measure(late, "t0001", 1, 0.3)
+    assert late.rungs["step", 1]["t0001"][0] == 0.3
 
 
 def test_plain_asha_keeps_the_better_half() -> None:
@@ -156,7 +172,7 @@ def test_a_log_rebuilds_the_rungs_in_their_order(tmp_path: Path) -> None:
         again.apply(event)
     assert {k: list(r.items()) for k, r in again.rungs.items()} == {k: list(r.items()) for k, r in first.rungs.items()}
     assert again.digest() == first.digest()
-    assert len(first.rungs["dense", 4]) > 8
+    assert len(first.rungs["dense", 6]) > 8
     assert len(first.rungs["step", 1]) > 1
 
 

@@ -71,8 +71,8 @@ def test_epochs_of_a_lost_driver_reach_their_rungs(tmp_path: Path) -> None:
     driver = Driver(tmp_path, scheduler="asha", dense_epochs=8)
     assert driver.reducers.rungs
     name = driver.next().name
-    driver.report(result(name, 0, 5, 5, restored_epochs=4, curve=[row(n) for n in range(1, 6)]))
-    assert driver.reducers.rungs.rungs["dense", 4] == {name: (0.4,)}
+    driver.report(result(name, 0, 7, 7, restored_epochs=6, curve=[row(n) for n in range(1, 8)]))
+    assert driver.reducers.rungs.rungs["dense", 6] == {name: (0.6,)}
 
 
 def test_an_epoch_that_is_trained_again_is_counted(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tune.study.events import (
     ConfigurationJudged,
     PointImported,
 )
-from tune.study.journal import Journal, Reading, read_state
+from tune.study.journal import Reading, read_state
+from tune.study.writer import Journal
 
 SHIPPED = ("kd", "rep", "families", "prune", "kd_prune", "pbt")
 

@@ -1,13 +1,15 @@
 """Studies that came from somebody else: links, locks, URIs, objects and folders that lead out of the study."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from analysis.manifest import Requested, Resolved, ResultsError, StudyManifest
+from analysis.manifest import Requested, Resolved, StudyManifest
+from analysis.typed_json import ResultsError
 from trainables.outputs.storage import Store, TrialCheckpoints
-from tune.study.access import open_study
-from tune.study.lease import lock_of
+from tune.study.access import lock_of, open_study
+from tune.study.lease import find_claim
 from tune.study.manifest import StudyError, write_manifest
 from tune.study.reader import open_place
 from tune.study.store import Mirror, check_store, check_uri, is_uri
@@ -123,3 +125,29 @@ def test_objects_whose_names_lead_elsewhere_are_refused(tmp_path: Path, monkeypa
             store._checked(name)
         assert repr(name) in str(error.value)
     assert store._checked("experiments/t0000/.hidden") == "experiments/t0000/.hidden"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"process": 5},
+        {"pid": "../../x"},
+        {"pid": True},
+        {"released": [[]]},
+        {"host": None},
+        {"owner": {}},
+        {"format": 1.0},
+    ],
+)
+def test_a_claim_with_a_value_of_another_type_is_named(tmp_path: Path, change: dict) -> None:
+    valid = {"owner": "0a", "host": "h", "pid": 5, "process": "m/5/1", "released": False, "format": 1}
+    file = tmp_path / "lease" / "000001-0a.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(valid))
+    store = Store(str(tmp_path))
+    assert (claim := find_claim(store, 0)) and claim.alive
+    for text in (json.dumps(valid | change), "[" * 100_000):
+        file.write_text(text)
+        with pytest.raises(StudyError, match=r"000001-0a\.json") as error:
+            find_claim(store, 0)
+        assert "\n" not in str(error.value)

@@ -10,21 +10,22 @@ import pytest
 
 from tests.support.power_loss import Disk
 from tests.support.tune.journals import TIME, commands, created, epoch, names, newest, opened, started, write_old
-from tune.study import journal as journal_module
+from tune.study import writer as writer_module
 from tune.study.events import (
     PointMeasured,
     TrialEnded,
     TrialRestored,
 )
-from tune.study.journal import Journal, next_generation, read_events, read_state, segments
+from tune.study.journal import next_generation, read_events, read_state, segments
 from tune.study.lease import StudyLost
 from tune.study.log import StudyLog
 from tune.study.state import StudyState
+from tune.study.writer import Journal
 
 
 def test_an_event_is_on_disk_when_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Including the first event of a new segment, whose directory entry must be on disk."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 400)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 400)
     disk = Disk(tmp_path, monkeypatch)
     journal, last = opened(tmp_path / "study"), 0
     for i in range(12):
@@ -80,7 +81,7 @@ def test_what_cannot_be_written_is_not_applied(tmp_path: Path) -> None:
 
 
 def test_segments_follow_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 300)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 300)
     for driver in range(3):
         journal = opened(tmp_path)
         for i in range(8):
@@ -94,7 +95,7 @@ def test_segments_follow_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_segment_after_the_9999th(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 1)
     journal = opened(tmp_path)
     journal._number = 9_996
     for i in range(6):

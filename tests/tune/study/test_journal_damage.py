@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tune.journals import commands, created, epoch, names, newest, opened, started, write_old
-from tune.study import journal as journal_module
+from tune.study import writer as writer_module
 from tune.study.events import (
     PointMeasured,
     encode,
@@ -41,7 +41,7 @@ def test_a_driver_that_was_killed_before_its_header_was_written(tmp_path: Path, 
 
 
 def test_any_cut_of_the_newest_segment_leaves_a_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 500)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 500)
     journal = opened(tmp_path)
     for i in range(9):
         journal.append((started(f"{i}"),))

@@ -8,21 +8,22 @@ import pytest
 
 from tests.support.marks import rest_slow
 from tests.support.tune.journals import commands, names, newest, opened, started
-from tune.study import journal as journal_module
+from tune.study import writer as writer_module
 from tune.study.events import (
     DriverStarted,
     encode,
 )
-from tune.study.journal import Journal, Reading, segments
+from tune.study.journal import Reading, segments
 from tune.study.lease import StudyLost
 from tune.study.retry import Retry
+from tune.study.writer import Journal
 
 
 def test_two_drivers_of_one_generation_do_not_delete_each_others_segment(tmp_path: Path, monkeypatch) -> None:
     """Two machines may start drivers at once if a lock does not reach the other machine."""
     first = opened(tmp_path)
     first.append((started("first"),))
-    monkeypatch.setattr(journal_module, "next_generation", lambda study: first.generation)
+    monkeypatch.setattr(writer_module, "next_generation", lambda study: first.generation)
     with pytest.raises(FileExistsError):
         Journal(tmp_path, None, retry=Retry(lambda message: None, limit_s=0))
     assert commands(tmp_path) == ["first"]
@@ -76,7 +77,7 @@ def test_the_journal_is_what_its_newest_driver_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Drivers take the study over at random moments, and those that lost it continue to write."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 300)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", 300)
     rng = random.Random(seed)
     journal, known, lost, n = opened(tmp_path), list[str](), list[tuple[Journal, Path]](), 0
     for _ in range(40):

@@ -148,11 +148,11 @@ def test_an_open_study_continues_to_the_points_of_the_complete_one(storage: Path
     expected = {(row["trial_id"], row["step"]): row for row in rows(storage / "complete" / "points.csv")}
     found = {(row["trial_id"], row["step"]): row for row in rows(folder / "points.csv")}
     assert len(rows(folder / "points.csv")) == len(found)
-    assert {trial for trial, _ in found} == {trial for trial, _ in expected}
+    # this version stops trials at another epoch, so later trials may have fewer points, or none
+    assert {"t0000", "t0001", "t0002"} <= {trial for trial, _ in found} <= {trial for trial, _ in expected}
     shared = found.keys() & expected.keys()
-    same = all(found[key]["val_loss"] == expected[key]["val_loss"] for key in shared)
-    if same:  # on a processor that rounds otherwise, other trials may be stopped
-        assert {k: row["status"] for k, row in found.items()} == {k: row["status"] for k, row in expected.items()}
+    ended = [key for key in expected if key[0] in ("t0000", "t0001")]  # before the resume
+    assert all(found[key]["status"] == expected[key]["status"] for key in ended)
     for key in shared:
         row = found[key]
         for column in ("macs", "params", "config/train.lr", "config/prune.ratios"):

@@ -1,17 +1,24 @@
 """A full disk and an unreachable storage: which errors are retried, and the journal afterwards."""
 
 import errno
+import shutil
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
+from data.signals import interruptible
+from tests.support.machines import PATIENCE_S
 from tests.support.simulated import fill
 from tests.support.tune.journals import commands, created, epoch, newest, opened, started
-from tune.study import journal as journal_module
+from trainables.outputs.storage import Store
 from tune.study import retry as retry_module
-from tune.study.journal import Journal, read_state
+from tune.study import writer as writer_module
+from tune.study.journal import read_state, segments
+from tune.study.lease import StoreLease, StudyDeleted
 from tune.study.retry import Retry
+from tune.study.writer import Journal
 
 
 @pytest.fixture
@@ -107,6 +114,58 @@ def test_driver_waits_for_a_storage_that_is_away(tmp_path: Path) -> None:
     assert len(warned) == 2
 
 
+@pytest.mark.parametrize("moment", ["before the outage", "in an attempt", "between two attempts"])
+def test_a_signal_ends_the_waiting_during_a_search_too(moment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """During a search, Ray Tune handles the signal: it raises nothing."""
+    monkeypatch.setattr(retry_module, "POLL_S", 600.0 if moment == "between two attempts" else 0.01)
+    timer = threading.Timer(0.1, lambda: signal.raise_signal(signal.SIGINT))
+
+    def away() -> None:
+        calls.append(moment)
+        if moment == "in an attempt" and len(calls) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupts.received.wait(PATIENCE_S)
+        elif moment == "between two attempts":
+            timer.start()
+        raise OSError(errno.EIO, "away")
+
+    calls: list[str] = []
+    with interruptible() as interrupts:
+        signal.signal(signal.SIGINT, lambda *_: None)
+        if moment == "before the outage":
+            signal.raise_signal(signal.SIGTERM)
+            assert interrupts.received.wait(PATIENCE_S)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            Retry(lambda message: None, limit_s=60.0, interrupts=interrupts)(away)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert len(calls) == (3 if moment == "in an attempt" else 1)
+
+
+@pytest.mark.parametrize("deleted", ["", "journal", "journal/000001-0001.jsonl"])
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("segment_bytes", [1_000_000, 1])
+def test_a_study_that_is_deleted_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: str, again: bool, segment_bytes: int
+) -> None:
+    """Not even if a folder with a copy of the study has taken its place."""
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", segment_bytes)
+    study, warned = tmp_path / "study", list[str]()
+    journal = opened(study, retry=Retry(warned.append, limit_s=0.1))
+    journal.append((created(),))
+    shutil.copytree(study, tmp_path / "copy")
+    if (study / deleted).is_dir():
+        shutil.rmtree(study / deleted)
+    else:
+        for segment in segments(study):
+            segment.path.unlink()
+    if again:
+        shutil.copytree(tmp_path / "copy", study, dirs_exist_ok=True)
+    before = sorted(study.rglob("*"))
+    with pytest.raises(StudyDeleted, match=str(study)):
+        journal.append((epoch(1),))
+    assert not warned and sorted(study.rglob("*")) == before
+
+
 @pytest.mark.usefixtures("quick")
 def test_another_storage_in_the_place_of_ours_is_not_written(tmp_path: Path) -> None:
     """The place may hold an empty folder, as an unmounted disk leaves it, or a copy of the study."""
@@ -135,7 +194,7 @@ def test_full_disk_loses_nothing_and_is_waited_for(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch, segment_bytes: int
 ) -> None:
     """A partial line or segment is removed again; the driver continues as soon as there is space."""
-    monkeypatch.setattr(journal_module, "SEGMENT_BYTES", segment_bytes)
+    monkeypatch.setattr(writer_module, "SEGMENT_BYTES", segment_bytes)
     study, n, impatient = small_disk / "study", 0, True
     filler = small_disk / "filler"
 
@@ -161,3 +220,16 @@ def test_full_disk_loses_nothing_and_is_waited_for(
     assert not filler.exists()
     assert commands(study)[n:] == ["z" * 3000]
     assert read_state(study).trials["t0000"].epochs == 1
+
+
+@pytest.mark.parametrize("keep_store", [False, True])
+def test_a_study_that_is_deleted_while_it_is_claimed_has_not_two_drivers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_store: bool
+) -> None:
+    store = Store(str(tmp_path / "study"))
+    store.write("study.json", b"{}")
+    deleted = tmp_path / "study" / "lease" if keep_store else tmp_path / "study"
+    monkeypatch.setattr("tune.study.lease.time.sleep", lambda seconds: shutil.rmtree(deleted))
+    with pytest.raises(StudyDeleted, match="deleted"):
+        StoreLease(store).acquire()
+    assert not deleted.exists()

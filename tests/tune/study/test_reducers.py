@@ -9,7 +9,7 @@ from tests.support.simulated import RandomStudy, Reducers
 from tune.study.events import Event, EventError, TrialCreated, TrialEnded, TrialRetried, decode, encode
 from tune.study.state import StudyState
 
-N_LOGS, N_EVENTS = 500, 40
+N_LOGS, N_EVENTS = 300, 40
 
 
 def record(folder: Path, seed: int, n_events: int) -> tuple[RandomStudy, list[str]]:
@@ -46,7 +46,7 @@ def record(folder: Path, seed: int, n_events: int) -> tuple[RandomStudy, list[st
 
 @pytest.mark.slow
 def test_live_state_equals_replayed_state_after_every_event(tmp_path: Path) -> None:
-    """Checked for 500 random logs, every prefix of each, and every reducer.
+    """Checked for 300 random logs, every prefix of each, and every reducer.
 
     The replay of a prefix is the first part of the replay of the complete log, because `apply` receives single events.
     One prefix of each log is replayed separately to check this.

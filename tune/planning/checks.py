@@ -16,9 +16,12 @@ from data.features import LogMel
 from search_spaces import Space, SpaceError
 from trainables.config.compose import compose
 from trainables.config.schema import ConfigError, TrialConfig, key_types
+from trainables.engine.device import precision
 from tune.study.events import SHARED
 from tune.study.manifest import StudyError
 from tune.study.state import StudyState
+
+LARGE_BATCH = 128  # clips; measurements on one GPU: tune/README.md, "Several trials on one GPU"
 
 
 def check_not_searched(space: Space, overrides: Sequence[str]) -> None:
@@ -96,24 +99,28 @@ def local_gpus() -> int:
 
 
 def resolve_gpus(config: TrialConfig, gpus: float | None, available: float) -> tuple[TrialConfig, float]:
-    """Return `config`, with train.device=cpu if the trials have no GPU, and the number of GPUs that one trial reserves.
+    """Return `config` as the trials use it, and the number of GPUs that one trial reserves.
 
-    `gpus` is the value of --gpus-per-trial. None means 0.25 if there is a GPU, and 0 without a GPU or with
-    train.device=cpu. `available` is the number of GPUs of the machine or cluster on which the trials run. ConfigError
-    if `config` needs a GPU and a trial would have none, or if `gpus` are reserved but train.device=cpu.
+    If the trials have no GPU, train.device=cpu. The value auto of train.amp is replaced: bf16 on a GPU, off on a CPU.
+
+    `gpus` is the value of --gpus-per-trial. None (auto) means 0 without a GPU or with train.device=cpu. With a GPU it
+    is 0.5 from LARGE_BATCH clips on, where two processes already fill a GPU, and 0.25 for smaller batches. `available`
+    is the number of GPUs of the machine or cluster on which the trials run. ConfigError if `config` needs a GPU and a
+    trial would have none, or if `gpus` are reserved but train.device=cpu.
     """
     check_device(config, gpus)
     on_cpu = config.train.device == "cpu" or gpus == 0
     if gpus is None:
-        gpus = 0.25 if available and not on_cpu else 0.0
+        shared = 0.5 if config.train.batch_size >= LARGE_BATCH else 0.25
+        gpus = shared if available and not on_cpu else 0.0
     found = f"a trial would have no GPU (available GPUs: {available:g}, --gpus-per-trial: {gpus:g})"
     if config.train.device == "cuda" and not gpus:
         raise ConfigError(f"train.device=cuda, but {found}: set train.device=auto or cpu")
     if config.train.amp == "fp16" and not gpus:
         raise ConfigError(f"train.amp=fp16, but {found}: set train.amp=bf16 or off")
-    if not gpus:  # Ray does not hide GPUs from a trial that reserves none
-        config = replace(config, train=replace(config.train, device="cpu"))
-    return config, gpus
+    amp = precision(config.train.amp, torch.device("cuda" if gpus else "cpu"))
+    # Ray does not hide GPUs from a trial that reserves none
+    return replace(config, train=replace(config.train, device=config.train.device if gpus else "cpu", amp=amp)), gpus
 
 
 def check_space(space: Space, config: TrialConfig) -> None:

@@ -1,7 +1,7 @@
 """Measure what ImageNet weights gain for a teacher (EfficientNet-Lite0), and for a student distilled from it.
 
-    python tests/bench/convert_efficientnet_lite.py pkgs efficientnet-lite0
-    python tests/bench/pretrained_teacher.py --data real-wavs --weights efficientnet-lite0 --out study --seeds 0 1 2
+    python tests/bench/training/convert_efficientnet_lite.py pkgs efficientnet-lite0
+    python -m tests.bench.training.pretrained_teacher --data real-wavs --weights efficientnet-lite0 --out study
     python -m analysis.paired study/results.csv --pairs lite0_pretrained:lite0_scratch
 
 An arm is one variant of teacher or student (TEACHERS, STUDENTS). A seed sets the division of the training split (by
@@ -22,17 +22,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ascmodels.teachers import load_teacher
-from data import tau
-from data.features import FrontEndConfig, LogMel
 from trainables.config.compose import compose
 from trainables.config.schema import TrialConfig
 from trainables.engine.device import set_up_process
 from trainables.engine.evaluation import Deployed, open_test_clips
-from trainables.engine.loop import predict
-from trainables.engine.metrics import measure
 from trainables.inputs.clips import load_clips, with_enough_epochs
 from trainables.outputs.records import write_rows
+from trainables.single.fine_tuning import tested
 from trainables.teachers.fine_tuning import fine_tuned_teacher, teacher_summary
 from trainables.trial.data import load_trial_data
 from trainables.trial.stages import run_trial
@@ -139,10 +135,7 @@ def test_accuracy(config: TrialConfig, folder: Path) -> float:
     if (folder / "step0").is_dir():
         clips = open_test_clips(config, config.frontend.sample_rate)
         return Deployed(folder / "step0", "cpu").measure(clips).macro_avg_acc
-    teacher, extra = load_teacher(folder, tau.SCENES)
-    front_end = FrontEndConfig(**extra["frontend"])
-    clips = open_test_clips(config, front_end.sample_rate)
-    return measure(predict(teacher, clips, LogMel(front_end)).numpy(), clips.labels, clips.devices).macro_avg_acc
+    return tested(config, folder)[0].macro_avg_acc
 
 
 if __name__ == "__main__":
