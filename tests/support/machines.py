@@ -135,9 +135,13 @@ def content(store: Store) -> dict[str, tuple[int, int, str]]:
 
 @contextmanager
 def ray_nodes() -> Iterator[str]:
-    """Yield the address of a Ray cluster of two nodes with one CPU each, which runs in a new process."""
+    """Yield the address of a Ray cluster of two nodes with two CPUs each, which runs in a new process.
+
+    A driver whose storage is cut off keeps the CPU of its trial, and that of the trial's restart, until it ends. Other
+    drivers need further CPUs.
+    """
     process = subprocess.Popen(
-        [sys.executable, "tests/support/two_nodes.py"],
+        [sys.executable, "tests/support/two_nodes.py", "2"],
         cwd=ROOT,
         env=os.environ | TOKEN | {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
