@@ -3,7 +3,7 @@
 import html
 
 from analysis import front
-from analysis.page import importance
+from analysis.findings import importance
 from analysis.results import Study
 
 NAMES = {"val_macro_avg_acc": "validation accuracy", "macs": "MACs"}

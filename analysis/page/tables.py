@@ -4,7 +4,8 @@ import html
 import shlex
 from typing import Any
 
-from analysis import budgets, front, summary
+from analysis import front, summary
+from analysis.findings import budgets
 from analysis.results import Study
 
 

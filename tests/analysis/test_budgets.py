@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import budgets, front
+from analysis import front
+from analysis.findings import budgets
 from analysis.page import html as report_page
 from analysis.results import Study, load_study, take
 from tests.support.example_study import LIMITS, replicated_rows, rows, write_study

@@ -10,8 +10,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+from analysis.findings import importance
 from analysis.page import html as report_page
-from analysis.page import importance
 from analysis.results import load_study
 from tests.support.example_study import rows, write_study
 

@@ -34,8 +34,9 @@ SUBPACKAGES = {
     "ascmodels.teachers": {"ascmodels.config", "ascmodels.checkpoint"},
     "ascmodels.compress": {f"ascmodels.{name}" for name in ("config", "students", "nessi", "export")},
     "data.config": set(),
+    "analysis.findings": {f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary")},
     "analysis.page": {
-        f"analysis.{module}" for module in ("budgets", "front", "manifest", "replicates", "results", "summary")
+        f"analysis.{name}" for name in ("findings", "front", "manifest", "replicates", "results", "summary")
     },
 }
 MAX_LINES = 300
