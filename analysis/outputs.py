@@ -26,7 +26,7 @@ def write_report(study_dir: Path) -> dict[str, Path]:
     they are made leaves the files of an earlier report unchanged.
     """
     # here, because matplotlib and plotly take a second to import, and only a complete study has a report
-    from analysis.page import figure_png
+    from analysis.figures import static
     from analysis.page import html as report_page
 
     study = load_study(study_dir)
@@ -37,7 +37,7 @@ def write_report(study_dir: Path) -> dict[str, Path]:
         )
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
         "csv": ("front.csv", front_csv),
-        "png": ("front.png", figure_png.png),
+        "png": ("front.png", static.png),
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
     paths = {key: study.path / name for key, (name, _) in makers.items()}

@@ -5,7 +5,7 @@ from io import BytesIO
 from matplotlib.figure import Figure
 
 from analysis import summary
-from analysis.page import figure_parts as parts
+from analysis.figures import parts
 from analysis.results import Study, take
 
 

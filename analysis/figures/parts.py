@@ -16,6 +16,14 @@ from analysis.results import Study, take
 
 INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
 LIMIT, BASELINE, FRONT = "#a3306c", "#00795a", "#d55e00"
+DARK = {  # colour on a light page -> colour on a dark page; markers keep theirs, which are visible on both
+    "white": "#14191f",
+    INK: "#e4e9ee",
+    GRID: "#2a333c",
+    TRAJECTORY: "#5a6672",
+    LIMIT: "#f08fc0",
+    BASELINE: "#3ecfa5",
+}
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,11 @@ def bytes_axis(study: Study) -> Axis:
 def measured(study: Study) -> pd.DataFrame:
     """Return the measured points of a study (`study.points` with finite objectives), with the added column `role`.
 
-    The role of a point is front, dominated, single or infeasible; `summary.roles` explains these words.
+    The role of a point is front, dominated, single or infeasible; `summary.roles` explains these words. The index of
+    the rows is 0, 1, ...
     """
     role = summary.roles(study)
-    return take(study.with_test().assign(role=role), role != "unmeasured")
+    return take(study.with_test().assign(role=role), role != "unmeasured").reset_index(drop=True)
 
 
 def y_title(study: Study) -> str:
