@@ -38,7 +38,7 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
         plotly=Markup(get_plotlyjs() if plots else ""),
         figures=_json(plots),
         data=_json(data(study)),
-        connect="; connect-src 'self'" if live else "",
+        connect=Markup("; connect-src 'self'" if live else ""),
         live=Markup(live),
     )
     return str(made)

@@ -41,9 +41,9 @@ function draw(figures) {
 }
 
 // data.networks: names of the columns, and their texts for each network
-const column = name => data.networks.columns.indexOf(name);
-const trialOf = row => data.networks.rows[row][column("trial")];
-const stepOf = row => Number(data.networks.rows[row][column("step")]);
+const place = name => data.networks.columns.indexOf(name);
+const trialOf = row => data.networks.rows[row][place("trial")];
+const stepOf = row => Number(data.networks.rows[row][place("step")]);
 const escaped = text => text.replace(/[&<>]/g, sign => `&#${sign.codePointAt(0)};`);
 
 function hoverText(row) {
