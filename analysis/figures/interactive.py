@@ -1,5 +1,6 @@
 """The interactive plots of the HTML report (plotly): accuracy over MACs, and accuracy over bytes."""
 
+import html
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 
 from analysis import summary
 from analysis.figures import parts
+from analysis.findings import markers
 from analysis.results import Study, take
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
@@ -53,6 +55,17 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
         marker = {"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge}
         text = f"{look.label}: %{{y:.1f}} %<extra></extra>"
         figure.add_scatter(x=x, y=y, mode="markers", name=look.label, marker=marker, hovertemplate=text)
+    if axis.column == "macs" and (others := markers.markers(study)):
+        look = parts.REFERENCE
+        figure.add_scatter(
+            x=[one.macs / axis.scale for one in others],
+            y=[one.accuracy for one in others],
+            mode="markers",
+            name=look.label,
+            marker={"symbol": look.symbol, "size": look.size, "color": look.color, "line": {"width": 2}},
+            text=[html.escape(one.text).replace("; ", "<br>") for one in others],
+            hovertemplate="%{text}<extra></extra>",
+        )
     ring = {"symbol": "circle-open", "size": 15, "color": parts.INK}
     path = {"mode": "lines+markers", "marker": ring, "line": {"color": parts.INK, "width": 2}}
     figure.add_scatter(x=[], y=[], name="trial", hoverinfo="skip", showlegend=False, **path)
@@ -87,7 +100,7 @@ def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: part
 
 def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.Axis) -> None:
     """Set axes, fonts and legend of the plot; add a labelled line for the limit and one for the baseline."""
-    low, high = parts.x_range(points, axis)
+    low, high = parts.x_range(study, points, axis)
     marks = parts.ticks(low, high)
     shapes: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []

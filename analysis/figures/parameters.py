@@ -75,7 +75,7 @@ def effects(study: Study) -> go.Figure | None:
     figure = make_subplots(rows, COLUMNS, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.32 / rows)
     accuracy = (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
     macs = np.log10(points["macs"].to_numpy(float))
-    marks = parts.ticks(*parts.x_range(points, parts.macs_axis(study)))
+    marks = parts.ticks(*parts.x_range(study, points, parts.macs_axis(study)))
     bar = {
         "title": {"text": "M MACs", "side": "top"},
         "tickvals": [math.log10(mark * 1e6) for mark in marks],

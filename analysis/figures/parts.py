@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis import front, replicates, summary
+from analysis.findings import markers
 from analysis.results import Study, take
 
 INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
@@ -50,6 +51,9 @@ TESTS = {  # shown if the study has refitted networks: column of the points -> m
     "test_macro_avg_acc": Role("search, on test", "#0072b2", "white", "triangle-up", "^", 8),
     "refitted_test_macro_avg_acc": Role("refitted, on test", "#004b76", "#0072b2", "triangle-up", "^", 10),
 }
+
+
+REFERENCE = Role("other systems", "#5f3d99", "#5f3d99", "x-thin-open", "x", 9)
 
 
 @dataclass(frozen=True)
@@ -162,23 +166,29 @@ def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[fl
     return np.insert(x, gaps, math.nan).tolist(), np.insert(y, gaps, math.nan).tolist()
 
 
-def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Return the lower and the upper end of `axis` in its unit; all points and the limit are between them."""
+def x_range(study: Study, points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
+    """Return the lower and the upper end of `axis` in its unit.
+
+    All points, other systems and the limit are between them.
+    """
     marks = [x for x in coordinates(points, axis)[0] if x > 0] + ([axis.limit] if axis.limit else [])
+    if axis.column == "macs":
+        marks += [marker.macs / axis.scale for marker in markers.markers(study)]
     return (min(marks) / 1.25, max(marks) * 1.25) if marks else (0.1, 100.0)
 
 
 def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
     """Return the lower and the upper end of the accuracy axis in per cent.
 
-    All points and the baseline are between them. Long error bars may go beyond these ends, because the interval of two
-    seeds can be very wide.
+    All points, the baseline and other systems are between them. Long error bars may go beyond these ends, because the
+    interval of two seeds can be very wide.
     """
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
     below, above = errors_percent(study, points)
     found = summary.baseline(study)
     on_test = [value for _, _, values in tests(study, points, macs_axis(study)) for value in values]
-    marks = np.array([*y, *on_test, *([100 * found[1]] if found else [])])
+    others = [marker.accuracy for marker in markers.markers(study)]
+    marks = np.array([*y, *on_test, *others, *([100 * found[1]] if found else [])])
     if not len(marks):
         return 0.0, 100.0
     margin = max(10.0, float(np.ptp(marks)))

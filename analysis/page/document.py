@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph. `kind` is "" (normal), "lead", "note" (small) or "warning"."""
+    """A paragraph. `kind` is "" (normal), "lead", "note" (small), "warning", or "hint" (how to use the page)."""
 
     text: str
     kind: str = ""

@@ -12,9 +12,11 @@ from plotly.offline import get_plotlyjs
 
 from analysis import front, summary
 from analysis.figures import interactive, parameters, parts
+from analysis.findings import markers
 from analysis.manifest import Dataset
 from analysis.page import explorer, sentences
 from analysis.page import tables as page_tables
+from analysis.page.belief import belief_section
 from analysis.page.document import Block, Code, Facts, Plot, Section, Text
 from analysis.page.importance_table import importance_section
 from analysis.page.rendering import render
@@ -91,7 +93,7 @@ def sections(study: Study) -> list[Section]:
     plots = set(figures(study)) if measured(study) else set[str]()
     found: list[Section | None] = [_plots(study)] if measured(study) else []
     if len(front.pareto_points(study)):
-        found += [page_tables.budgets_section(study), page_tables.front_section(study), _noise(study)]
+        found += [page_tables.budgets_section(study), page_tables.front_section(study), belief_section(study)]
         found += [page_tables.test_section(study), page_tables.classes_section(study)]
     found += [importance_section(study, plots), space_section(study, plots), _reproduce(study)]
     return [section for section in found if section is not None]
@@ -102,21 +104,18 @@ def _plots(study: Study) -> Section:
     form = study.manifest.resolved.deployed_form
     deployed = f" MACs and bytes are those of the deployed form: {form}." if form else ""
     best = "a mean of feasible networks of two seeds or more" if study.replicated else "a feasible network"
+    others = " Crosses are other systems, measured on the data that they name." if markers.markers(study) else ""
     seeds = " A marker is a mean over seeds; rings are the single networks." if study.replicated else ""
     caption = (
         "Validation macro average accuracy (mean of the class-wise accuracies) over multiply-accumulate operations for "
         f"one clip. The step line is the best accuracy that {best} attains up to each cost, whether its trial "
         "completed or not; thin lines connect the prune steps of a trial. Point at a network to see its configuration, "
-        f"click it to see its learning curve and its mistakes; click the legend to hide a group.{seeds}{deployed}"
+        "click it to see its learning curve and its mistakes; click the legend to hide a group."
+        f"{seeds}{others}{deployed}"
     )
     box = Markup('<section id="network" class="empty"><p class="note">Click a network to see it here.</p></section>')
     below = "The same networks over model size; markers keep their role from the plot above."
     return Section("plots", "Accuracy and complexity", [Plot("pareto", caption, "main"), box, Plot("bytes", below)])
-
-
-def _noise(study: Study) -> Section:
-    lines: list[Block] = [Text(line) for line in sentences.noise(study)]
-    return Section("noise", "Which differences are significant", lines)
 
 
 def _reproduce(study: Study) -> Section:

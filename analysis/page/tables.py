@@ -45,12 +45,13 @@ def front_section(study: Study) -> Section:
     heads = [Head(name, "text" if name in words else "", sorted=name == "M MACs") for name in names]
     table = Table("front", heads, rows, _baseline_row(study, list(numbers), len(config.columns)), sortable=True)
     note = (
-        "Click a header to sort, and a row to see its network. Step 0 is the dense network; sparsity is the share of "
+        "Step 0 is the dense network; sparsity is the share of "
         "its parameters that pruning removed. front.csv contains the same rows with all columns and checkpoints"
     )
     note += "; points.csv contains the rows of each seed." if study.replicated else "."
     title = "The front: means over seeds" if study.replicated else "The front"
-    return Section("front", title, [table, Text(note, "note")])
+    hint = "Click a header to sort, and a row to see its network."
+    return Section("front", title, [table, Text(hint, "hint"), Text(note, "note")])
 
 
 def _baseline_row(study: Study, numbers: list[str], n_config: int) -> Row | None:
