@@ -18,12 +18,12 @@ from data.files import fsync_file, replacing
 from data.untrusted import Terminal
 
 
-def write_report(study_dir: Path) -> dict[str, Path]:
-    """Write front.csv, front.png and report.html into a study folder.
+def write_report(study_dir: Path, out: Path | None = None) -> dict[str, Path]:
+    """Write front.csv, front.png and report.html into the folder `out` (None: the study folder).
 
-    Return their paths as a dict with the keys "csv", "png" and "html". Raise ResultsError if the study cannot be
-    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error while
-    they are made leaves the files of an earlier report unchanged.
+    `out` is created if necessary. Return the paths of the files as a dict with the keys "csv", "png" and "html". Raise
+    ResultsError if the study cannot be read, and OSError if a file cannot be written. All three are written to
+    temporary files first, so an error while they are made leaves the files of an earlier report unchanged.
     """
     # here, because matplotlib and plotly take a second to import, and only a complete study has a report
     from analysis.page import figure_png
@@ -40,7 +40,9 @@ def write_report(study_dir: Path) -> dict[str, Path]:
         "png": ("front.png", figure_png.png),
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
-    paths = {key: study.path / name for key, (name, _) in makers.items()}
+    folder = study.path if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {key: folder / name for key, (name, _) in makers.items()}
     with ExitStack() as stack:  # on exit, each temporary file replaces the earlier file
         for key, (_, make) in makers.items():
             temporary = stack.enter_context(replacing(paths[key]))

@@ -1,8 +1,11 @@
 """Report on a study: print the Pareto front; write front.csv, front.png and report.html into the study folder.
+Or compare several studies: print a verdict; write comparison.html and its tables into a folder.
 
     python analysis/report.py runs/my-study
+    python analysis/report.py runs/my-study --out my-report
+    python analysis/report.py runs/a runs/b --out a-and-b
 
-The study may be running: the command only reads study.json, points.csv and test.csv.
+The studies may be running: the command only reads study.json, points.csv and test.csv.
 """
 
 import argparse
@@ -25,32 +28,64 @@ from data.untrusted import Terminal, linked_out
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Print the Pareto front of a study; write front.csv, front.png and report.html into its folder."
+        description="Print the Pareto front of a study; write front.csv, front.png and report.html into its folder. "
+        "With several studies, compare their fronts; write comparison.html and its tables into the folder of --out. "
+        "Studies that differ only in their seed are repetitions of one method."
     )
-    parser.add_argument("study_dir", type=Path, help="study folder, which contains study.json, e.g. runs/my-study")
-    study_dir = parser.parse_args(arguments).study_dir
-    # here, because --help must not wait for pandas and matplotlib
-    from analysis.outputs import print_front, write_report
-    from analysis.results import load_study
-
+    parser.add_argument(
+        "study_dirs",
+        metavar="STUDY",
+        type=Path,
+        nargs="+",
+        help="study folder, which contains study.json, e.g. runs/my-study; the others are compared with the first one",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder of the written files, required for several studies (default: the folder of the study)",
+    )
+    options = parser.parse_args(arguments)
+    several = len(options.study_dirs) > 1
+    if several and options.out is None:
+        parser.error(f"--out is missing; expected a folder for the comparison of {len(options.study_dirs)} studies")
     console, errors = (Terminal(stderr=e, highlight=False, soft_wrap=True) for e in (False, True))
+    names = "comparison.html and the other files" if several else "front.csv, front.png and report.html"
     try:
         with interruptible():
-            if problem := linked_out(study_dir):
-                raise ResultsError(problem)
-            paths = write_report(study_dir)
-            print_front(load_study(study_dir))
+            for study_dir in options.study_dirs:
+                if problem := linked_out(study_dir):
+                    raise ResultsError(problem)
+            paths = _compare(options) if several else _report(options)
     except KeyboardInterrupt:
-        errors.print(
-            "interrupted; front.csv, front.png and report.html may still be those of an earlier report, or be missing: "
-            "repeat the command"
-        )
+        errors.print(f"interrupted; {names} may still be those of an earlier report, or be missing: repeat the command")
         return INTERRUPTED
     except (ResultsError, OSError) as error:
         errors.print(escape(f"error: the report was not completed: {error}"))
         return 2
-    console.print(escape(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}"))
+    console.print(escape("\n" + "\n".join(f"{name + ':':<8}{path}" for name, path in paths.items())))
     return 0
+
+
+def _report(options: argparse.Namespace) -> dict[str, Path]:
+    """Write the report of one study, and print its front. Return what is printed about the files: name -> path."""
+    # here, because --help must not wait for pandas and matplotlib
+    from analysis.outputs import print_front, write_report
+    from analysis.results import load_study
+
+    (study_dir,) = options.study_dirs
+    paths = write_report(study_dir, options.out)
+    print_front(load_study(study_dir))
+    return {"report": paths["html"], "plot": paths["png"], "front": paths["csv"]}
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Path]:
+    """Write the comparison of several studies, and print its verdict. Return name -> path, as `_report` does."""
+    from analysis.compare.outputs import print_comparison, write_comparison
+
+    compared, paths = write_comparison(options.study_dirs, options.out)
+    print_comparison(compared)
+    return {"report": paths["comparison.html"], "plot": paths["fronts.png"], "table": paths["comparison.csv"]}
 
 
 if __name__ == "__main__":

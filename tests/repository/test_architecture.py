@@ -34,6 +34,9 @@ SUBPACKAGES = {
     "ascmodels.teachers": {"ascmodels.config", "ascmodels.checkpoint"},
     "ascmodels.compress": {f"ascmodels.{name}" for name in ("config", "students", "nessi", "export")},
     "data.config": set(),
+    "analysis.compare": {
+        f"analysis.{name}" for name in ("front", "page", "replicates", "results", "summary", "typed_json")
+    },
     "analysis.findings": {f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary")},
     "analysis.page": {
         f"analysis.{name}" for name in ("findings", "front", "manifest", "replicates", "results", "summary")
