@@ -63,12 +63,12 @@ def compare_studies(studies: Sequence[Study], seed: int = resampling.SEED) -> Co
 def surfaces(sampled: Sampled) -> dict[str, tuple[int, Staircase]]:
     """Return the attainment surfaces of a method: name -> (number of runs that attain it, its corners).
 
-    The names are best, median and worst, or only "front" if the method has one run.
+    The names are median, best and worst, or only "front" if the method has one run.
     """
     n = len(sampled.runs)
     if n == 1:
         return {"front": (1, sampled.runs[0])}
-    counts = {"best": 1, "median": attainment.median(n), "worst": n}
+    counts = {"median": attainment.median(n), "best": 1, "worst": n}
     return {name: (k, attainment.surface(sampled.runs, k)) for name, k in counts.items()}
 
 

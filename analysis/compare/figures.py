@@ -78,11 +78,9 @@ def _fronts(compared: Comparison, low: float, high: float) -> go.Figure:
     figure, end = go.Figure(), _end(compared)
     for index, (method, sampled) in enumerate(zip(compared.methods, compared.sampled, strict=True)):
         look, name = style(index), html.escape(f"{method.key}: {method.label}")
-        for surface, (_, corners) in surfaces(sampled).items():
-            if not len(corners.macs):
-                continue
+        drawn = {surface: corners for surface, (_, corners) in surfaces(sampled).items() if len(corners.macs)}
+        for surface, corners in drawn.items():
             main = surface in ("front", "median")
-            shown = name if surface == "front" else f"{name}, {surface}"
             x, y = _line(corners, end)
             n, size = len(corners.macs), 8 if main else 4
             figure.add_scatter(
@@ -91,8 +89,11 @@ def _fronts(compared: Comparison, low: float, high: float) -> go.Figure:
                 mode="lines+markers",
                 line={"color": look.color, "width": 2.4 if main else 1, "dash": look.dash, "shape": "hv"},
                 marker={"symbol": look.symbol, "color": look.color, "size": [size] * n + [0] * (len(x) - n)},
-                name=shown,
-                hovertemplate=f"<b>{shown}</b><br>%{{y:.1f}} % with up to %{{x:.3g}} M MACs<extra></extra>",
+                name=name,
+                legendgroup=method.key,
+                showlegend=surface == next(iter(drawn)),
+                hovertemplate=f"<b>%{{fullData.name}}</b> ({surface})<br>"
+                "%{y:.1f} % with up to %{x:.3g} M MACs<extra></extra>",
             )
     _lay_out(figure, compared, low, high, "validation macro accuracy (%)")
     return figure

@@ -44,8 +44,8 @@ def print_comparison(compared: Comparison) -> None:
     """Print the methods, the verdicts and the warnings to stdout."""
     console = Terminal(highlight=False, soft_wrap=True)
     console.print(escape(page.title(compared)))
-    for method in compared.methods:
-        console.print(escape(f"  {method.key} = {method.label}"))
+    for key, text in page.method_lines(compared):
+        console.print(escape(f"  {key} = {text}"))
     for line in [*page.verdicts(compared), *notes.warnings(compared)]:
         console.print(escape(f"\n{line}"))
 

@@ -3,6 +3,7 @@
 Templates: `comparison.html.j2` extends `base.html.j2` (analysis/page/templates/).
 """
 
+import html
 import json
 from typing import Any
 
@@ -12,14 +13,14 @@ from plotly.offline import get_plotlyjs
 from analysis import summary
 from analysis.compare import figures, notes
 from analysis.compare.comparison import Comparison, study_table, with_interval
-from analysis.compare.verdict import sentence
+from analysis.compare.verdict import THRESHOLD, sentence
 from analysis.page.rendering import render
 
 
 def page(compared: Comparison) -> str:
     """Return the complete HTML page, which contains plotly.js if there are plots."""
     plots = figures.figures(compared)
-    return render(
+    made = render(
         "comparison.html.j2",
         title=title(compared),
         plotly=Markup(get_plotlyjs()) if plots else "",
@@ -29,7 +30,8 @@ def page(compared: Comparison) -> str:
         live="",
         drawn=list(plots),
         several=compared.n_runs > 1,
-        methods=[(method.key, method.label) for method in compared.methods],
+        methods=method_lines(compared),
+        threshold=round(100 * THRESHOLD),
         verdicts=verdicts(compared),
         warnings=notes.warnings(compared),
         uncertainty=notes.uncertainty(compared),
@@ -38,12 +40,13 @@ def page(compared: Comparison) -> str:
         differing=notes.differing_settings(compared),
         commands=[(label, study.manifest.requested.command) for _, label, study in compared.studies],
     )
+    return str(made)
 
 
 def markdown(compared: Comparison) -> str:
     """Return the comparison as Markdown: methods, verdicts, warnings, a table of the studies, the uncertainty."""
     lines = [f"# {_plain(title(compared))}", ""]
-    lines += [f"- {method.key} = {_plain(method.label)}" for method in compared.methods]
+    lines += [f"- {key} = {_plain(text)}" for key, text in method_lines(compared)]
     for name, found in (
         ("Verdict", verdicts(compared)),
         ("Warnings", notes.warnings(compared)),
@@ -79,32 +82,32 @@ def verdicts(compared: Comparison) -> list[str]:
 
 def study_heads(compared: Comparison) -> list[str]:
     """Return the headers of the table of studies."""
-    heads = [
-        "method",
-        "study",
-        "status",
-        "seed",
-        "candidates",
-        "front",
-        "best % (95 %)",
-        "at M MACs",
-        "smallest M MACs",
-    ]
-    heads += ["hypervolume (95 %)"] if compared.limit else []
-    return heads + (["of the method (95 %)"] if compared.limit and compared.n_runs > 1 else [])
+    heads = ["method", "study", "status", "seed", "candidates", "front", "M MACs", "best % (95 %)"]
+    return heads + (["hypervolume (95 %)"] if compared.limit else [])
 
 
 def study_rows(compared: Comparison) -> list[list[str]]:
     """Return the rows of the table of studies as texts; numbers are rounded to their uncertainty."""
-    made = []
+    made, best = [], "best_val_macro_avg_acc"
     for row in study_table(compared).to_dict("records"):
-        best = "best_val_macro_avg_acc"
+        ends = [summary.millions(row[name]) for name in ("smallest_macs", "best_macs")]
         cells = [row["method"], row["study"], row["status"], str(row["seed"]), str(row["candidates"])]
-        cells += [str(row["front_points"]), with_interval(row[best], row[f"{best}_low"], row[f"{best}_high"], 100)]
-        cells += [summary.millions(row["best_macs"]), summary.millions(row["smallest_macs"])]
-        for name in ("hypervolume", "method_hypervolume")[: len(study_heads(compared)) - len(cells)]:
-            cells.append(with_interval(row[name], row[f"{name}_low"], row[f"{name}_high"]))
+        cells += [str(row["front_points"]), summary.DASH.join(dict.fromkeys(ends))]
+        cells.append(with_interval(row[best], row[f"{best}_low"], row[f"{best}_high"], 100))
+        if compared.limit:
+            cells.append(with_interval(row["hypervolume"], row["hypervolume_low"], row["hypervolume_high"]))
         made.append(cells)
+    return made
+
+
+def method_lines(compared: Comparison) -> list[tuple[str, str]]:
+    """Return (key, text) of each method: its name and, if it has several runs, the mean hypervolume of the runs."""
+    made = []
+    for method, sampled in zip(compared.methods, compared.sampled, strict=True):
+        text, volume = method.label, sampled.hypervolume
+        if len(method.runs) > 1 and volume is not None and sampled.interval is not None:
+            text += f"; mean hypervolume (95 %) {with_interval(volume, *sampled.interval)}"
+        made.append((method.key, text))
     return made
 
 
@@ -119,4 +122,4 @@ def _row(cells: list[str]) -> str:
 
 def _plain(text: str) -> str:
     """Return `text` for Markdown: HTML and the characters of tables and emphasis are escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*_[]|" else c for c in html.escape(text, quote=False))

@@ -109,8 +109,8 @@ def sentence(verdict: Verdict) -> str:
     text += "." if complete else f"; elsewhere undecided (compared {whole} M MACs)."
     if 1 < verdict.runs < LEAST_RUNS:
         text += (
-            f" This is no proof: two equal methods have the same order in all {verdict.runs} runs in 1 of "
-            f"{2 ** (verdict.runs - 1)} cases; use {LEAST_RUNS} runs or more."
+            f" This is no proof: at a given number of MACs, two equal methods have the same order in all "
+            f"{verdict.runs} runs in 1 of {2 ** (verdict.runs - 1)} cases; use {LEAST_RUNS} runs or more."
         )
     return text + _smallest(verdict)
 
