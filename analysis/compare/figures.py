@@ -24,7 +24,8 @@ from analysis.page.figure_html import FONT
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = (("circle", "o"), ("diamond", "D"), ("square", "s"), ("triangle-up", "^"), ("cross", "P"))  # plotly, mpl
 DASHES = (("solid", "-"), ("dash", "--"), ("dashdot", "-."), ("dot", ":"))
-DARK = {parts.INK: "#e4e9ee", parts.GRID: "#35404b", "white": "#14191f", parts.LIMIT: "#e58ab9"}  # light -> dark page
+# colours of the page -> colours of a dark page
+DARK = {parts.INK: "#e4e9ee", parts.GRID: "#35404b", "white": "#14191f", parts.LIMIT: "#e58ab9", "#0072b2": "#4aa3df"}
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,10 @@ def png(compared: Comparison) -> bytes:
     span = x_range(compared)
     for index, (method, sampled) in enumerate(zip(compared.methods, compared.sampled, strict=True)):
         look = style(index)
-        for surface, (_, corners) in surfaces(sampled).items():
-            if not len(corners.macs):
-                continue
+        drawn = {surface: corners for surface, (_, corners) in surfaces(sampled).items() if len(corners.macs)}
+        for surface, corners in drawn.items():
             main = surface in ("front", "median")
-            name = f"{method.key}: {method.label}" + ("" if surface == "front" else f", {surface}")
+            name = f"{method.key}: {method.label}" if surface == next(iter(drawn)) else None
             line = {"color": look.color, "ls": look.mpl_dash, "lw": 1.8 if main else 0.7}
             line |= {"marker": look.mpl_symbol, "ms": 5 if main else 2.5, "markevery": list(range(len(corners.macs)))}
             plot.plot(*_line(corners, _end(compared)), drawstyle="steps-post", label=name, **line)
@@ -163,8 +163,14 @@ def png(compared: Comparison) -> bytes:
     plot.set_xticks(marks, [f"{mark:g}" for mark in marks])
     plot.set_xticks([], minor=True)
     if compared.limit:
-        plot.axvline(compared.limit / 1e6, color=parts.LIMIT, ls="--", lw=1.1)
-    plot.set_title("fronts" if span else "no feasible point yet")
+        limit = compared.limit / 1e6
+        plot.axvline(limit, color=parts.LIMIT, ls="--", lw=1.1)
+        place = {"transform": plot.get_xaxis_transform(), "ha": "right", "va": "top", "fontsize": 8.5}
+        plot.text(limit * 0.98, 0.985, f"limit {limit:g} M", color=parts.LIMIT, **place)
+    title = "best accuracy up to each number of MACs" + (
+        "; thick: median, thin: best and worst surface" if compared.n_runs > 1 else ""
+    )
+    plot.set_title(title if span else "no feasible point yet", fontsize=10)
     plot.grid(color=parts.GRID, lw=0.7)
     plot.set_axisbelow(True)
     plot.spines[["top", "right"]].set_visible(False)

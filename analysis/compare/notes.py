@@ -8,7 +8,7 @@ from typing import Any
 from analysis import front, summary
 from analysis.compare.comparable import method_of
 from analysis.compare.comparison import Comparison
-from analysis.compare.resampling import RESAMPLES, Sampled
+from analysis.compare.resampling import RESAMPLES
 from analysis.compare.verdict import LEAST_RUNS, THRESHOLD
 from analysis.page.sentences import SEED_SD_POINTS
 from analysis.results import Study
@@ -50,8 +50,8 @@ def _of_all_studies(compared: Comparison) -> Iterator[str]:
     lacking = [label for _, label, study in studies if not study.manifest.prepared.dataset.fingerprint]
     if lacking:
         yield (
-            f"study.json of {', '.join(lacking)} has no fingerprint of the data, so that equal data could not be "
-            "verified: only the subset, the numbers of clips and the seed of the hold-out were compared."
+            f"study.json of {_names(lacking, compared)} has no fingerprint of the data, so that equal data could not "
+            "be verified: only the subset, the numbers of clips and the seed of the hold-out were compared."
         )
     kinds: dict[bool, list[str]] = {}
     for _, label, study in studies:
@@ -107,7 +107,7 @@ def uncertainty(compared: Comparison) -> list[str]:
     sources = {sampled.source for sampled in compared.single.values()}
     subject = "The intervals of single studies" if n > 1 else "The shares and intervals"
     if "seeds" in sources:
-        names = ", ".join(label for label, found in compared.single.items() if found.source == "seeds")
+        names = _names([label for label, found in compared.single.items() if found.source == "seeds"], compared)
         lines.append(
             f"{subject} of {names} come from {RESAMPLES:,} resamples of the seeds: the deviations of the seeds from "
             "their means, pooled over all configurations of the study, are drawn with replacement. They contain the "
@@ -132,6 +132,10 @@ def uncertainty(compared: Comparison) -> list[str]:
     return lines
 
 
+def _names(labels: list[str], compared: Comparison) -> str:
+    return "all studies" if len(labels) == len(compared.studies) else ", ".join(labels)
+
+
 def _by_chance(runs: int) -> str:
     """Return how often a range is decided by chance, as a sentence; the verdict says it for few runs."""
     if 1 < runs < LEAST_RUNS:
@@ -139,7 +143,7 @@ def _by_chance(runs: int) -> str:
     subject = "networks" if runs == 1 else "methods"
     return (
         f" For two equal {subject}, this happens by chance in about 1 of 10 cases at a given number of MACs, and more "
-        "often somewhere in the range."
+        "often somewhere in the range, or in one of several comparisons."
     )
 
 
@@ -152,8 +156,8 @@ def _noise_sentence(compared: Comparison, subject: str) -> str:
     )
     lack = " The number of validation clips is not known for every study." if None in clips else ""
     return (
-        f"{subject} of {', '.join(label for label, _ in chosen)} come from {RESAMPLES:,} resamples with added noise, "
-        f"because each configuration has one seed. They contain {first}the training seed, with a standard deviation of "
+        f"{subject} of {_names([label for label, _ in chosen], compared)} come from {RESAMPLES:,} resamples with added "
+        f"noise, because each configuration has one seed. They contain {first}the training seed, with a standard deviation of "
         f"{SEED_SD_POINTS} percentage points from a separate measurement, not from these studies.{lack} They do not "
         "contain the luck of the search (another run would find other networks). Networks and clips are treated as "
         "independent, although all networks are measured on the same clips, and clips of one recording resemble each "
@@ -185,7 +189,3 @@ def _settings(study: Study) -> dict[str, str]:
         **{f"range of {key}": json.dumps(spec) for key, spec in (space if isinstance(space, dict) else {}).items()},
     }
     return {name: DASH if value in (None, "") else str(value) for name, value in shown.items()}
-
-
-def label_of_source(sampled: Sampled) -> str:
-    return {"runs": "over runs", "seeds": "over seeds", "noise": "measurement noise"}[sampled.source]

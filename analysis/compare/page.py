@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from analysis import summary
 from analysis.compare import figures, notes
 from analysis.compare.comparison import Comparison, study_table, with_interval
-from analysis.compare.verdict import THRESHOLD, sentence
+from analysis.compare.verdict import THRESHOLD, sentences
 from analysis.page.rendering import render
 
 
@@ -73,7 +73,7 @@ def title(compared: Comparison) -> str:
 def verdicts(compared: Comparison) -> list[str]:
     """Return the verdicts in words; one sentence that says so if all studies are runs of one method."""
     if compared.verdicts:
-        return [sentence(found) for found in compared.verdicts]
+        return sentences(compared.verdicts)
     return [
         "All studies are runs of one method: they differ only in their seed, which also selects the validation clips. "
         "So there is no verdict; the figure and the interval show how much the runs differ."

@@ -115,6 +115,19 @@ def sentence(verdict: Verdict) -> str:
     return text + _smallest(verdict)
 
 
+def sentences(found: Sequence[Verdict]) -> list[str]:
+    """Return the verdicts in words. If there are more than three, one sentence has all that are undecided."""
+    undecided = [verdict for verdict in found if verdict.start is not None and not verdict.ranges]
+    if len(found) <= 3 or len(undecided) < 2:
+        return [sentence(verdict) for verdict in found]
+    others = ", ".join(verdict.second for verdict in undecided)
+    whole = (
+        f"{found[0].first} against {others}: undecided; at no number of MACs that both attain is one front above the "
+        f"other in {100 * THRESHOLD:.0f} % of {RESAMPLES:,} resamples."
+    )
+    return [*(sentence(verdict) for verdict in found if verdict.start is None or verdict.ranges), whole]
+
+
 def verdicts(sampled: Sequence[tuple[str, Sampled]]) -> list[Verdict]:
     """Return the verdict on the first method and each other one."""
     return [compare(sampled[0], other) for other in sampled[1:]]

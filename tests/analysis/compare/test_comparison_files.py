@@ -36,7 +36,7 @@ def test_a_pair_of_studies_is_written_and_printed(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "A = example" in shown and "B = b" in shown and str(out / "comparison.html") in shown
     table = pd.read_csv(out / "comparison.csv")
-    for (_, row), folder in zip(table.iterrows(), (one, two), strict=True):
+    for row, folder in zip(table.to_dict("records"), (one, two), strict=True):
         loaded = load_study(folder)
         best = front.pareto_points(loaded)
         assert row["front_points"] == len(best) and row["best_macs"] == best["macs"].max()

@@ -8,7 +8,7 @@ import pytest
 from analysis import front
 from analysis.compare.comparison import compare_studies
 from analysis.compare.resampling import RESAMPLES, resampled_study, residuals
-from analysis.compare.verdict import compare, sentence
+from analysis.compare.verdict import compare, sentence, sentences
 from tests.support.analysis.comparisons import of_data, replicated, study
 
 COSTS = [1e6, 2e6, 4e6, 8e6, 16e6]
@@ -25,6 +25,12 @@ def pair(left, right, **changes):
 
 def points(levels):
     return list(zip(COSTS, levels, strict=True))
+
+
+def values_of(one, rng):
+    values = resampled_study(one, rng).values
+    assert values is not None
+    return values
 
 
 def test_a_front_that_is_above_in_the_middle():
@@ -80,7 +86,7 @@ def test_intervals_of_seeds_have_the_true_width(seeds):
     rng, sd, found = np.random.default_rng(seeds), 0.02, []
     for _ in range(12):
         one = study("a", replicated(zip(COSTS, LEVELS, strict=True), seeds, sd, rng))
-        found.append(np.mean(resampled_study(one, rng).values.var(axis=0)))
+        found.append(np.mean(values_of(one, rng).var(axis=0)))
     assert np.sqrt(np.mean(found)) == pytest.approx(sd / np.sqrt(seeds), rel=0.2)
 
 
@@ -90,7 +96,7 @@ def test_residuals_leave_out_configurations_with_one_seed():
     assert len(residuals(one)) == 2 and residuals(one).sum() == pytest.approx(0)
     accuracy = one.raw["val_macro_avg_acc"].to_numpy()[:2]
     assert residuals(one).std() == pytest.approx(np.std(accuracy, ddof=1))
-    assert resampled_study(one, rng).values.shape == (RESAMPLES, 1)  # the second configuration is no candidate
+    assert values_of(one, rng).shape == (RESAMPLES, 1)  # the second configuration is no candidate
 
 
 def runs(prefix, n, gain, rng, **changes):
@@ -115,6 +121,7 @@ def test_runs_are_compared_with_equal_seeds(n):
     assert "from 1 to 30 M MACs" in text and "in all 1,000 resamples" in text
     assert ("no proof" in text) == (n == 3) and ("1 of 4 cases" in text) == (n == 3)
     for sampled in compared.sampled:
+        assert sampled.interval is not None and sampled.hypervolume is not None
         low, high = sampled.interval
         assert high - low > 0.02  # the interval of a single method contains the difficulty of the clips
         assert low <= sampled.hypervolume <= high or n == 3  # 3 runs have few different resamples
@@ -126,6 +133,7 @@ def test_the_interval_of_runs_has_the_variance_of_a_mean():
     assert compared.verdicts == ()
     each = np.array([front.hypervolume(one) for one in compared.methods[0].runs])
     volumes = compared.sampled[0].volumes
+    assert volumes is not None
     assert volumes.std() == pytest.approx(each.std(ddof=1) / np.sqrt(6), rel=0.1)
     assert compared.sampled[0].hypervolume == pytest.approx(each.mean())
 
@@ -136,6 +144,7 @@ def test_resamples_are_centred_on_the_front_and_repeat():
     studies = [study("a", many, dataset=of_data()), study("b", points(LEVELS), dataset=of_data(), sampler="nsga2")]
     compared, again = compare_studies(studies), compare_studies(studies)
     for sampled, one in zip(compared.sampled, studies, strict=True):
+        assert sampled.volumes is not None
         assert sampled.volumes.mean() == pytest.approx(front.hypervolume(one), abs=0.002)
         assert sampled.hypervolume == pytest.approx(front.hypervolume(one))
     assert compared.sampled[0].interval == again.sampled[0].interval
@@ -148,3 +157,7 @@ def test_three_methods_are_compared_with_the_first():
     compared = compare_studies(studies)
     assert [(v.first, v.second, [r.winner for r in v.ranges]) for v in compared.verdicts] == [
         ("A", "B", ["B"]), ("A", "C", ["A"])]  # fmt: skip
+    assert sentences(compared.verdicts) == [sentence(found) for found in compared.verdicts]
+    more = compare_studies([*studies, *(study(n, points(LEVELS), scheduler=n) for n in "de")])
+    *decided, last = sentences(more.verdicts)
+    assert decided == [sentence(found) for found in more.verdicts[:2]] and last.startswith("A against D, E: undecided;")
