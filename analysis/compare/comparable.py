@@ -14,6 +14,9 @@ what to do. Two cases need a decision:
   are measured on the same clips, and MACs are those of the network for the same 1 s of audio. But MACs do not contain
   the computation of the features, whose cost differs between front-ends. So studies with different front-ends are never
   repetitions of one method, and the page states the difference.
+
+Older versions did not write fingerprints of the data. If one of the studies has none, the subset, the total number of
+clips and the seed are compared instead, and the page says that equal data could not be verified.
 """
 
 import json
@@ -28,7 +31,13 @@ from analysis.results import Study
 from analysis.typed_json import ResultsError
 
 _PLACES = ("seed", "data.dataset_dir", "data.cache_dir")  # overrides that do not change a method
-_DATA = ("sound", "labels", "devices", "clips", "validation_share")  # keys of the fingerprint, equal for all divisions
+FINGERPRINT_KEYS = (
+    "sound",
+    "labels",
+    "devices",
+    "clips",
+    "validation_share",
+)  # keys of the fingerprint, equal for all divisions
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ def _required(study: Study, fingerprinted: bool) -> dict[str, Any]:
         "dataset.holdout": dataset.holdout,
     }
     if fingerprinted:
-        return values | {f"dataset.fingerprint.{key}": dataset.fingerprint.get(key) for key in _DATA}
+        return values | {f"dataset.fingerprint.{key}": dataset.fingerprint.get(key) for key in FINGERPRINT_KEYS}
     total = None if dataset.n_train is None or dataset.n_validation is None else dataset.n_train + dataset.n_validation
     return values | {"dataset.n_train + dataset.n_validation": total}
 

@@ -105,7 +105,7 @@ def uncertainty(compared: Comparison) -> list[str]:
             f"the validation clips, as far as {n} runs show them. They do not contain other data sets.{few}"
         )
     sources = {sampled.source for sampled in compared.single.values()}
-    subject = "The intervals of single studies" if n > 1 else "The shares and intervals"
+    subject = "In the table of studies, the intervals" if n > 1 else "The shares and intervals"
     if "seeds" in sources:
         names = _names([label for label, found in compared.single.items() if found.source == "seeds"], compared)
         lines.append(
@@ -126,7 +126,7 @@ def uncertainty(compared: Comparison) -> list[str]:
     if not compared.verdicts:
         return lines
     lines.append(
-        f"A range of MACs is decided if one front is above the other in at least {100 * THRESHOLD:.0f} % of the "
+        f"The verdict names a range of MACs if one front is above the other in at least {100 * THRESHOLD:.0f} % of the "
         "resamples at each number of MACs." + _by_chance(n)
     )
     return lines
@@ -157,9 +157,9 @@ def _noise_sentence(compared: Comparison, subject: str) -> str:
     lack = " The number of validation clips is not known for every study." if None in clips else ""
     return (
         f"{subject} of {_names([label for label, _ in chosen], compared)} come from {RESAMPLES:,} resamples with added "
-        f"noise, because each configuration has one seed. They contain {first}the training seed, with a standard deviation of "
-        f"{SEED_SD_POINTS} percentage points from a separate measurement, not from these studies.{lack} They do not "
-        "contain the luck of the search (another run would find other networks). Networks and clips are treated as "
+        f"noise, because each configuration has one seed. They contain {first}the training seed, with a standard "
+        f"deviation of {SEED_SD_POINTS} percentage points from a separate measurement, not from these studies.{lack} "
+        "They do not contain the luck of the search (another run would find other networks). Networks and clips are treated as "
         "independent, although all networks are measured on the same clips, and clips of one recording resemble each "
         "other, so the intervals may be too narrow."
     )

@@ -1,10 +1,14 @@
 """Studies that cannot be compared are refused by key and values; runs that differ only in their seed are one method."""
 
+import dataclasses
+
 import pytest
 
+from analysis.compare import comparable
 from analysis.compare.comparable import grouped, labels
 from analysis.typed_json import ResultsError
-from tests.support.analysis.comparisons import of_data, study
+from tests.support.analysis.comparisons import FINGERPRINT, of_data, study
+from trainables.inputs.fingerprint import DataFingerprint
 
 POINTS = [(1e6, 0.5), (4e6, 0.6)]
 LIMITS = {"macs": 30_000_000, "bytes": 128_000, "precision": "fp16"}
@@ -45,6 +49,11 @@ def test_other_validation_clips_are_refused_between_methods():
     again = study("c", POINTS, dataset=of_data(validation="v1"), seed=1)
     assert "dataset.fingerprint.validation" in refused(first, again, other)  # two runs against one
     assert "seed is seed 1" in refused(study("a", POINTS, seed=0), study("b", POINTS, seed=1, sampler="nsga2"))
+
+
+def test_the_fingerprint_of_the_tests_is_that_of_a_study():
+    fields = {field.name for field in dataclasses.fields(DataFingerprint)}
+    assert set(FINGERPRINT) <= fields and {*comparable.FINGERPRINT_KEYS, "validation"} <= set(FINGERPRINT)
 
 
 def test_data_without_fingerprints_are_compared_by_their_facts():

@@ -112,7 +112,7 @@ def test_runs_have_attainment_surfaces():
 def test_repetitions_of_one_method_have_no_verdict():
     compared = compare_studies([study(f"a{s}", POINTS, seed=s, dataset=of_data(validation=str(s))) for s in (0, 1)])
     html, _ = texts(compared)
-    assert "runs of one method" in html and "2 studies, 1 method<" in html and "is decided if" not in html
+    assert "runs of one method" in html and "2 studies, 1 method<" in html and "The verdict names" not in html
     assert "shares" not in figures.figures(compared)
 
 
