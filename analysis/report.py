@@ -1,4 +1,4 @@
-"""Report on a study: print the Pareto front; write front.csv, front.png and report.html into the study folder.
+"""Report on a study: print the Pareto front; write report.html and other files into the study folder.
 Or compare several studies: print a verdict; write comparison.html and its tables into a folder.
 
     python analysis/report.py runs/my-study
@@ -28,9 +28,9 @@ from data.untrusted import Terminal, linked_out
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Print the Pareto front of a study; write front.csv, front.png and report.html into its folder. "
-        "With several studies, compare their fronts; write comparison.html and its tables into the folder of --out. "
-        "Studies that differ only in their seed are repetitions of one method."
+        description="Print the Pareto front of a study; write report.html, report.md, front.csv, front.png and "
+        "front.svg into its folder. With several studies, compare their fronts; write comparison.html and its tables "
+        "into the folder of --out. Studies that differ only in their seed are runs of one method."
     )
     parser.add_argument(
         "study_dirs",
@@ -45,12 +45,27 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="folder of the written files, required for several studies (default: the folder of the study)",
     )
+    parser.add_argument(
+        "--markers",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with other systems to show in the plots; analysis/published.yaml shows the format",
+    )
+    parser.add_argument(
+        "--compare-with",
+        type=Path,
+        metavar="STUDY",
+        help="another study of the same configurations, for example with longer training: does it rank them alike?",
+    )
     options = parser.parse_args(arguments)
     several = len(options.study_dirs) > 1
     if several and options.out is None:
         parser.error(f"--out is missing; expected a folder for the comparison of {len(options.study_dirs)} studies")
+    for name in ("markers", "compare_with"):
+        if several and getattr(options, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} was given with {len(options.study_dirs)} studies; expected one study: leave it out")
     console, errors = (Terminal(stderr=e, highlight=False, soft_wrap=True) for e in (False, True))
-    names = "comparison.html and the other files" if several else "front.csv, front.png and report.html"
     try:
         with interruptible():
             for study_dir in options.study_dirs:
@@ -58,12 +73,17 @@ def main(arguments: list[str] | None = None) -> int:
                     raise ResultsError(problem)
             paths = _compare(options) if several else _report(options)
     except KeyboardInterrupt:
-        errors.print(f"interrupted; {names} may still be those of an earlier report, or be missing: repeat the command")
+        errors.print(
+            "interrupted; the files of the report may still be those of an earlier one, or be missing: repeat the "
+            "command"
+        )
         return INTERRUPTED
     except (ResultsError, OSError) as error:
         errors.print(escape(f"error: the report was not completed: {error}"))
         return 2
-    console.print(escape("\n" + "\n".join(f"{name + ':':<8}{path}" for name, path in paths.items())))
+    console.print("")
+    for name, path in paths.items():
+        console.print(escape(f"{name + ':':8} {path}"))
     return 0
 
 
@@ -74,9 +94,9 @@ def _report(options: argparse.Namespace) -> dict[str, Path]:
     from analysis.results import load_study
 
     (study_dir,) = options.study_dirs
-    paths = write_report(study_dir, options.out)
+    paths = write_report(study_dir, options.markers, options.compare_with, options.out)
     print_front(load_study(study_dir))
-    return {"report": paths["html"], "plot": paths["png"], "front": paths["csv"]}
+    return {"report": paths["html"], "summary": paths["md"], "plot": paths["png"], "front": paths["csv"]}
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Path]:
@@ -85,7 +105,8 @@ def _compare(options: argparse.Namespace) -> dict[str, Path]:
 
     compared, paths = write_comparison(options.study_dirs, options.out)
     print_comparison(compared)
-    return {"report": paths["comparison.html"], "plot": paths["fronts.png"], "table": paths["comparison.csv"]}
+    names = {"report": "comparison.html", "summary": "comparison.md", "plot": "fronts.png", "table": "comparison.csv"}
+    return {name: paths[file] for name, file in names.items()}
 
 
 if __name__ == "__main__":

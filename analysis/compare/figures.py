@@ -18,14 +18,12 @@ from matplotlib.figure import Figure
 from analysis.compare.attainment import Staircase
 from analysis.compare.comparison import Comparison, surfaces
 from analysis.compare.verdict import THRESHOLD
-from analysis.page import figure_parts as parts
-from analysis.page.figure_html import FONT
+from analysis.figures import parts
+from analysis.figures.interactive import FONT
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = (("circle", "o"), ("diamond", "D"), ("square", "s"), ("triangle-up", "^"), ("cross", "P"))  # plotly, mpl
 DASHES = (("solid", "-"), ("dash", "--"), ("dashdot", "-."), ("dot", ":"))
-# colours of the page -> colours of a dark page
-DARK = {parts.INK: "#e4e9ee", parts.GRID: "#35404b", "white": "#14191f", parts.LIMIT: "#e58ab9", "#0072b2": "#4aa3df"}
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ def _noise_sentence(compared: Comparison, subject: str) -> str:
         f"noise, because each configuration has one seed. They contain {first}the training seed, with a standard "
         f"deviation of {SEED_SD_POINTS} percentage points from a separate measurement, not from these studies.{lack} "
         "They do not contain the luck of the search (another run would find other networks). Networks and clips are "
-        "treated as independent, although all networks are measured on the same clips, and clips of one recording resemble each "
-        "other, so the intervals may be too narrow."
+        "treated as independent, although all networks are measured on the same clips, and clips of one recording "
+        "resemble each other, so the intervals may be too narrow."
     )
 
 

@@ -14,6 +14,7 @@ from analysis import summary
 from analysis.compare import figures, notes
 from analysis.compare.comparison import Comparison, study_table, with_interval
 from analysis.compare.verdict import THRESHOLD, sentences
+from analysis.figures import parts
 from analysis.page.rendering import render
 
 
@@ -25,7 +26,7 @@ def page(compared: Comparison) -> str:
         title=title(compared),
         plotly=Markup(get_plotlyjs()) if plots else "",
         figures=_script_json(plots),
-        data=_script_json({"dark": figures.DARK}),
+        data=_script_json({"dark": parts.DARK}),
         connect="",
         live="",
         drawn=list(plots),

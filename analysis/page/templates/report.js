@@ -3,7 +3,7 @@ const plots = [];
 const read = id => JSON.parse(document.getElementById(id).textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let data = read("data"), drawn = {}, printing = false;
-const root = () => getComputedStyle(document.documentElement);
+const root = () => getComputedStyle(document.body);
 
 // The figures are made for a light page. For a dark one, their colours are exchanged as `data.dark` says.
 function coloured(value) {
@@ -41,9 +41,9 @@ function draw(figures) {
 }
 
 // data.networks: names of the columns, and their texts for each network
-const column = name => data.networks.columns.indexOf(name);
-const trialOf = row => data.networks.rows[row][column("trial")];
-const stepOf = row => Number(data.networks.rows[row][column("step")]);
+const place = name => data.networks.columns.indexOf(name);
+const trialOf = row => data.networks.rows[row][place("trial")];
+const stepOf = row => Number(data.networks.rows[row][place("step")]);
 const escaped = text => text.replace(/[&<>]/g, sign => `&#${sign.codePointAt(0)};`);
 
 function hoverText(row) {
@@ -170,7 +170,7 @@ function small(element, name, traces, layout) {
   const axis = {gridcolor: rule, linecolor: ink, zeroline: false, automargin: true};
   Plotly.newPlot(element, traces, {...layout, xaxis: {...axis, ...layout.xaxis}, yaxis: {...axis, ...layout.yaxis},
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color: ink, size: 12, family: root().fontFamily},
-    margin: {l: 48, r: 10, t: 30, b: 42}, showlegend: false},
+    margin: {l: 48, r: 10, t: 44, b: 42}, showlegend: false},
     {responsive: true, displaylogo: false, displayModeBar: "hover", plotlyServerURL: "",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"], modeBarButtonsToAdd: [saveSvg]});
 }
@@ -184,7 +184,7 @@ function curves(trial, element) {
     line: {color: root().getPropertyValue("--soft"), width: 1, dash: "dot"}}));
   small(element, "network-curve", [{x: values.map((_, i) => i + 1), y: values.map(v => v === null ? null : v / 10),
     mode: "lines+markers", marker: {size: 4}, line: {color: "#0072b2"}, hovertemplate: "epoch %{x}: %{y:.1f} %<extra></extra>"}],
-    {title: {text: "Learning curve", font: {size: 13}}, shapes: lines, xaxis: {title: {text: "epoch (dotted: a prune step)"}},
+    {title: {text: "Learning curve", x: 0, xanchor: "left", font: {size: 13}}, shapes: lines, xaxis: {title: {text: "epoch (dotted: a prune step)"}},
       yaxis: {title: {text: "validation accuracy (%)"}}});
 }
 
@@ -193,7 +193,7 @@ function accuracies(table, row, element) {
   const values = table.rows[row].map(v => v === null ? null : v / 10);
   small(element, "network-accuracy", [{type: "bar", orientation: "h", y: table.names, x: values,
     marker: {color: "#5b9fc9"}, hovertemplate: "%{y}: %{x:.1f} %<extra></extra>"}],
-    {title: {text: "By scene and device", font: {size: 13}}, yaxis: {autorange: "reversed", dtick: 1, tickfont: {size: 10}},
+    {title: {text: "By scene and device", x: 0, xanchor: "left", font: {size: 13}}, yaxis: {autorange: "reversed", dtick: 1, tickfont: {size: 10}},
       xaxis: {title: {text: "validation accuracy (%)"}, range: [0, 100]}});
   element.style.height = `${80 + 17 * table.names.length}px`;
   Plotly.Plots.resize(element);
@@ -206,7 +206,7 @@ function confusion(counts, labels, element) {
   small(element, "network-confusion", [{type: "heatmap", x: labels, y: labels, z: shares, customdata: counts, zmin: 0,
     zmax: 100, colorscale: [[0, paper], [1, heat]], showscale: false,
     hovertemplate: "%{y} taken for %{x}: %{z:.0f} % (%{customdata} clips)<extra></extra>"}],
-    {title: {text: "Confusion matrix: share of each scene (%)", font: {size: 13}}, yaxis: {autorange: "reversed",
+    {title: {text: "Confusion matrix: share of each scene (%)", x: 0, xanchor: "left", font: {size: 13}}, yaxis: {autorange: "reversed",
       tickfont: {size: 10}, title: {text: "scene"}}, xaxis: {tickfont: {size: 10}, tickangle: -60, title: {text: "prediction"}}});
   element.style.height = "380px";
   Plotly.Plots.resize(element);

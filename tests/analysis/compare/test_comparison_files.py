@@ -67,9 +67,13 @@ def test_out_is_required_for_several_studies_and_allowed_for_one(tmp_path, capsy
     with pytest.raises(SystemExit) as end:
         report.main([str(one), str(one)])
     assert end.value.code == 2 and "--out" in capsys.readouterr().err
+    for option in ("--markers", "--compare-with"):  # options of the report on one study
+        with pytest.raises(SystemExit):
+            report.main([str(one), str(tmp_path / "b"), "--out", str(tmp_path / "out"), option, "x"])
+        assert option in capsys.readouterr().err
     assert report.main([str(one), str(one), "--out", str(tmp_path / "out")]) == 2
     assert "was given twice" in capsys.readouterr().err and not (tmp_path / "out").exists()
-    paths = outputs.write_report(one, tmp_path / "out/deep")
+    paths = outputs.write_report(one, out=tmp_path / "out/deep")
     assert {path.parent for path in paths.values()} == {tmp_path / "out/deep"} and sorted(one.iterdir()) == before
 
 
