@@ -13,6 +13,7 @@ from analysis.figures import parts
 from analysis.findings import markers
 from analysis.results import Study, take
 
+MOST_SVG = 2500  # networks; more are drawn with WebGL, except those of the front: a browser draws 10,000 in a second
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
 
 
@@ -26,9 +27,10 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
     """
     points = parts.measured(study)
     figure = go.Figure()
+    many = go.Scatter if len(points) <= MOST_SVG else go.Scattergl
     x, y = (_none_for_nan(values) for values in parts.trajectories(points, axis))
-    thin = {"color": parts.TRAJECTORY, "width": 1.2, "simplify": False}
-    figure.add_scatter(x=x, y=y, mode="lines", name="prune trajectory", line=thin, hoverinfo="skip")
+    thin = {"color": parts.TRAJECTORY, "width": 1.2} | ({"simplify": False} if many is go.Scatter else {})
+    figure.add_trace(many(x=x, y=y, mode="lines", name="prune trajectory", line=thin, hoverinfo="skip"))
     for role, look in parts.ROLES.items():
         chosen = take(points, points["role"] == role).sort_values(by="macs", kind="stable")
         if chosen.empty:
@@ -37,7 +39,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
             _add_front(figure, study, chosen, axis)
         x, y = parts.coordinates(chosen, axis)
         edge = {"color": look.color, "width": 1.4}
-        figure.add_scatter(
+        networks = (go.Scatter if role == "front" else many)(
             x=x,
             y=y,
             mode="markers",
@@ -50,6 +52,7 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
             hoverlabel={"bgcolor": "white", "bordercolor": look.color, "align": "left"},
         )
+        figure.add_trace(networks)
     for look, x, y in parts.tests(study, points, axis):
         edge = {"color": look.color, "width": 1.4}
         marker = {"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge}

@@ -18,6 +18,7 @@ from analysis.findings.importance import scale_of
 from analysis.results import Study
 
 LEAST = 5  # networks; with fewer, the plots say nothing
+MOST = 2000  # networks; of more, the front and a random sample of the others are drawn
 MOST_NAMES = 12  # different values of a parameter without numbers; a parameter with more is left out
 BRUSH_TICKS = 41  # of an axis with a logarithmic scale
 COLUMNS = 4  # plots side by side
@@ -54,10 +55,11 @@ def parallel(study: Study) -> go.Figure | None:
 
     None if there are fewer than `LEAST` networks or no parameter varies. A line is coloured by its accuracy.
     """
-    points, searched = parts.measured(study), searched_parameters(study)
+    points = drawn(study)
+    searched = searched_parameters(study, points)
     if len(points) < LEAST or not searched:
         return None
-    accuracy = 100 * points["val_macro_avg_acc"].to_numpy(float)
+    accuracy = _rounded(100 * points["val_macro_avg_acc"].to_numpy(float))
     shown = [*searched, *_objectives(study, points), Coordinate("validation %", accuracy)]
     dimensions = []
     for one in shown:
@@ -67,7 +69,7 @@ def parallel(study: Study) -> go.Figure | None:
         go.Parcoords(
             dimensions=dimensions,
             line=line,
-            customdata=list(range(len(points))),
+            customdata=points.index.tolist(),
             labelangle=-18,
             labelside="top",
             unselected={"line": {"color": parts.TRAJECTORY, "opacity": 0.15}},
@@ -83,13 +85,14 @@ def effects(study: Study) -> go.Figure | None:
 
     None as in `parallel`.
     """
-    points, searched = parts.measured(study), searched_parameters(study)
+    points = drawn(study)
+    searched = searched_parameters(study, points)
     if len(points) < LEAST or not searched:
         return None
     rows = math.ceil(len(searched) / COLUMNS)
     figure = make_subplots(rows, COLUMNS, shared_yaxes=True, horizontal_spacing=0.03, vertical_spacing=0.32 / rows)
-    accuracy = (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
-    macs = np.log10(points["macs"].to_numpy(float))
+    accuracy = _rounded(100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
+    macs = _rounded(np.log10(points["macs"].to_numpy(float)))
     marks = parts.ticks(*parts.x_range(study, points, parts.macs_axis(study)))
     bar = {
         "title": {"text": "M MACs", "side": "top"},
@@ -107,7 +110,7 @@ def effects(study: Study) -> go.Figure | None:
             name=one.name,
             meta="networks",
             marker=marker,
-            customdata=list(range(len(points))),
+            customdata=points.index.tolist(),
             selected={"marker": {"opacity": 1}},
             unselected={"marker": {"opacity": 0.08}},
             hovertemplate="%{text}<extra></extra>",
@@ -138,9 +141,23 @@ def effects(study: Study) -> go.Figure | None:
     return figure
 
 
-def searched_parameters(study: Study) -> list[Coordinate]:
-    """Return the searched parameters that vary over the measured networks, and the number of prune steps."""
-    points, space = parts.measured(study), study.manifest.resolved.space.get("parameters")
+def drawn(study: Study) -> pd.DataFrame:
+    """Return the networks in the plots of this module: those of `parts.measured`, or `MOST` of them.
+
+    The index of a row is that of `parts.measured`.
+    """
+    points = parts.measured(study)
+    if len(points) <= MOST:
+        return points
+    on_front = np.flatnonzero((points["role"] == "front").to_numpy(bool))[:MOST]
+    others = np.setdiff1d(np.arange(len(points)), on_front)
+    sample = np.random.default_rng(0).choice(others, MOST - len(on_front), replace=False)
+    return points.take(np.sort(np.concatenate([on_front, sample])))
+
+
+def searched_parameters(study: Study, points: pd.DataFrame) -> list[Coordinate]:
+    """Return the searched parameters that vary over `points`, and the number of prune steps."""
+    space = study.manifest.resolved.space.get("parameters")
     found = []
     columns = [column for column in study.prefixed("config/") if column in points]
     names = _short_names([column.removeprefix("config/") for column in columns])
@@ -185,7 +202,9 @@ def coordinate(name: str, values: Sequence[Any], spec: Any) -> Coordinate | None
 def logarithmic(name: str, x: npt.NDArray[np.float64]) -> Coordinate:
     """Return the positive values `x` [N] on a logarithmic scale, with labels at 1, 2, 5, 10, ..."""
     marks = parts.ticks(float(x.min()), float(x.max())) or [float(f"{x.min():.3g}"), float(f"{x.max():.3g}")]
-    return Coordinate(name, np.log10(x), tuple(map(math.log10, marks)), tuple(f"{mark:g}" for mark in marks), True)
+    return Coordinate(
+        name, _rounded(np.log10(x)), tuple(map(math.log10, marks)), tuple(f"{mark:g}" for mark in marks), True
+    )
 
 
 def numbers_of(value: Any) -> list[float] | None:
@@ -206,6 +225,11 @@ def _objectives(study: Study, points: pd.DataFrame) -> list[Coordinate]:
         if np.isfinite(x).all() and (x > 0).all():
             found.append(logarithmic(name, x))
     return found
+
+
+def _rounded(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return `values` rounded to 4 decimals, which the page can store in a third of the space."""
+    return np.round(values, 4)
 
 
 def _broken(label: str) -> str:

@@ -96,7 +96,7 @@ def y_title(study: Study) -> str:
 def coordinates(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[float]]:
     """Return the coordinates of `points`: x in the unit of `axis`, and y, the validation accuracy in per cent."""
     x = points[axis.column].to_numpy(float) / axis.scale
-    return x.tolist(), (100 * points["val_macro_avg_acc"].to_numpy(float)).tolist()
+    return x.tolist(), np.round(100 * points["val_macro_avg_acc"].to_numpy(float), 6).tolist()
 
 
 def tests(study: Study, points: pd.DataFrame, axis: Axis) -> list[tuple[Role, list[float], list[float]]]:

@@ -14,8 +14,9 @@ MOST_CURVES = 2000  # trials; with more, the page shows the learning curves of t
 def networks(study: Study) -> dict[str, Any]:
     """Return the networks of a study for the page, as JSON values; the rows are those of `parts.measured`.
 
-    The keys are: `columns`, names; `rows`, a text of each column for each network; `details`, which has learning
-    curves, accuracies by scene and device (in 1/1000) and the confusion matrices of the front.
+    The keys are: `n`, number of networks; `columns`, name -> [distinct texts, index of the text of each network];
+    `details`, which has learning curves, accuracies by scene and device (in 1/1000) and the confusion matrices of the
+    front.
     """
     points = parts.measured(study)
     sampled = study.prefixed("config/")
@@ -35,7 +36,14 @@ def networks(study: Study) -> dict[str, Any]:
         shares = [[_mille(point[column]) for column in (*scenes, *devices)] for point in records]
         known["accuracies"] = {"names": names, "rows": shares}
     known["confusion"] = {f"{trial}/{step}": m.tolist() for (trial, step), m in details.confusions(study).items()}
-    return {"columns": columns, "rows": [[row.get(c, "") for c in columns] for row in made], "details": known}
+    encoded = {name: _encoded([row.get(name, "") for row in made]) for name in columns}
+    return {"n": len(made), "columns": encoded, "details": known}
+
+
+def _encoded(values: list[str]) -> tuple[list[str], list[int]]:
+    """Return the distinct `values`, and for each value its index among them: many networks share a configuration."""
+    numbers = {value: i for i, value in enumerate(dict.fromkeys(values))}
+    return list(numbers), [numbers[value] for value in values]
 
 
 def texts(study: Study, point: dict[Any, Any], sampled: list[str]) -> dict[str, str]:

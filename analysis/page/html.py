@@ -36,7 +36,7 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
     made = render(
         "report.html.j2",
         title=f"{study.name}: accuracy against complexity",
-        body=Markup(strip) + main(study),
+        body=Markup(strip) + main(study, set(plots)),
         plotly=Markup(get_plotlyjs() if plots else ""),
         figures=_json(plots),
         data=_json(data(study)),
@@ -70,12 +70,12 @@ def data(study: Study) -> dict[str, Any]:
     return {**known, "dark": parts.DARK}
 
 
-def main(study: Study) -> Markup:
+def main(study: Study, plots: set[str]) -> Markup:
     """Return the HTML of the report without page header and scripts.
 
-    The elements of the plots are empty: JavaScript fills them with the result of `figures`.
+    `plots` are the keys of `figures`. The elements of the plots are empty: JavaScript fills them.
     """
-    return render("sections.html.j2", name=study.name, top=top(study), sections=sections(study))
+    return render("sections.html.j2", name=study.name, top=top(study), sections=sections(study, plots))
 
 
 def measured(study: Study) -> bool:
@@ -88,9 +88,8 @@ def top(study: Study) -> list[Block]:
     return [Text(sentences.headline(study), "lead"), Facts(sentences.facts(study)), *warnings]
 
 
-def sections(study: Study) -> list[Section]:
-    """Return the sections of the report that this study has."""
-    plots = set(figures(study)) if measured(study) else set[str]()
+def sections(study: Study, plots: set[str]) -> list[Section]:
+    """Return the sections of the report that this study has. `plots` are the keys of `figures`."""
     found: list[Section | None] = [_plots(study)] if measured(study) else []
     if len(front.pareto_points(study)):
         found += [page_tables.budgets_section(study), page_tables.front_section(study), belief_section(study)]

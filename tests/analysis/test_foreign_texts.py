@@ -41,4 +41,4 @@ def test_arms_and_columns_are_printed_as_they_are(tmp_path, capsys, monkeypatch:
 def test_the_paths_of_a_report_are_printed_as_they_are(tmp_path, capsys) -> None:
     folder = write_study(tmp_path / "runs[bold]" / "a[" / "red]")
     assert report.main([str(folder)]) == 0
-    assert f"report: {folder}/report.html" in capsys.readouterr().out
+    assert f"report:  {folder}/report.html" in capsys.readouterr().out

@@ -47,9 +47,9 @@ def test_networks_of_the_page_are_the_measured_points(tmp_path: Path) -> None:
     for name, table in (("single", rows()), ("means", replicated_rows())):
         study = load_study(write_study(tmp_path / name, table))
         known, points = explorer.networks(study), parts.measured(study)
-        at = {column: i for i, column in enumerate(known["columns"])}
-        assert [row[at["trial"]] for row in known["rows"]] == points["trial_id"].tolist()
-        assert [row[at["validation accuracy"]].split(" %")[0] for row in known["rows"]] == [
+        columns = {name: [texts[i] for i in at] for name, (texts, at) in known["columns"].items()}
+        assert columns["trial"] == points["trial_id"].tolist() and known["n"] == len(points)
+        assert [text.split(" %")[0] for text in columns["validation accuracy"]] == [
             f"{100 * a:.1f}" for a in points["val_macro_avg_acc"]
         ]
         names, shares = known["details"]["accuracies"]["names"], known["details"]["accuracies"]["rows"]

@@ -208,7 +208,12 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     study = write_study(tmp_path)
     paths = outputs.write_report(study)
     assert {key: path.name for key, path in paths.items()} == {
-        "csv": "front.csv", "png": "front.png", "html": "report.html"}  # fmt: skip
+        "csv": "front.csv",
+        "png": "front.png",
+        "svg": "front.svg",
+        "md": "report.md",
+        "html": "report.html",
+    }
     old = {path: path.read_bytes() for path in study.iterdir()}
     write_table(study / "points.csv", rows(1))
     old[study / "points.csv"] = (study / "points.csv").read_bytes()

@@ -37,7 +37,9 @@ SUBPACKAGES = {
     "analysis.compare": {
         f"analysis.{name}" for name in ("figures", "front", "page", "replicates", "results", "summary", "typed_json")
     },
-    "analysis.findings": {f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary")},
+    "analysis.findings": {
+        f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary", "typed_json")
+    },
     "analysis.figures": {f"analysis.{name}" for name in ("findings", "front", "replicates", "results", "summary")},
     "analysis.page": {
         *(f"analysis.{name}" for name in ("figures", "findings", "front", "manifest", "replicates", "results")),

@@ -78,8 +78,8 @@ class Watched:
             return "application/json", json.dumps({"version": version, "strip": strip(status)})
         if path == "/report.json":
             _, study, _ = self.read()
-            parts = {"main": report_page.main(study), "figures": report_page.figures(study)}
-            parts["data"] = report_page.data(study)
+            plots = report_page.figures(study)
+            parts = {"main": report_page.main(study, set(plots)), "figures": plots, "data": report_page.data(study)}
             return "application/json", json.dumps(parts)
         if path == "/status.json":
             return "application/json", json.dumps(self.read()[2])

@@ -16,43 +16,58 @@ function coloured(value) {
 const saveSvg = {name: "Download plot as SVG", icon: {width: 24, height: 24, path: "M12 16 6 10h4V3h4v7h4zM4 19h16v2H4z"},
   click: plot => Plotly.downloadImage(plot, {format: "svg", filename: plot.id})};
 
-function draw(figures) {
+// The plots of the parameters take a second each on a large study: they are drawn when they come into view.
+const later = new IntersectionObserver(entries => {
+  for (const entry of entries) if (entry.isIntersecting) drawOne(entry.target);
+}, {rootMargin: "800px"});
+
+function draw(figures, all = false) {
   drawn = figures;
-  for (const [id, figure] of Object.entries(figures)) {
+  hoverTexts = [];  // the live page has new networks
+  for (const id of Object.keys(figures)) {
     const plot = document.getElementById(id);
     if (!plot) continue;
-    const known = plots.includes(plot);
-    figure.layout.uirevision = "kept";  // a redrawn plot keeps its zoom and its hidden traces
-    for (const trace of figure.data) if (trace.meta === "networks") {
-      trace.text = trace.customdata.map(row => hoverText(row));
+    if (all || plots.includes(plot) || !plot.classList.contains("wide")) drawOne(plot);
+    else {
+      plot.style.height = `${figures[id].layout.height}px`;
+      later.observe(plot);
     }
-    const {data: traces, layout} = coloured({data: figure.data, layout: figure.layout});
-    Plotly.react(plot, traces, layout, {responsive: true, displaylogo: false, displayModeBar: "hover",
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
-      modeBarButtonsToAdd: [saveSvg], plotlyServerURL: "", toImageButtonOptions: {filename: id, scale: 3}});
-    if (known) continue;
-    plot.on("plotly_hover", event => { const row = event.points[0].customdata; if (row >= 0) highlight(trialOf(row)); });
-    plot.on("plotly_unhover", () => highlight(null));
-    plot.on("plotly_click", event => { const row = event.points[0].customdata; if (row >= 0) show(row); });
-    if (id === "parameters") plot.on("plotly_restyle", brushed);
-    plots.push(plot);
   }
-  if (figures.parameters) brushed();
+  if (brushing) brushed();
 }
 
-// data.networks: names of the columns, and their texts for each network
-const place = name => data.networks.columns.indexOf(name);
-const trialOf = row => data.networks.rows[row][place("trial")];
-const stepOf = row => Number(data.networks.rows[row][place("step")]);
-const escaped = text => text.replace(/[&<>]/g, sign => `&#${sign.codePointAt(0)};`);
+function drawOne(plot) {
+  const id = plot.id, figure = drawn[id], known = plots.includes(plot);
+  later.unobserve(plot);
+  figure.layout.uirevision = "kept";  // a redrawn plot keeps its zoom and its hidden traces
+  for (const trace of figure.data) if (trace.meta === "networks") {
+    trace.text = trace.customdata.map(row => hoverText(row));
+  }
+  const {data: traces, layout} = coloured({data: figure.data, layout: figure.layout});
+  Plotly.react(plot, traces, layout, {responsive: true, displaylogo: false, displayModeBar: "hover",
+    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
+    modeBarButtonsToAdd: [saveSvg], plotlyServerURL: "", toImageButtonOptions: {filename: id, scale: 3}});
+  if (known) return;
+  plot.on("plotly_hover", event => { const row = event.points[0].customdata; if (row >= 0) highlight(trialOf(row)); });
+  plot.on("plotly_unhover", () => highlight(null));
+  plot.on("plotly_click", event => { const row = event.points[0].customdata; if (row >= 0) show(row); });
+  if (id === "parameters") plot.on("plotly_restyle", brushed);
+  plots.push(plot);
+}
 
+// data.networks.columns: name -> [distinct texts, index of the text of each network]
+const cell = (name, row) => { const [texts, at] = data.networks.columns[name]; return texts[at[row]]; };
+const trialOf = row => cell("trial", row);
+const stepOf = row => Number(cell("step", row));
+const escaped = text => text.replace(/[&<>]/g, sign => `&#${sign.codePointAt(0)};`);
+const known = row => Object.keys(data.networks.columns)
+  .filter(name => name !== "trial" && name !== "step" && cell(name, row) !== "").map(name => [name, cell(name, row)]);
+
+let hoverTexts = [];  // of each network; they are made once, because several plots show the same networks
 function hoverText(row) {
-  const cells = data.networks.rows[row];
-  return data.networks.columns.map((name, i) => {
-    if (cells[i] === "" || name === "trial" || name === "step" || name === "checkpoint") return null;
-    return `${escaped(name)}: ${escaped(cells[i])}`;
-  }).filter(line => line !== null).reduce((text, line) => `${text}<br>${line}`,
-    `<b>trial ${escaped(trialOf(row))}, step ${stepOf(row)}</b>`);
+  if (hoverTexts[row] !== undefined) return hoverTexts[row];
+  const lines = known(row).filter(([name]) => name !== "checkpoint").map(line => line.map(escaped).join(": "));
+  return hoverTexts[row] = [`<b>trial ${escaped(trialOf(row))}, step ${stepOf(row)}</b>`, ...lines].join("<br>");
 }
 
 // Highlight all networks of a trial (dense and prune steps) in every plot; null clears the highlight.
@@ -71,12 +86,14 @@ function highlight(trial) {
   }
 }
 
+let brushing = false;
 // The networks inside all ranges that are brushed in the plot of the parameters stay; the others turn pale elsewhere.
 function brushed() {
   const brush = document.getElementById("parameters"), trace = brush?.data?.[0];
   if (!trace) return;
   const inside = (value, range) => (Array.isArray(range[0]) ? range : [range]).some(r => value >= r[0] && value <= r[1]);
   const limits = trace.dimensions.filter(d => d.constraintrange);
+  brushing = limits.length > 0;
   const chosen = new Set(trace.customdata.filter((_, i) => limits.every(d => inside(d.values[i], d.constraintrange))));
   for (const plot of plots) {
     const indices = [], selected = [];
@@ -121,8 +138,8 @@ function bind() {
     row.addEventListener("mouseenter", () => highlight(row.dataset.trial));
     row.addEventListener("mouseleave", () => highlight(null));
     if (row.dataset.step) row.addEventListener("click", () => {
-      const rows = data.networks?.rows ?? [];
-      const at = rows.findIndex((_, i) => trialOf(i) === row.dataset.trial && stepOf(i) === +row.dataset.step);
+      const rows = [...Array(data.networks?.n ?? 0).keys()];
+      const at = rows.findIndex(i => trialOf(i) === row.dataset.trial && stepOf(i) === +row.dataset.step);
       if (at >= 0 && !getSelection().toString()) show(at);
     });
   }
@@ -144,18 +161,17 @@ function show(row) {
   const box = document.getElementById("network");
   if (!box) return;
   const make = (tag, text, parent) => parent.appendChild(Object.assign(document.createElement(tag), {textContent: text}));
-  const trial = trialOf(row), step = stepOf(row), {columns, rows} = data.networks;
+  const trial = trialOf(row), step = stepOf(row);
   box.replaceChildren();
   box.classList.remove("empty");
   make("h3", `Trial ${trial}, step ${step}`, box);
   const parts = make("div", "", box);
   parts.className = "parts";
   const list = make("dl", "", parts);
-  columns.forEach((name, i) => {
-    if (rows[row][i] === "" || name === "trial" || name === "step") return;
+  for (const [name, text] of known(row)) {
     make("dt", name, list);
-    make("dd", rows[row][i], list);
-  });
+    make("dd", text, list);
+  }
   const figures = data.networks.details;
   curves(trial, make("div", "", parts));
   accuracies(figures.accuracies, row, make("div", "", parts));
@@ -216,14 +232,14 @@ function note(text) {
   return Object.assign(document.createElement("p"), {className: "note", textContent: text});
 }
 
-function redraw() {
-  draw(drawn);
+function redraw(all = false) {
+  draw(drawn, all);
   const box = document.getElementById("network");
   if (box) for (const plot of box.querySelectorAll(".plot")) Plotly.relayout(plot, {"font.color": root().getPropertyValue("--ink")});
 }
 
 draw(read("figures"));
 bind();
-dark.addEventListener("change", redraw);
-addEventListener("beforeprint", () => { printing = true; redraw(); });
+dark.addEventListener("change", () => redraw());
+addEventListener("beforeprint", () => { printing = true; redraw(true); });
 addEventListener("afterprint", () => { printing = false; redraw(); });

@@ -42,8 +42,9 @@ def drawn(study, name):
 
     A text is a dict, such as {"trial": "t0003", "step": "1", "MACs": "3.21 M"}.
     """
-    known = explorer.networks(study)
-    return [dict(zip(known["columns"], known["rows"][row], strict=True)) for row in traces(study)[name]["customdata"]]
+    columns = explorer.networks(study)["columns"]
+    rows = traces(study)[name]["customdata"]
+    return [{column: texts[at[row]] for column, (texts, at) in columns.items()} for row in rows]
 
 
 def section_of(page, name):
