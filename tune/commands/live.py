@@ -22,7 +22,7 @@ from data.signals import INTERRUPTED, STORAGE_S, interruptible
 from data.untrusted import Terminal
 from trainables.outputs.disk import disk_message
 from tune.commands.status import current_study, sentences, study_status
-from tune.reporting.tables import points_text
+from tune.reporting.csv_texts import points_text
 from tune.study.reader import Follower, Place, open_place
 
 SCRIPT = Path(__file__).with_name("live.js")

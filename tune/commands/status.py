@@ -19,8 +19,8 @@ from analysis.typed_json import ResultsError
 from data.signals import INTERRUPTED, STORAGE_S, interruptible
 from data.untrusted import Terminal, printable
 from trainables.outputs.disk import disk_message
+from tune.reporting.csv_texts import points_text
 from tune.reporting.optuna_export import export_optuna
-from tune.reporting.tables import points_text
 from tune.study.journal import JournalError
 from tune.study.reader import Follower, Place, open_place
 from tune.study.state import StudyState, TrialState
