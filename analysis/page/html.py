@@ -17,6 +17,8 @@ from analysis.manifest import Dataset
 from analysis.page import figure_html, figure_parts, sentences
 from analysis.page import tables as page_tables
 from analysis.page.importance_table import importance_section
+from analysis.page.search_figures import search_figures
+from analysis.page.search_section import search_section
 from analysis.results import Study
 
 TEMPLATE = Path(__file__).with_name("report.html.tmpl")
@@ -48,6 +50,7 @@ def figures(study: Study) -> dict[str, Any]:
             "pareto": figure_html.interactive(study, figure_parts.macs_axis(study)),
             "bytes": figure_html.interactive(study, figure_parts.bytes_axis(study)),
         }
+    plots |= search_figures(study)
     made = {name: json.loads(pio.to_json(figure) or "") for name, figure in plots.items()}
     for figure in made.values():
         for trace in figure["data"]:
@@ -64,6 +67,7 @@ def main(study: Study) -> str:
     if len(front.pareto_points(study)):
         sections += [page_tables.budgets_section(study), page_tables.front_section(study), _noise(study)]
         sections += [page_tables.test_section(study), page_tables.classes_section(study)]
+    sections += [search_section(study)]
     return "\n".join([*sections, _space(study), importance_section(study), _reproduce(study)])
 
 

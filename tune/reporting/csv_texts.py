@@ -76,10 +76,8 @@ def planned_epochs(trial: TrialState, config: Mapping[str, Any]) -> int | None:
     """
     own = {**config, **trial.values}
     steps = len(trial.widths) - 1 if trial.widths else prune_steps(own)
-    stages = [own.get("train.epochs"), *([own.get("prune.epochs")] if steps else [])]
-    if not all(isinstance(epochs, int) for epochs in stages):
-        return None
-    return stages[0] + (steps * stages[1] if steps else 0)
+    dense, per_step = own.get("train.epochs"), own.get("prune.epochs") if steps else 0
+    return dense + steps * per_step if isinstance(dense, int) and isinstance(per_step, int) else None
 
 
 def prune_steps(config: Mapping[str, Any]) -> int:
