@@ -46,11 +46,11 @@ def progress_figure(found: Progress) -> go.Figure:
     """
     unit, per_hour = time_unit(found.all_hours)
     panels: list[tuple[str, Any, float]] = [
-        ("epochs of all trials", found.epochs, found.all_epochs),
+        ("epochs", found.epochs, found.all_epochs),
         (f"run time ({unit})", found.hours * per_hour, found.all_hours * per_hour),
     ]
     if found.trials is not None:
-        panels.insert(0, ("trials that had begun", found.trials, float(found.all_trials or 0)))
+        panels.insert(0, ("trials", found.trials, float(found.all_trials or 0)))
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.035)
     grew = np.flatnonzero(np.diff(found.hypervolume, prepend=0.0) > 0)
     y = found.hypervolume[grew].tolist()
@@ -74,7 +74,9 @@ def progress_figure(found: Progress) -> go.Figure:
             row=1,
             col=column,
         )
-        figure.update_xaxes(title_text=title, range=[0, 1.02 * end or 1], row=1, col=column, **axis)
+        figure.update_xaxes(
+            title_text=title, range=[0, 1.02 * end or 1], nticks=5, tickangle=0, row=1, col=column, **axis
+        )
     _add_highlight(figure, row=1, col=1)
     figure.update_yaxes(range=[0, 1.08 * float(found.hypervolume[-1]) or 1], **axis)
     figure.update_yaxes(title_text="hypervolume", row=1, col=1)
@@ -107,7 +109,7 @@ def trials_figure(study: Study, trials: pd.DataFrame) -> go.Figure:
             orientation="h",
             width=0.75 if len(shown) <= 100 else 1.0,
             name=label,
-            marker={"color": color, "line": {"width": 0}},
+            marker={"color": color, "line": {"color": color, "width": 1}},  # the edge shows a bar of length 0
             text=[_hover_text(trial) for trial in chosen.to_dict("records")],
             textposition="none",
             hovertemplate="%{text}<extra></extra>",

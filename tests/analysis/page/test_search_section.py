@@ -122,8 +122,8 @@ def test_one_point_and_no_limit(tmp_path: Path) -> None:
     table = [rows()[0] | {"feasible": True}]
     one = load_study(write_timed_study(tmp_path / "study", table, limits={}))
     section = text(one)
-    assert "1.1 times the largest candidate" in section and "to the limit" not in section
-    assert traces(one, "progress")["growth epochs of all trials"].x == (12,)
+    assert "1.1 times the largest candidate" in section and "the limit of" not in section
+    assert traces(one, "progress")["growth epochs"].x == (12,)
 
 
 def test_a_study_with_replicates_says_what_its_curve_shows(tmp_path: Path) -> None:
