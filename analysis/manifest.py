@@ -49,6 +49,7 @@ class Dataset:
     holdout: str = ""  # how the validation part was chosen
     notes: tuple[str, ...] = ()  # unusual facts, e.g. clips that were left out because they are damaged
     fingerprint: dict[str, Any] = field(default_factory=dict)  # hashes of audio, labels and division; empty in format 1
+    n_clips: int | None = None  # rows of meta.csv; None in studies of older versions
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The files of a report (front.csv, front.png, report.html), and the Pareto front as a table on the terminal."""
+"""The files of a report (see `write_report`), and the Pareto front as a table on the terminal."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,23 @@ from data.files import fsync_file, replacing
 from data.untrusted import Terminal
 
 
-def write_report(study_dir: Path) -> dict[str, Path]:
-    """Write front.csv, front.png and report.html into a study folder.
+def write_report(
+    study_dir: Path, markers_file: Path | None = None, compare_with: Path | None = None
+) -> dict[str, Path]:
+    """Write front.csv, front.png, front.svg, report.md and report.html into a study folder.
 
-    Return their paths as a dict with the keys "csv", "png" and "html". Raise ResultsError if the study cannot be
-    read, and OSError if a file cannot be written. All three are written to temporary files first, so an error while
-    they are made leaves the files of an earlier report unchanged.
+    `markers_file` is a YAML file with systems to show beside those of the study (analysis/findings/markers.py).
+    `compare_with` is a study with the same configurations, whose ranks the report compares with this study's. Return
+    the paths as a dict with the keys "csv", "png", "svg", "md" and "html". Raise ResultsError if the study or the YAML
+    file cannot be read, and OSError if a file cannot be written. All files are written to temporary files first, so an
+    error while they are made leaves the files of an earlier report unchanged.
     """
     # here, because matplotlib and plotly take a second to import, and only a complete study has a report
-    from analysis.page import figure_png
+    from analysis.figures import static
     from analysis.page import html as report_page
+    from analysis.page import markdown
 
-    study = load_study(study_dir)
+    study = replace(load_study(study_dir), markers_file=markers_file, compare_with=compare_with)
     if (source := study.manifest.requested.refit_of) is not None:
         raise ResultsError(
             f"{study_dir} is the refit of study {source}, whose networks have no validation accuracy; expected the "
@@ -37,7 +43,9 @@ def write_report(study_dir: Path) -> dict[str, Path]:
         )
     makers: dict[str, tuple[str, Callable[[Study], bytes]]] = {
         "csv": ("front.csv", front_csv),
-        "png": ("front.png", figure_png.png),
+        "png": ("front.png", static.png),
+        "svg": ("front.svg", static.svg),
+        "md": ("report.md", lambda made: markdown.markdown(made).encode()),
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
     paths = {key: study.path / name for key, (name, _) in makers.items()}

@@ -92,7 +92,8 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
         made[column] = values.round().astype("int64") if integer else values
     for column in [c for c in _MOMENT if c in raw]:
         first_two = chosen.sort_values(column, kind="stable").groupby(keys).head(2)
-        made[column] = first_two.groupby(keys)[[column]].max().reindex(made.index)[column]
+        later = pd.DataFrame(first_two.groupby(keys)[[column]].max())
+        made[column] = later.reindex(made.index)[column]
     made["feasible"] = groups["feasible"].all().reindex(made.index)
     merged = groups.agg({"n_seeds": "sum", "status": _count_statuses})
     made[["n_seeds", "status"]] = merged.reindex(made.index)

@@ -1,4 +1,4 @@
-"""Report on a study: print the Pareto front; write front.csv, front.png and report.html into the study folder.
+"""Report on a study: print the Pareto front; write report.html and other files into the study folder.
 
     python analysis/report.py runs/my-study
 
@@ -25,10 +25,24 @@ from data.untrusted import Terminal, linked_out
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        description="Print the Pareto front of a study; write front.csv, front.png and report.html into its folder."
+        description="Print the Pareto front of a study; write report.html, report.md, front.csv, front.png and "
+        "front.svg into its folder."
     )
     parser.add_argument("study_dir", type=Path, help="study folder, which contains study.json, e.g. runs/my-study")
-    study_dir = parser.parse_args(arguments).study_dir
+    parser.add_argument(
+        "--markers",
+        type=Path,
+        metavar="FILE",
+        help="YAML file with other systems to show in the plots; analysis/published.yaml shows the format",
+    )
+    parser.add_argument(
+        "--compare-with",
+        type=Path,
+        metavar="STUDY",
+        help="another study of the same configurations, for example with longer training: does it rank them alike?",
+    )
+    options = parser.parse_args(arguments)
+    study_dir = options.study_dir
     # here, because --help must not wait for pandas and matplotlib
     from analysis.outputs import print_front, write_report
     from analysis.results import load_study
@@ -38,18 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
         with interruptible():
             if problem := linked_out(study_dir):
                 raise ResultsError(problem)
-            paths = write_report(study_dir)
+            paths = write_report(study_dir, options.markers, options.compare_with)
             print_front(load_study(study_dir))
     except KeyboardInterrupt:
         errors.print(
-            "interrupted; front.csv, front.png and report.html may still be those of an earlier report, or be missing: "
-            "repeat the command"
+            "interrupted; the files of the report may still be those of an earlier one, or be missing: repeat the "
+            "command"
         )
         return INTERRUPTED
     except (ResultsError, OSError) as error:
         errors.print(escape(f"error: the report was not completed: {error}"))
         return 2
-    console.print(escape(f"\nreport: {paths['html']}\nplot:   {paths['png']}\nfront:  {paths['csv']}"))
+    files = {"report": "html", "summary": "md", "plot": "png", "front": "csv"}
+    console.print("")
+    for name, key in files.items():
+        console.print(escape(f"{name + ':':8} {paths[key]}"))
     return 0
 
 

@@ -116,6 +116,12 @@ def read_split(root: Path, name: str, split_dir: str | None = None, download_dir
     return clips.loc[:, ["filename", "scene_label", "label", "identifier", "device", "segment"]]
 
 
+def count_clips(root: Path) -> int:
+    """Return the number of clips that the meta.csv of the data set in `root` lists."""
+    with (root / "meta.csv").open("rb") as stream:
+        return max(0, sum(1 for line in stream if line.strip()) - 1)
+
+
 def read_evaluation(root: Path) -> tuple[Path, list[str]]:
     """Return the folder of the unlabelled evaluation set, and the file names of its clips relative to this folder.
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from analysis.manifest import StudyManifest
-from data.tau import SCENES
+from data.tau import SCENES, count_clips
 from search_spaces import Space
 from trainables.config.compose import compose
 from trainables.config.distill import described
@@ -103,6 +103,7 @@ def prepare(
         "n_train": len(data.train.rows),
         "n_validation": len(data.validation.rows),
         "n_classes": len(SCENES),
+        "n_clips": count_clips(Path(config.data.dataset_dir or "")),
         "holdout": (
             f"{config.data.validation_share:.0%} of the training split, whole recording locations"
             if config.data.validation_share

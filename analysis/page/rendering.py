@@ -1,11 +1,12 @@
 """Render the Jinja2 templates of the report, which are in the folder templates/."""
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -21,4 +22,16 @@ def render(template: str, **values: Any) -> Markup:
 @cache
 def _environment() -> Environment:
     loader = FileSystemLoader(TEMPLATES)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"breakable": breakable, "options": options}
+    return made
+
+
+def breakable(text: str) -> Markup:
+    """Return `text` as HTML in which a line may break after a plus sign."""
+    return Markup(str(escape(text)).replace("+", "+<wbr>"))
+
+
+def options(text: str) -> Markup:
+    """Return a command line as HTML in which no line breaks inside the name of an option, such as --checkpoint=."""
+    return Markup(re.sub(r"(?<=\s)(--[\w.-]+=?)", r"<span>\1</span>", str(escape(text))))

@@ -1,51 +1,30 @@
-"""The section "How the search went" of the HTML report (template: templates/search.html.j2).
-
-The script of the page fills its two plots; analysis/page/search_figures.py makes them.
-"""
+"""The section of the report on the course of the search. analysis/figures/search.py makes its two plots."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from markupsafe import Markup
 
 from analysis import summary
+from analysis.figures.search import NEWEST, time_unit
 from analysis.findings import progress as progressing
 from analysis.findings import stops as stopping
-from analysis.page.rendering import render
-from analysis.page.search_figures import NEWEST, search_figures, time_unit
+from analysis.page.document import Block, Cell, Head, Plot, Row, Section, Table, Text
 from analysis.results import MOMENT, Study
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of the section: its id in the page, a note above it, column headers and cells."""
-
-    id: str
-    note: str
-    heads: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    words: tuple[int, ...]  # columns that contain text, which is aligned to the left
-
-
-def search_section(study: Study) -> Markup:
-    """Return the HTML section on the course of the search.
+def search_section(study: Study, plots: set[str]) -> Section | None:
+    """Return the section on the course of the search; None if nothing is known of it.
 
     It shows how the hypervolume of the front grew, the trials against time, which trials were stopped or failed, and
-    why samples were rejected. The section is empty if the study has none of this.
+    why samples were rejected. `plots` has the names of the plots that the page can draw.
     """
-    figures, missing = search_figures(study), _missing(study)
-    tables = [table for table in (_stops(study), _failures(study), _rejected(study)) if table.rows]
-    if not (figures or tables or missing):
-        return Markup("")
-    return render(
-        "search.html.j2",
-        sentences=_sentences(study),
-        missing=missing,
-        curve=_curve_caption(study) if "progress" in figures else "",
-        bars=_bars_caption(study) if "trials" in figures else "",
-        tables=tables,
-    )
+    missing = _missing(study)
+    tables = [block for blocks in (_stops(study), _failures(study), _rejected(study)) for block in blocks]
+    if not (tables or missing or {"progress", "trials"} & plots):
+        return None
+    blocks: list[Block] = [Text(line) for line in _sentences(study)]
+    blocks += [Text(missing, "warning")] if missing else []
+    blocks += [Plot("progress", _curve_caption(study), "wide")] if "progress" in plots else []
+    blocks += [Plot("trials", _bars_caption(study), "wide")] if "trials" in plots else []
+    return Section("search", "How the search went", [*blocks, *tables])
 
 
 def _sentences(study: Study) -> list[str]:
@@ -122,35 +101,44 @@ def _bars_caption(study: Study) -> str:
     )
 
 
-def _stops(study: Study) -> Table:
+def _stops(study: Study) -> list[Block]:
     rows = []
     for stop in stopping.stops(study):
-        when = f"dense, epoch {stop.epochs}"
+        when = f"epoch {stop.epochs}, dense"
         if stop.stage:
-            when = f"prune step {stop.stage}, {stop.epochs} epochs in total"
-        saved = summary.DASH if stop.saved is None else stop.saved
-        rows.append((when, stop.by, len(stop.trials), saved, _names(stop.trials)))
-    heads = ("stopped after", "by", "trials", "epochs saved", "names")
-    return Table("stops", "Trials that were stopped early.", heads, rows, words=(0, 1, 4))
+            when = f"epoch {stop.epochs}, after prune step {stop.stage}"
+        saved = summary.DASH if stop.saved is None else str(stop.saved)
+        words = [Cell(text, kind="text wrap") for text in (when, stop.by, _names(stop.trials))]
+        rows.append(Row([*words[:2], Cell(str(len(stop.trials))), Cell(saved), words[2]]))
+    heads = [Head("stopped after", "text"), Head("by", "text"), Head("trials"), Head("epochs saved")]
+    return _table("stops", "Trials that were stopped early.", [*heads, Head("names", "text")], rows)
 
 
-def _failures(study: Study) -> Table:
+def _failures(study: Study) -> list[Block]:
     rows = []
     for failure in stopping.failures(study):
         reason = failure.reason + (" (and reasons with other numbers)" if failure.varied else "")
-        rows.append((reason, failure.status, len(failure.trials), _names(failure.trials)))
+        words = [Cell(text, kind="text wrap") for text in (reason, failure.status, _names(failure.trials))]
+        rows.append(Row([*words[:2], Cell(str(len(failure.trials))), words[2]]))
     note = "Trials that failed because of their configuration, or crashed; a resume retries crashed trials."
-    return Table("failures", note, ("reason", "status", "trials", "names"), rows, words=(0, 1, 3))
+    heads = [Head("reason", "text"), Head("status", "text"), Head("trials"), Head("names", "text")]
+    return _table("failures", note, heads, rows)
 
 
-def _rejected(study: Study) -> Table:
+def _rejected(study: Study) -> list[Block]:
     progress = study.manifest.progress
     reasons = progress.rejected_reasons or {"unknown": (progress.trials or {}).get("rejected", 0)}
-    rows = sorted(((reason, n) for reason, n in reasons.items() if n), key=lambda row: -row[1])
+    found = sorted(((reason, n) for reason, n in reasons.items() if n), key=lambda row: -row[1])
     note = "Samples that were rejected before training."
     if progress.status not in ("complete", "interrupted"):
         note += " study.json has their numbers from the end of the last driver; tune/status.py shows the present ones."
-    return Table("rejected", note, ("reason", "samples"), rows, words=(0,))
+    heads = [Head("reason", "text"), Head("samples")]
+    return _table("rejected", note, heads, [Row([Cell(reason, kind="text wrap"), Cell(str(n))]) for reason, n in found])
+
+
+def _table(name: str, note: str, heads: list[Head], rows: list[Row]) -> list[Block]:
+    """Return a table and a note above it; nothing if the table has no rows."""
+    return [Text(note, "note"), Table(name, heads, rows)] if rows else []
 
 
 def _names(names: Sequence[str], most: int = 8) -> str:

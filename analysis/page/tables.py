@@ -1,19 +1,18 @@
-"""HTML tables of the report: the front, its class-wise and device-wise accuracies, and the test results."""
+"""Sections of the report with tables: the front, what each budget buys, accuracy by scene and device, test results."""
 
-import html
 import shlex
 from typing import Any
 
 from analysis import front, summary
 from analysis.findings import budgets
+from analysis.page.document import Cell, Head, Row, Section, Table, Text
 from analysis.results import Study
 
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 
-def front_section(study: Study) -> str:
-    """Return the HTML section with the table of the front; the last row of the table is the baseline, if there is one.
 
-    In the page, a click on a column header sorts the table by this column.
-    """
+def front_section(study: Study) -> Section:
+    """Return the section with the table of the front; its foot is the baseline, if there is one."""
     best = front.pareto_points(study)
     config = summary.short_config(best)
     numbers = {  # header -> (column, function that formats a value; None: an interval from _low to _high)
@@ -34,84 +33,78 @@ def front_section(study: Study) -> str:
     if set(best["status"]) - {"complete"}:
         config.insert(0, "trial status", best["status"])
     words = {"trial", *(name for name in config if not all(map(_is_number, config[name])))}
-    rows = ""
+    rows = []
     for point, sampled in zip(best.to_dict("records"), config.to_dict("records"), strict=True):
-        cells = _cell(point["trial_id"], point["trial_id"], "text") + _cell(point["step"], point["step"])
+        cells = [Cell(point["trial_id"], point["trial_id"], "text"), Cell(str(point["step"]), point["step"])]
         for column, show in numbers.values():
             shown = show(point[column]) if show else summary.span(point, column.removesuffix("_low"))
-            cells += _cell(shown, point[column])
-        cells += "".join(_cell(v, v, "text wrap" if k in words else "") for k, v in sampled.items())
-        rows += f'<tr data-trial="{_text(point["trial_id"])}" data-step="{point["step"]}">{cells}</tr>'
-    head = ""
-    for name in ("trial", "step", *numbers, *config):
-        state = ' aria-sort="ascending"' if name == "M MACs" else ""
-        kind = ' class="text"' if name in words else ""
-        head += f'<th{kind}{state}><button type="button">{_text(name)}</button></th>'
-    foot = ""
-    if (found := summary.baseline(study)) is not None:
-        values = {"val %": summary.percent(found[1]), "test %": summary.percent(found[2])}
-        last = "test %" if "test %" in numbers else "val %"
-        before = list(numbers)[: list(numbers).index(last) + 1]
-        cells = '<td class="text" colspan="2">baseline</td>'
-        cells += "".join(f"<td>{values.get(name, '')}</td>" for name in before)
-        rest = len(numbers) + len(config.columns) - len(before)
-        cells += f'<td class="text" colspan="{rest}">{_text(found[0])}</td>'
-        foot = f'<tfoot><tr class="baseline">{cells}</tr></tfoot>'
-    table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>{foot}"
-    title = "The front: means over seeds" if study.replicated else "The front"
-    return (
-        f'<h2>{title}</h2><div class="scroll"><table id="front" class="sortable">{table}</table></div>'
-        '<p class="note">Click a header to sort. Step 0 is the dense network; sparsity is the share of its '
-        "parameters that pruning removed. front.csv contains the same rows with all columns and checkpoints"
-        + ("; points.csv contains the rows of each seed.</p>" if study.replicated else ".</p>")
+            cells.append(Cell(shown, point[column]))
+        cells += [Cell(v, v, "text wrap" if k in words else "") for k, v in sampled.items()]
+        rows.append(Row(cells, point["trial_id"], point["step"]))
+    names = ("trial", "step", *numbers, *map(str, config))
+    heads = [Head(name, "text" if name in words else "", sorted=name == "M MACs") for name in names]
+    table = Table("front", heads, rows, _baseline_row(study, list(numbers), len(config.columns)), sortable=True)
+    note = (
+        "Step 0 is the dense network; sparsity is the share of "
+        "its parameters that pruning removed. front.csv contains the same rows with all columns and checkpoints"
     )
+    note += "; points.csv contains the rows of each seed." if study.replicated else "."
+    title = "The front: means over seeds" if study.replicated else "The front"
+    hint = "Click a header to sort, and a row to see its network."
+    return Section("front", title, [table, Text(hint, "hint"), Text(note, "note")])
 
 
-def budgets_section(study: Study) -> str:
-    """Return the HTML section with the most accurate candidate within each budget of MACs and of bytes, and the knee.
+def _baseline_row(study: Study, numbers: list[str], n_config: int) -> Row | None:
+    """Return the foot of the front's table, with the accuracies of the baseline; None without a baseline."""
+    if (found := summary.baseline(study)) is None:
+        return None
+    values = {"val %": summary.percent(found[1]), "test %": summary.percent(found[2])}
+    last = "test %" if "test %" in numbers else "val %"
+    before = numbers[: numbers.index(last) + 1]
+    rest = Cell(found[0], kind="text wrap", span=len(numbers) + n_config - len(before))
+    return Row([Cell("baseline", kind="text", span=2), *(Cell(values.get(name, "")) for name in before), rest])
 
-    Each row has the command that exports its network. The section is empty if the study has no candidate.
+
+def budgets_section(study: Study) -> Section | None:
+    """Return the section with the most accurate candidate within each budget of MACs and of bytes, and the knee.
+
+    Each row has the command that exports its network. None if the study has no candidate.
     """
     bought = budgets.budgets(study)
     if not bought:
-        return ""
+        return None
     names = {"val_macro_avg_acc": "val %", "test_macro_avg_acc": "test %", "refitted_test_macro_avg_acc": "refitted %"}
     shown = {column: head for column, head in names.items() if any(column in (b.point or {}) for b in bought)}
-    clips, rows = summary.validation_clips(study), ""
+    clips, rows = summary.validation_clips(study), []
     for budget in bought:
         unit = f"{budget.limit / 1e6:g} M MACs" if budget.column == "macs" else f"{budget.limit / 1e3:g} kB"
-        cells = _cell(unit, budget.limit, "text")
+        cells = [Cell(unit, budget.limit, "text")]
         if budget.point is None:
-            rows += f'<tr>{cells}<td class="text" colspan="{len(shown) + 5}">no network is so small</td></tr>'
+            rows.append(Row([*cells, Cell("no network is so small", kind="text", span=len(shown) + 5)]))
             continue
         point = budget.point
         for column in shown:
             text = summary.percent(point.get(column))
             if column == "val_macro_avg_acc":
                 text += _uncertainty(study, point, clips)
-            cells += _cell(text, point.get(column))
-        cells += _cell(summary.millions(point["macs"]), point["macs"])
-        cells += _cell(summary.thousands(point[study.bytes_column]), point[study.bytes_column])
-        cells += _cell(point["trial_id"], point["trial_id"], "text") + _cell(point["step"], point["step"])
+            cells.append(Cell(text, point.get(column)))
+        cells.append(Cell(summary.millions(point["macs"]), point["macs"]))
+        cells.append(Cell(summary.thousands(point[study.bytes_column]), point[study.bytes_column]))
+        cells += [Cell(point["trial_id"], point["trial_id"], "text"), Cell(str(point["step"]), point["step"])]
         command = summary.DASH
         if not summary.absent(point.get("checkpoint")):
             place = shlex.quote(str(study.path / str(point["checkpoint"])))
-            flag = "<span>--checkpoint=</span>"  # the page does not break lines within it
-            command = f"<code>python trainables/deploy.py {flag}{_text(place)}</code>"
-        cells += f'<td class="text wrap">{command}</td>'
-        rows += f'<tr data-trial="{_text(point["trial_id"])}" data-step="{point["step"]}">{cells}</tr>'
-    heads = ["up to", *shown.values(), "M MACs", f"kB {study.precision}", "trial", "step", "to export it"]
+            command = f"python trainables/deploy.py --checkpoint={place}"
+        rows.append(Row([*cells, Cell(command, kind="text wrap code")], point["trial_id"], point["step"]))
     words = {"up to", "trial", "to export it"}
-    head = "".join(f'<th class="text">{n}</th>' if n in words else f"<th>{_text(n)}</th>" for n in heads)
+    columns = ["up to", *shown.values(), "M MACs", f"kB {study.precision}", "trial", "step", "to export it"]
+    heads = [Head(name, "text" if name in words else "") for name in columns]
     note = "The most accurate network, by validation, that fits each budget"
     if study.replicated or clips:
         spread = "half of the 95 % interval over seeds" if study.replicated else "one binomial standard error"
-        note += f"; \N{PLUS-MINUS SIGN}: {spread}"
-    note += f".{_knee_text(study)}"
-    return (
-        f'<h2>What each budget buys</h2><p class="note">{_text(note)}</p><div class="scroll">'
-        f'<table id="budgets"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+        note += f"; {PLUS_MINUS}: {spread}"
+    blocks = [Text(f"{note}.{_knee_text(study)}", "note"), Table("budgets", heads, rows)]
+    return Section("budgets", "What each budget buys", [*blocks])
 
 
 def _uncertainty(study: Study, point: dict[Any, Any], clips: int | None) -> str:
@@ -120,7 +113,7 @@ def _uncertainty(study: Study, point: dict[Any, Any], clips: int | None) -> str:
         half = (point["val_macro_avg_acc_high"] - point["val_macro_avg_acc_low"]) / 2
     else:
         half = float(summary.standard_error(point["val_macro_avg_acc"], clips))
-    return "" if summary.absent(half) else f" \N{PLUS-MINUS SIGN} {summary.percent(half)}"
+    return "" if summary.absent(half) else f" {PLUS_MINUS} {summary.percent(half)}"
 
 
 def _knee_text(study: Study) -> str:
@@ -135,25 +128,27 @@ def _knee_text(study: Study) -> str:
     )
 
 
-def classes_section(study: Study) -> str:
-    """Return the HTML section with the validation accuracy of each front point by scene and by device, as heat maps."""
+def classes_section(study: Study) -> Section | None:
+    """Return the section with the validation accuracy of each front point by scene and by device, as heat maps."""
     best: list[dict[Any, Any]] = front.pareto_points(study).to_dict("records")
-    made = ""
-    for prefix, title in (("val_acc/", "By scene"), ("val_device_acc/", "By device")):
+    section = Section("classes", "By scene and device")
+    for prefix, words, name in (("val_acc/", "scene", "scenes"), ("val_device_acc/", "device", "devices")):
         if columns := study.prefixed(prefix):
             names = {"val_macro_avg_acc": "all"} | {c: c.removeprefix(prefix).replace("_", " ") for c in columns}
-            note = "Validation accuracy in per cent of every point of the front; darker is higher."
-            made += f'<h2>{title}</h2><p class="note">{note}</p>{_heat_map(best, names)}'
-    return made
+            note = (
+                f"Validation accuracy by {words} in per cent, of each point of the front; stronger colours are higher."
+            )
+            section.blocks.extend([Text(note, "note"), heat_map(name, best, names)])
+    return section if section.blocks else None
 
 
-def test_section(study: Study) -> str:
-    """Return the HTML section with the test accuracies of all points in test.csv, in total and by device group.
+def test_section(study: Study) -> Section | None:
+    """Return the section with the test accuracies of all points in test.csv, in total and by device group.
 
-    The section is an empty string if the study has no test.csv.
+    None if the study has no test.csv.
     """
     if study.test is None:
-        return ""
+        return None
     groups = [column for column in study.test.columns if column.startswith("test_acc/")]
     names = {"test_macro_avg_acc": "all"} | {column: column.removeprefix("test_acc/") for column in groups}
     names |= {"test_macro_avg_acc_std": "sd over seeds"} if study.replicated else {}
@@ -162,54 +157,34 @@ def test_section(study: Study) -> str:
     note = "Test accuracy in per cent of the points that were chosen on validation."
     if study.replicated:
         note += f" Means over seeds, at least {chosen['test_n_seeds'].min()} per point; sd is that of single networks."
-    made = f'<h2>Test split</h2><p class="note">{note}</p>{_heat_map(records, names)}'
+    section = Section("test", "Test split", [Text(note, "note"), heat_map("test", records, names)])
     if study.refitted is not None:
         refits = study.refitted.merge(study.points[["trial_id", "step", "macs"]], on=["trial_id", "step"])
         note = (
-            "The same configurations, trained again from scratch on all clips of the training split, those for "
-            "validation included, without a choice of any kind; means over seeds."
+            "Refitted networks: the same configurations, trained again from scratch on all clips of the training "
+            "split, those for validation included, without a choice of any kind; means over seeds."
         )
         of_refits = {f"refitted_{column}": name for column, name in names.items()}
-        table = _heat_map(refits.sort_values(by="macs").to_dict("records"), of_refits)
-        made += f'<h2>Refitted networks on the test split</h2><p class="note">{note}</p>{table}'
-    return made
+        table = heat_map("refitted", refits.sort_values(by="macs").to_dict("records"), of_refits)
+        section.blocks.extend([Text(note, "note"), table])
+    return section
 
 
-def _heat_map(points: list[Any], names: dict[str, str]) -> str:
-    """Return an HTML table of accuracies with shaded cells, one row per point.
+def heat_map(name: str, points: list[Any], names: dict[str, str]) -> Table:
+    """Return a table of accuracies with shaded cells, one row per point.
 
     `names` maps each key of `points` that becomes a column of the table to the header of this column.
     """
-    head = '<th class="text">trial, step</th><th>M MACs</th>'
-    head += "".join(f"<th>{_text(name)}</th>" for name in names.values())
-    rows = ""
+    heads = [Head("trial, step", "text"), Head("M MACs"), *map(Head, names.values())]
+    rows = []
     for point in points:
-        label = f"{_text(point['trial_id'])}, {point['step']}"
-        cells = f'<td class="text">{label}</td><td class="cost">{summary.millions(point["macs"])}</td>'
-        cells += "".join(_shade(point[column]) for column in names)
-        rows += f'<tr data-trial="{_text(point["trial_id"])}">{cells}</tr>'
-    table = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="scroll"><table class="heat">{table}</table></div>'
-
-
-def _shade(share: float) -> str:
-    """Return an HTML table cell for an accuracy in [0, 1], coloured from white (0) to blue (1)."""
-    if summary.absent(share):
-        return f"<td>{summary.DASH}</td>"
-    red, green, blue = (round(255 + (end - 255) * share) for end in (0, 82, 140))
-    ink = "#fff" if share > 0.7 else "#1f2933"
-    return f'<td style="background:rgb({red},{green},{blue});color:{ink}">{summary.percent(share)}</td>'
-
-
-def _cell(shown: str, value: Any, kind: str = "") -> str:
-    """Return an HTML table cell with the text `shown` and the CSS class `kind`.
-
-    The page sorts rows by `value`; a missing value is sorted last. In the text, a line may break after a plus sign.
-    """
-    raw = "" if summary.absent(value) or value == summary.DASH else value
-    words = _text(shown).replace("+", "+<wbr>")
-    marked = f' class="{kind}"' if kind else ""
-    return f'<td{marked} data-value="{_text(raw)}">{words}</td>'
+        cells = [Cell(f"{point['trial_id']}, {point['step']}", kind="text")]
+        cells.append(Cell(summary.millions(point["macs"]), point["macs"]))
+        for column in names:
+            share = point[column]
+            cells.append(Cell(summary.percent(share), share, shade=None if summary.absent(share) else float(share)))
+        rows.append(Row(cells, point["trial_id"], point["step"]))
+    return Table(name, heads, rows, heat=True)
 
 
 def _seeds(n: float) -> str:
@@ -218,7 +193,3 @@ def _seeds(n: float) -> str:
 
 def _is_number(text: str) -> bool:
     return text == summary.DASH or text.replace(".", "", 1).replace("e-", "", 1).isdecimal()
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))

@@ -12,6 +12,7 @@ from analysis import front
 from analysis.findings import budgets
 from analysis.page import html as report_page
 from analysis.results import Study, load_study, take
+from tests.support.analysis.outputs import section_of
 from tests.support.example_study import LIMITS, replicated_rows, rows, write_study
 
 
@@ -90,8 +91,7 @@ def test_knee(tmp_path: Path, points: list[tuple[float, float]], expected: int |
 
 def test_the_page_shows_networks_their_commands_and_the_knee(tmp_path: Path) -> None:
     study = study_with(tmp_path / "it's", [(9e5, 0.31), (1.9e6, 0.5), (1.2e7, 0.6)])
-    page = report_page.page(study)
-    section = page.split("<h2>What each budget buys</h2>")[1].split("<h2>")[0]
+    section = section_of(report_page.page(study), "budgets")
     texts = [
         [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
         for row in re.findall(r"<tr[ >].*?</tr>", section.split("<tbody>")[1])
@@ -113,5 +113,5 @@ def test_test_accuracies_are_shown_when_test_was_opened(tmp_path: Path) -> None:
     best = front.pareto_points(study)
     tests = best[["trial_id", "step"]].assign(test_macro_avg_acc=0.4321)
     pd.DataFrame(tests).to_csv(folder / "test.csv", index=False)
-    section = report_page.page(load_study(folder)).split("<h2>What each budget buys</h2>")[1].split("<h2>")[0]
+    section = section_of(report_page.page(load_study(folder)), "budgets")
     assert "<th>test %</th>" in section and "43.2" in section

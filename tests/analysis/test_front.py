@@ -16,11 +16,11 @@ from analysis.results import STATUSES, Study, load_study
 from tests.support.analysis.outputs import (
     brute_force_front,
     dominates,
+    drawn,
     own_text,
     random_points,
     study_of,
     table_rows,
-    traces,
 )
 from tests.support.example_study import manifest, rows, write_study
 from tests.support.marks import rest_slow
@@ -111,7 +111,7 @@ def test_every_output_shows_the_brute_force_front(tmp_path, seed):
     assert list(zip(*(column.cells for column in list(terminal.columns)[:2]), strict=True)) == [
         (trial, str(step)) for trial, step in expected
     ]
-    assert [tuple(point) for point in traces(study)["front"]["customdata"]] == expected
+    assert [(one["trial"], int(one["step"])) for one in drawn(study, "front")] == expected
 
 
 @pytest.mark.parametrize("status", STATUSES)
@@ -129,8 +129,8 @@ def test_a_measured_point_is_a_candidate_whatever_became_of_its_trial(status):
     assert summary.roles(study).tolist() == ["dominated", "front", "front"]
     assert front.hypervolume(study) == pytest.approx((0.4 * 50 + 0.9 * (30e6 - 100)) / 30e6)
     assert sentences.headline(study).startswith("2 non-dominated feasible points from")
-    drawn = traces(study)["front"]
-    assert drawn["customdata"][1] == ["ended", 0] and f"trial status: {status}," in drawn["text"][1]
+    shown = drawn(study, "front")[1]
+    assert (shown["trial"], shown["step"]) == ("ended", "0") and shown["trial status"].startswith(f"{status},")
     page = own_text(report_page.page(study))
     assert table_rows(page) == [("whole", 1), ("ended", 0)]
     shown = "Trials of the front" in sentences.facts(study)

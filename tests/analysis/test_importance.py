@@ -13,6 +13,7 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from analysis.findings import importance
 from analysis.page import html as report_page
 from analysis.results import load_study
+from tests.support.analysis.outputs import section_of
 from tests.support.example_study import rows, write_study
 
 SPACE: dict[str, Any] = {
@@ -94,7 +95,7 @@ def test_few_points_and_fixed_parameters_have_no_importance(tmp_path: Path) -> N
 
 def test_the_page_shows_importances_and_prune_steps(tmp_path: Path) -> None:
     study = load_study(write_study(tmp_path, rows()))
-    section = report_page.page(study).split("<h2>What mattered</h2>")[1].split("<h2>")[0]
+    section = section_of(report_page.page(study), "importance")
     assert "prune steps" in section and "student.base_channels" in section and "prune.ratios" not in section
     assert "validation accuracy" in section and "MACs" in section
 

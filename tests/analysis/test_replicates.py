@@ -10,12 +10,14 @@ from rich.console import Console
 from scipy import stats
 
 from analysis import front, outputs, replicates, summary
-from analysis.page import figure_parts, sentences
+from analysis.figures import parts
 from analysis.page import html as report_page
+from analysis.page import sentences
 from analysis.results import load_study
 from tests.support.analysis.outputs import (
     brute_force_front,
     dominates,
+    drawn,
     own_text,
     random_points,
     study_of,
@@ -169,12 +171,12 @@ def test_the_front_of_a_replicated_study_is_that_of_its_means(tmp_path):
     assert table_rows(page) == expected
     for shown in (page, terminal.export_text()):
         assert f"{low}{summary.DASH}{high}" in shown and "seeds" in shown
-    drawn = traces(study)
-    bars = drawn["95 % interval over seeds"]["error_y"]
+    lines = traces(study)
+    bars = lines["95 % interval over seeds"]["error_y"]
     assert bars["array"] == pytest.approx(100 * (best["val_macro_avg_acc_high"] - best["val_macro_avg_acc"]))
     assert bars["arrayminus"] == pytest.approx(100 * (best["val_macro_avg_acc"] - best["val_macro_avg_acc_low"]))
-    assert len(drawn["each seed"]["x"]) == best["n_seeds"].sum()
-    assert "mean of 3 seeds, sd" in drawn["front"]["text"][0]
+    assert len(lines["each seed"]["x"]) == best["n_seeds"].sum()
+    assert "mean of 3 seeds, sd" in drawn(study, "front")[0]["validation accuracy"]
     written = pd.read_csv(io.BytesIO(outputs.front_csv(study)))
     assert written["n_seeds"].tolist() == best["n_seeds"].tolist()
     assert outputs.write_report(study.path)["png"].stat().st_size > 20_000
@@ -187,7 +189,7 @@ def test_two_seeds_leave_the_axis_readable_and_intervals_within_0_and_1(tmp_path
     study = load_study(write_study(tmp_path, table))
     assert np.nanmin(study.points["val_macro_avg_acc_low"]) == 0
     assert np.nanmax(study.points["val_macro_avg_acc_high"]) == 1
-    low, high = figure_parts.y_range(study, figure_parts.measured(study))
+    low, high = parts.y_range(study, parts.measured(study))
     assert 38 <= low < 50 and 60 < high < 75
 
 

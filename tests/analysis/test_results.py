@@ -162,7 +162,9 @@ def test_the_table_of_trials_has_types(tmp_path):
     assert set(study.trials["reason"]) == {"", "the loss is nan"} and set(study.trials["stopped_by"]) == {"", "mo_asha"}
     text = (folder / "trials.csv").read_text()
     (folder / "trials.csv").write_text("cut off")
-    pd.testing.assert_frame_equal(load_study(folder, trials_text=text).trials, study.trials)
+    again = load_study(folder, trials_text=text).trials
+    assert again is not None
+    pd.testing.assert_frame_equal(again, study.trials)
     (folder / "trials.csv").write_text(text.splitlines(keepends=True)[0])
     empty = load_study(folder).trials
     assert empty is not None and empty.empty

@@ -154,12 +154,12 @@ def test_cache_and_downloaded_split_are_on_disk(tiny_tau, tmp_path, monkeypatch)
 
 def test_all_parts_of_a_report_are_on_disk_before_the_first_is_replaced(tmp_path, monkeypatch):
     from analysis import outputs
-    from analysis.page import figure_png
+    from analysis.figures import static
     from analysis.page import html as report_page
 
     study = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(requested=SimpleNamespace(refit_of=None)))
     monkeypatch.setattr(outputs, "load_study", lambda _: study)
-    for owner, name in ((outputs, "front_csv"), (figure_png, "png")):
+    for owner, name in ((outputs, "front_csv"), (static, "png")):
         monkeypatch.setattr(owner, name, lambda _: NEW)
     monkeypatch.setattr(report_page, "page", lambda _: NEW.decode())
     disk = Disk(tmp_path, monkeypatch)
@@ -172,7 +172,7 @@ def test_all_parts_of_a_report_are_on_disk_before_the_first_is_replaced(tmp_path
         raise OSError(errno.ENOSPC, "")
 
     monkeypatch.setattr(report_page, "page", full_disk)
-    monkeypatch.setattr(figure_png, "png", lambda _: OLD)
+    monkeypatch.setattr(static, "png", lambda _: OLD)
     with pytest.raises(OSError):
         write_report(tmp_path)
     assert disk.now() == {path.name: NEW for path in paths.values()}

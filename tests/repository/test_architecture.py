@@ -35,8 +35,10 @@ SUBPACKAGES = {
     "ascmodels.compress": {f"ascmodels.{name}" for name in ("config", "students", "nessi", "export")},
     "data.config": set(),
     "analysis.findings": {f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary")},
+    "analysis.figures": {f"analysis.{name}" for name in ("findings", "front", "replicates", "results", "summary")},
     "analysis.page": {
-        f"analysis.{name}" for name in ("findings", "front", "manifest", "replicates", "results", "summary")
+        *(f"analysis.{name}" for name in ("figures", "findings", "front", "manifest", "replicates", "results")),
+        "analysis.summary",
     },
 }
 MAX_LINES = 300

@@ -12,7 +12,7 @@ FLOORS = {
     "data": set(),
     "ascmodels": {"data.files", "data.seals"},
     "trainables": {"ascmodels", "data", "search_spaces"},
-    "analysis": {"data.files", "data.signals", "data.untrusted"},
+    "analysis": {"data.files", "data.signals", "data.untrusted", "search_spaces.yaml_file"},
     "tune": {"analysis", "ascmodels", "data", "search_spaces", "trainables"},
 }
 

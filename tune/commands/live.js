@@ -17,7 +17,10 @@ function update(made) {
   const fresh = document.createElement("div");
   fresh.innerHTML = made.main;
   for (const plot of plots) fresh.querySelector(`#${plot.id}`)?.replaceWith(plot);
+  const chosen = document.getElementById("network");  // the reader may be looking at a network
+  if (chosen && !chosen.classList.contains("empty")) fresh.querySelector("#network")?.replaceWith(chosen);
   column.replaceChildren(strip, ...fresh.childNodes);
+  data = made.data;
   draw(made.figures);
   bind();
   const head = order && [...document.querySelectorAll("#front th")].find(th => th.textContent === order[0]);

@@ -70,7 +70,7 @@ class Watched:
         - /: the page
         - /version: a string that changes when the report does (see `read`), and the HTML above the report; live.js
           requests both again and again
-        - /report.json: HTML and plots of the report, which live.js requests when that string has changed
+        - /report.json: HTML, plots and networks of the report, which live.js requests when that string has changed
         - /status.json and /points.csv: the status and the points of the study, for programs
         """
         if path == "/":
@@ -81,6 +81,7 @@ class Watched:
         if path == "/report.json":
             _, study, _ = self.read()
             parts = {"main": report_page.main(study), "figures": report_page.figures(study)}
+            parts["data"] = report_page.data(study)
             return "application/json", json.dumps(parts)
         if path == "/status.json":
             return "application/json", json.dumps(self.read()[2])

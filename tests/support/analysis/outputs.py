@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import replicates
+from analysis.figures import interactive, parts
 from analysis.manifest import manifest_of
-from analysis.page import figure_html, figure_parts
+from analysis.page import explorer
 from analysis.page import html as report_page
 from analysis.results import STATUSES, Study
 from tests.support.example_study import manifest, rows
@@ -32,8 +33,24 @@ def brute_force_front(table):
 
 def traces(study):
     """Return name -> trace, as a plain dict, of the interactive plot."""
-    figure = figure_html.interactive(study, figure_parts.macs_axis(study)).to_plotly_json()
+    figure = interactive.interactive(study, parts.macs_axis(study)).to_plotly_json()
     return {trace["name"]: trace for trace in figure["data"]}
+
+
+def drawn(study, name):
+    """Return what the page shows under the mouse pointer for each marker of a trace of the plot over MACs, in order.
+
+    A text is a dict, such as {"trial": "t0003", "step": "1", "MACs": "3.21 M"}.
+    """
+    known = explorer.networks(study)
+    return [dict(zip(known["columns"], known["rows"][row], strict=True)) for row in traces(study)[name]["customdata"]]
+
+
+def section_of(page, name):
+    """Return the HTML of the section `name` of the page, below its heading; AssertionError if it has none."""
+    found = re.search(rf'<h2 id="{name}-section">.*?</h2>(.*?)(?=<h2|<footer>)', page, re.S)
+    assert found, name
+    return found[1]
 
 
 def own_text(page):

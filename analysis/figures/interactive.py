@@ -9,7 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from analysis import summary
-from analysis.page import figure_parts as parts
+from analysis.figures import parts
+from analysis.findings import markers
 from analysis.results import Study, take
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
@@ -19,10 +20,11 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
     """Return the plot of validation accuracy (%) over `axis` (MACs or bytes).
 
     The style of a marker shows the role of its point (front, dominated, ...). Thin lines connect the prune steps of a
-    trial. Lines show the limit and the baseline. The `customdata` of a marker is [trial name, prune step]. The last
-    trace is empty: the script of the page fills it with the trial under the mouse pointer.
+    trial. Lines show the limit and the baseline. In the traces of networks (`meta` "networks"), the `customdata` of a
+    marker is the row of its network in `parts.measured`; the script of the page adds the texts under the mouse pointer.
+    The last trace is empty: the script fills it with the trial under the pointer.
     """
-    points, sampled = parts.measured(study), study.prefixed("config/")
+    points = parts.measured(study)
     figure = go.Figure()
     x, y = (_none_for_nan(values) for values in parts.trajectories(points, axis))
     thin = {"color": parts.TRAJECTORY, "width": 1.2, "simplify": False}
@@ -35,15 +37,16 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
             _add_front(figure, study, chosen, axis)
         x, y = parts.coordinates(chosen, axis)
         edge = {"color": look.color, "width": 1.4}
-        records: list[dict[Any, Any]] = chosen.to_dict("records")
         figure.add_scatter(
             x=x,
             y=y,
             mode="markers",
             name=look.label,
             marker={"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge},
-            customdata=[[point["trial_id"], point["step"]] for point in records],
-            text=[hover_text(study, point, sampled) for point in records],
+            meta="networks",
+            customdata=chosen.index.tolist(),
+            selected={"marker": {"opacity": 1}},
+            unselected={"marker": {"opacity": 0.12}},
             hovertemplate="%{text}<extra></extra>",
             hoverlabel={"bgcolor": "white", "bordercolor": look.color, "align": "left"},
         )
@@ -52,62 +55,22 @@ def interactive(study: Study, axis: parts.Axis) -> go.Figure:
         marker = {"symbol": look.symbol, "size": look.size, "color": look.fill, "line": edge}
         text = f"{look.label}: %{{y:.1f}} %<extra></extra>"
         figure.add_scatter(x=x, y=y, mode="markers", name=look.label, marker=marker, hovertemplate=text)
+    if axis.column == "macs" and (others := markers.markers(study)):
+        look = parts.REFERENCE
+        figure.add_scatter(
+            x=[one.macs / axis.scale for one in others],
+            y=[one.accuracy for one in others],
+            mode="markers",
+            name=look.label,
+            marker={"symbol": look.symbol, "size": look.size, "color": look.color, "line": {"width": 2}},
+            text=[html.escape(one.text).replace("; ", "<br>") for one in others],
+            hovertemplate="%{text}<extra></extra>",
+        )
     ring = {"symbol": "circle-open", "size": 15, "color": parts.INK}
     path = {"mode": "lines+markers", "marker": ring, "line": {"color": parts.INK, "width": 2}}
     figure.add_scatter(x=[], y=[], name="trial", hoverinfo="skip", showlegend=False, **path)
     _lay_out(figure, study, points, axis)
     return figure
-
-
-def hover_text(study: Study, point: dict[Any, Any], sampled: list[str]) -> str:
-    """Return the hover text of a point as HTML: accuracies, sizes, trial status and configuration.
-
-    `point` maps the columns of points.csv to the values of one point, and "role" to its role (front, dominated, ...).
-    `sampled` lists the columns that have sampled configuration values (config/...).
-    """
-    label = parts.ROLES[point["role"]].label
-    lines = [
-        f"<b>trial {html.escape(point['trial_id'])}, step {point['step']}</b> ({label})",
-        f"validation accuracy <b>{summary.percent(point['val_macro_avg_acc'])} %</b>{_error_text(study, point)}",
-    ]
-    if not summary.absent(point.get("test_macro_avg_acc")):
-        groups = [name for name in point if name.startswith("test_acc/")]
-        detail = ", ".join(f"{name.removeprefix('test_acc/')} {summary.percent(point[name])}" for name in groups)
-        by_group = f" ({html.escape(detail)})" if detail else ""
-        seeds = f", mean of {point['test_n_seeds']:.0f}" if study.replicated else ""
-        lines.append(f"test accuracy {summary.percent(point['test_macro_avg_acc'])} %{seeds}{by_group}")
-    if not summary.absent(refitted := point.get("refitted_test_macro_avg_acc")):
-        n = f"{point['refitted_test_n_seeds']:.0f}"
-        lines.append(f"refitted on all clips: test accuracy {summary.percent(refitted)} %, mean of {n}")
-    epochs = f", {point['epochs']:.0f} epochs" if not summary.absent(point.get("epochs")) else ""
-    lines += [
-        f"{summary.millions(point['macs'])} M MACs, {summary.thousands(point['params'])} k parameters",
-        f"{summary.thousands(point[study.bytes_column])} kB at {study.precision}, "
-        f"sparsity {summary.percent(point['sparsity'])} %",
-        f"trial status: {point['status']}{epochs}",
-        "",
-    ]
-    for column in sampled:
-        name, value = column.removeprefix("config/"), summary.value_text(point[column])
-        lines.append(f"{html.escape(name)} = {html.escape(value)}")
-    return "<br>".join(lines)
-
-
-def _error_text(study: Study, point: dict[Any, Any]) -> str:
-    """Return the uncertainty of the validation accuracy of a point, as text that is placed after the accuracy.
-
-    It is the 95 % interval of a mean over seeds, or the binomial standard error of a single run. The text is empty if
-    the uncertainty is unknown.
-    """
-    if study.replicated:
-        n = point["n_seeds"]
-        if n < 2:
-            return " (one seed)" if n else ""
-        return (
-            f", mean of {n} seeds, sd {summary.percent(point['val_macro_avg_acc_std'])}, 95 % {summary.span(point)} %"
-        )
-    error = float(summary.standard_error(point["val_macro_avg_acc"], summary.validation_clips(study)))
-    return f" ± {summary.percent(error)}" if math.isfinite(error) else ""
 
 
 def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: parts.Axis) -> None:
@@ -137,7 +100,7 @@ def _add_front(figure: go.Figure, study: Study, chosen: pd.DataFrame, axis: part
 
 def _lay_out(figure: go.Figure, study: Study, points: pd.DataFrame, axis: parts.Axis) -> None:
     """Set axes, fonts and legend of the plot; add a labelled line for the limit and one for the baseline."""
-    low, high = parts.x_range(points, axis)
+    low, high = parts.x_range(study, points, axis)
     marks = parts.ticks(low, high)
     shapes: list[dict[str, Any]] = []
     labels: list[dict[str, Any]] = []

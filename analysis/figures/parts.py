@@ -12,10 +12,19 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis import front, replicates, summary
+from analysis.findings import markers
 from analysis.results import Study, take
 
 INK, GRID, TRAJECTORY = "#1f2933", "#e6eaee", "#b4bec8"
 LIMIT, BASELINE, FRONT = "#a3306c", "#00795a", "#d55e00"
+DARK = {  # colour on a light page -> colour on a dark page; markers keep theirs, which are visible on both
+    "white": "#14191f",
+    INK: "#e4e9ee",
+    GRID: "#2a333c",
+    TRAJECTORY: "#5a6672",
+    LIMIT: "#f08fc0",
+    BASELINE: "#3ecfa5",
+}
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,9 @@ TESTS = {  # shown if the study has refitted networks: column of the points -> m
 }
 
 
+REFERENCE = Role("other systems", "#5f3d99", "#5f3d99", "x-thin-open", "x", 9)
+
+
 @dataclass(frozen=True)
 class Axis:
     """The x axis of a plot: MACs in millions, or bytes in kB."""
@@ -69,10 +81,11 @@ def bytes_axis(study: Study) -> Axis:
 def measured(study: Study) -> pd.DataFrame:
     """Return the measured points of a study (`study.points` with finite objectives), with the added column `role`.
 
-    The role of a point is front, dominated, single or infeasible; `summary.roles` explains these words.
+    The role of a point is front, dominated, single or infeasible; `summary.roles` explains these words. The index of
+    the rows is 0, 1, ...
     """
     role = summary.roles(study)
-    return take(study.with_test().assign(role=role), role != "unmeasured")
+    return take(study.with_test().assign(role=role), role != "unmeasured").reset_index(drop=True)
 
 
 def y_title(study: Study) -> str:
@@ -153,23 +166,29 @@ def trajectories(points: pd.DataFrame, axis: Axis) -> tuple[list[float], list[fl
     return np.insert(x, gaps, math.nan).tolist(), np.insert(y, gaps, math.nan).tolist()
 
 
-def x_range(points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
-    """Return the lower and the upper end of `axis` in its unit; all points and the limit are between them."""
+def x_range(study: Study, points: pd.DataFrame, axis: Axis) -> tuple[float, float]:
+    """Return the lower and the upper end of `axis` in its unit.
+
+    All points, other systems and the limit are between them.
+    """
     marks = [x for x in coordinates(points, axis)[0] if x > 0] + ([axis.limit] if axis.limit else [])
+    if axis.column == "macs":
+        marks += [marker.macs / axis.scale for marker in markers.markers(study)]
     return (min(marks) / 1.25, max(marks) * 1.25) if marks else (0.1, 100.0)
 
 
 def y_range(study: Study, points: pd.DataFrame) -> tuple[float, float]:
     """Return the lower and the upper end of the accuracy axis in per cent.
 
-    All points and the baseline are between them. Long error bars may go beyond these ends, because the interval of two
-    seeds can be very wide.
+    All points, the baseline and other systems are between them. Long error bars may go beyond these ends, because the
+    interval of two seeds can be very wide.
     """
     y = 100 * points["val_macro_avg_acc"].to_numpy(float)
     below, above = errors_percent(study, points)
     found = summary.baseline(study)
     on_test = [value for _, _, values in tests(study, points, macs_axis(study)) for value in values]
-    marks = np.array([*y, *on_test, *([100 * found[1]] if found else [])])
+    others = [marker.accuracy for marker in markers.markers(study)]
+    marks = np.array([*y, *on_test, *others, *([100 * found[1]] if found else [])])
     if not len(marks):
         return 0.0, 100.0
     margin = max(10.0, float(np.ptp(marks)))

@@ -1,4 +1,4 @@
-"""The plots of the report's section on the search (plotly): hypervolume against cost, and trials against time.
+"""The interactive plots of the search (plotly): hypervolume against cost, and trials against time.
 
 search_figures(study)    # {"progress": ..., "trials": ...}, without the plots for which the study has no data
 """
@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from analysis import summary
+from analysis.figures import parts
+from analysis.figures.interactive import FONT
 from analysis.findings.progress import Progress, progress, run_time_s
 from analysis.findings.stops import by_scheduler
-from analysis.page import figure_parts as parts
-from analysis.page.figure_html import FONT
 from analysis.results import Study, take
 
 NEWEST = 1000  # largest number of trials in the plot of trials against time
@@ -32,17 +32,18 @@ def search_figures(study: Study) -> dict[str, go.Figure]:
     """Return the plots of the section on the search: id of the HTML element -> figure."""
     found, made = progress(study), {}
     if found is not None and len(found.hypervolume):
-        made["progress"] = progress_figure(found)
+        made["progress"] = progress_figure(study, found)
     if study.trials is not None and len(study.trials):
         made["trials"] = trials_figure(study, study.trials)
     return made
 
 
-def progress_figure(found: Progress) -> go.Figure:
+def progress_figure(study: Study, found: Progress) -> go.Figure:
     """Return the hypervolume of the front against trials, epochs and run time, in three panels with one y axis.
 
-    Markers are the candidates with which it grew. The `customdata` of those in the first panel are [trial, prune step].
-    The last trace is empty: the script of the page fills it with the candidates of the trial under the mouse pointer.
+    Markers are the candidates with which it grew; their `customdata` are their rows in `parts.measured`. The script of
+    the page writes their texts in the first panel (`meta` "networks"). The last trace is empty: the script fills it
+    with the candidates of the trial under the mouse pointer.
     """
     unit, per_hour = time_unit(found.all_hours)
     panels: list[tuple[str, Any, float]] = [
@@ -54,7 +55,8 @@ def progress_figure(found: Progress) -> go.Figure:
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.035)
     grew = np.flatnonzero(np.diff(found.hypervolume, prepend=0.0) > 0)
     y = found.hypervolume[grew].tolist()
-    text = [f"trial {html.escape(found.names[i][0])}, step {found.names[i][1]}" for i in grew]
+    names, networks = [found.names[i] for i in grew], _rows(study)
+    text = [f"trial {html.escape(trial)}, step {step}" for trial, step in names]
     axis = {"gridcolor": parts.GRID, "linecolor": parts.INK, "ticks": "outside", "zeroline": False}
     for column, (title, values, last) in enumerate(panels, start=1):
         x = np.asarray(values, dtype=float)[grew].tolist()
@@ -68,7 +70,8 @@ def progress_figure(found: Progress) -> go.Figure:
             mode="markers",
             name=f"growth {title}",
             marker={"size": 5, "color": parts.ROLES["front"].color},
-            customdata=[list(found.names[i]) for i in grew] if column == 1 else None,
+            meta="networks" if column == 1 else None,
+            customdata=[networks[name] for name in names],
             text=text,
             hovertemplate=f"hypervolume %{{y:.3f}}<br>%{{text}}<br>{title}: %{{x:.4~g}}<extra></extra>",
             row=1,
@@ -89,8 +92,8 @@ def trials_figure(study: Study, trials: pd.DataFrame) -> go.Figure:
     """Return the newest trials of `study` as horizontal bars from their creation to their end, coloured by status.
 
     A cross marks the end of a trial that the scheduler stopped, and a dot each measured network. A trial that has not
-    ended extends to the latest moment in the tables. The `customdata` of a dot are [trial, prune step], with the names
-    that the points of the report have. The last trace is empty, as in `progress_figure`.
+    ended extends to the latest moment in the tables. `meta` and `customdata` of the dots and the last trace are as in
+    `progress_figure`; in a study with replicates, the dots of all seeds have the row of their mean.
     """
     hours = run_time_s(study) / 3600
     unit, per_hour = time_unit(hours)
@@ -115,16 +118,20 @@ def trials_figure(study: Study, trials: pd.DataFrame) -> go.Figure:
             hovertemplate="%{text}<extra></extra>",
         )
     places: dict[Any, Any] = dict(zip(shown["trial_id"], shown["place"], strict=True))
-    if "search_s" in study.raw:
-        points = take(study.raw, study.raw["trial_id"].isin(list(places)))
+    name, networks = "config_id" if study.replicated else "trial_id", _rows(study)
+    rows: list[dict[Any, Any]] = study.raw.to_dict("records") if "search_s" in study.raw else []
+    dots = [row for row in rows if row["trial_id"] in places and (row[name], row["step"]) in networks]
+    if dots:
         figure.add_scatter(
-            x=(points["search_s"] / 3600 * per_hour).tolist(),
-            y=[places[trial] for trial in points["trial_id"]],
+            x=[row["search_s"] / 3600 * per_hour for row in dots],
+            y=[places[row["trial_id"]] for row in dots],
             mode="markers",
             name="network measured",
             marker={"size": 4 if len(shown) > 100 else 6, "color": "white", "line": {"color": parts.INK, "width": 1}},
-            customdata=points[["config_id" if study.replicated else "trial_id", "step"]].to_numpy(object).tolist(),
-            hovertemplate="trial %{customdata[0]}, step %{customdata[1]} measured<extra></extra>",
+            meta="networks",
+            customdata=[networks[row[name], row["step"]] for row in dots],
+            text=[f"trial {html.escape(row['trial_id'])}, step {row['step']}" for row in dots],
+            hovertemplate="%{text}<extra></extra>",
         )
     stopped = take(shown, shown["stopped_by"].map(lambda by: by_scheduler(study, by)))
     if len(stopped):
@@ -160,6 +167,13 @@ def time_unit(hours: float) -> tuple[str, float]:
     return ("h", 1.0) if hours >= 2 else ("min", 60.0) if hours >= 1 / 30 else ("s", 3600.0)
 
 
+def _rows(study: Study) -> dict[tuple[str, int], int]:
+    """Return the row in `parts.measured` of each network, named by its trial and prune step."""
+    points = parts.measured(study)
+    names = zip(points["trial_id"], points["step"], strict=True)
+    return {(trial, int(step)): i for i, (trial, step) in enumerate(names)}
+
+
 def _hover_text(trial: dict[Any, Any]) -> str:
     planned = "" if summary.absent(trial["planned_epochs"]) else f" of {trial['planned_epochs']:.0f}"
     by = f" by {trial['stopped_by']}" if trial["stopped_by"] else ""
@@ -184,6 +198,6 @@ def _lay_out(figure: go.Figure, height: int) -> None:
         hoverlabel={"font": {**font, "size": 12}, "bgcolor": "white", "align": "left"},
         plot_bgcolor="white",
         paper_bgcolor="white",
-        margin={"l": 60, "r": 14, "t": 28, "b": 50},
+        margin={"l": 60, "r": 14, "t": 28, "b": 58},
         hovermode="closest",
     )
