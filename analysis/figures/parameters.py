@@ -19,6 +19,7 @@ from analysis.results import Study
 
 LEAST = 5  # networks; with fewer, the plots say nothing
 MOST_NAMES = 12  # different values of a parameter without numbers; a parameter with more is left out
+BRUSH_TICKS = 41  # of an axis with a logarithmic scale
 COLUMNS = 4  # plots side by side
 SCALE = "Cividis"  # readable with any colour vision
 
@@ -31,6 +32,21 @@ class Coordinate:
     values: npt.NDArray[np.float64]
     ticks: tuple[float, ...] = ()  # () : plotly chooses
     labels: tuple[str, ...] = ()
+    continuous: bool = False  # whether values between the ticks have a meaning
+
+    def brushed_at(self) -> dict[str, list]:
+        """Return the ticks of an axis of parallel coordinates, where a brushed range can begin and end.
+
+        Plotly moves the ends of a range to ticks. So a continuous axis has many, most of them without a label.
+        """
+        if not self.ticks:
+            return {}
+        labels = dict(zip(self.ticks, self.labels, strict=True))
+        if self.continuous:
+            low, high = float(self.values.min()), float(self.values.max())
+            labels |= {float(tick): "" for tick in np.linspace(low, high, BRUSH_TICKS) if float(tick) not in labels}
+        ticks = sorted(labels)
+        return {"tickvals": ticks, "ticktext": [labels[tick] for tick in ticks]}
 
 
 def parallel(study: Study) -> go.Figure | None:
@@ -45,8 +61,7 @@ def parallel(study: Study) -> go.Figure | None:
     shown = [*searched, *_objectives(study, points), Coordinate("validation %", accuracy)]
     dimensions = []
     for one in shown:
-        labels = {"tickvals": list(one.ticks), "ticktext": list(one.labels)} if one.ticks else {}
-        dimensions.append({"label": one.name, "values": one.values.tolist(), **labels})
+        dimensions.append({"label": one.name, "values": one.values.tolist(), **one.brushed_at()})
     line = {"color": accuracy.tolist(), "colorscale": SCALE, "showscale": False}
     figure = go.Figure(
         go.Parcoords(
@@ -153,8 +168,7 @@ def coordinate(name: str, values: Sequence[Any], spec: Any) -> Coordinate | None
         x = np.array(numbers)
         if not scale.logarithmic:
             return Coordinate(name, x)
-        marks = parts.ticks(float(x.min()), float(x.max())) or [float(x.min()), float(x.max())]
-        return Coordinate(name, np.log10(x), tuple(math.log10(m) for m in marks), tuple(f"{m:g}" for m in marks))
+        return logarithmic(name, x)
     lists = [numbers_of(value) for value in values]
     if all(one is not None for one in lists):
         return Coordinate(f"{name}, mean", np.array([np.mean(one) if one else 0.0 for one in lists]))
@@ -166,6 +180,12 @@ def coordinate(name: str, values: Sequence[Any], spec: Any) -> Coordinate | None
     labels = tuple(summary.value_text(value) for value in distinct)
     places = tuple(float(i) for i in range(len(distinct)))
     return Coordinate(name, np.array([float(distinct.index(value)) for value in values]), places, labels)
+
+
+def logarithmic(name: str, x: npt.NDArray[np.float64]) -> Coordinate:
+    """Return the positive values `x` [N] on a logarithmic scale, with labels at 1, 2, 5, 10, ..."""
+    marks = parts.ticks(float(x.min()), float(x.max())) or [float(f"{x.min():.3g}"), float(f"{x.max():.3g}")]
+    return Coordinate(name, np.log10(x), tuple(map(math.log10, marks)), tuple(f"{mark:g}" for mark in marks), True)
 
 
 def numbers_of(value: Any) -> list[float] | None:
@@ -184,8 +204,7 @@ def _objectives(study: Study, points: pd.DataFrame) -> list[Coordinate]:
     for axis, name in ((parts.macs_axis(study), "M MACs"), (parts.bytes_axis(study), f"kB {study.precision}")):
         x = points[axis.column].to_numpy(float) / axis.scale
         if np.isfinite(x).all() and (x > 0).all():
-            marks = parts.ticks(float(x.min()), float(x.max()))
-            found.append(Coordinate(name, np.log10(x), tuple(map(math.log10, marks)), tuple(f"{m:g}" for m in marks)))
+            found.append(logarithmic(name, x))
     return found
 
 

@@ -62,7 +62,9 @@ FULL = StudyManifest(
         deployed_form="fused",
     ),
     Prepared(
-        Dataset("/data/tau", 25, 1600, 420, 10, "by location", ("left out: a.wav",), {"sound": "00ff", "clips": 2020}),
+        Dataset(
+            "/data/tau", 25, 1600, 420, 10, "by location", ("left out: a.wav",), {"sound": "00ff", "clips": 2020}, 2400
+        ),
         Baseline("logistic regression", 0.552, 0.51),
         (Teacher("ast", 0.741, "beef"), Teacher("cnn")),
     ),

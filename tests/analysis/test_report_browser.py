@@ -1,7 +1,6 @@
 """The report in headless Chromium: it is drawn and interactive, logs no errors, and needs no network."""
 
 import json
-import shutil
 import time
 from pathlib import Path
 
@@ -9,21 +8,15 @@ import pytest
 
 from analysis import front, outputs
 from analysis.results import load_study
+from tests.support.analysis.browser import BROWSER, browser, errors, wait
 from tests.support.driven_study import Driver
 from tests.support.example_study import rows, write_study, write_table
 from tests.support.tune.live import best_points, measure_more, running_study, serving
 from tune.commands.status import current_study
 
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium or chromedriver is not installed"),
-]
-SWITCHES = (
-    "--headless=new --no-sandbox --disable-gpu --disable-background-networking --disable-component-update "
-    "--disable-sync --no-first-run --window-size=1200,1000"
-)
+__all__ = ["browser"]
+
+pytestmark = BROWSER
 # centre of each marker of the trace with this legend name: [x, y] in the window
 MARKERS = """
 const plot = document.getElementById("pareto");
@@ -46,18 +39,6 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in [*SWITCHES.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture(scope="module")
 def page(browser, study):
     """Return a browser that has opened and drawn the report."""
     browser.get("about:blank")
@@ -65,22 +46,6 @@ def page(browser, study):
     browser.get((study.path / "report.html").as_uri())
     wait(browser, "return document.querySelectorAll('#pareto .point, #bytes .point').length")
     return browser
-
-
-def wait(browser, script, *arguments):
-    """Return the script's first truthy result; fail after 30 s, as tests may share a small machine."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if answer := browser.execute_script(script, *arguments):
-            return answer
-        time.sleep(0.05)
-    raise AssertionError(f"never true: {script}")
-
-
-def errors(browser):
-    """Return the messages in the console since the last call, except what the graphics driver says about its speed."""
-    found = [entry["message"] for entry in browser.get_log("browser")]
-    return [text for text in found if "GL Driver Message" not in text and "software WebGL" not in text]
 
 
 def move_mouse(browser, x, y):

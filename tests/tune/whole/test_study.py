@@ -15,12 +15,15 @@ import pytest
 from analysis.results import load_study
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
+from tests.support.analysis.browser import browser, check_report, reset_window, set_window
 from tests.support.machines import PATIENCE_S
 from tests.support.paths import ROOT
 from tests.support.tune.typed_studies import TRIALS, Studies
 from tune.evaluate import main as evaluate
 from tune.study.journal import read_state
 from tune.study.manifest import read_manifest
+
+__all__ = ["browser"]  # a fixture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -83,6 +86,17 @@ def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> 
     assert (folder / "report.html").stat().st_size > 100_000
     assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((folder / "wandb").glob("offline-run-*"))) == TRIALS + 1  # one of each trial, one with the front
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_report_in_a_browser(finished: tuple[Path, str], browser, width: int, scheme: str) -> None:
+    """The parameters are brushed, a network is opened, a table is sorted, and nothing leaves the machine."""
+    folder, _ = finished
+    set_window(browser, width, scheme)
+    check_report(browser, folder / "report.html", len(load_study(folder).points), scheme)
+    reset_window(browser)
 
 
 def test_every_points_checkpoint_is_the_network_that_was_measured(finished: tuple[Path, str]) -> None:
