@@ -2,7 +2,7 @@
 
     python analysis/report.py runs/my-study
 
-The study may be running: the command only reads study.json, points.csv and test.csv.
+The study may be running: the command only reads study.json, points.csv, trials.csv and test.csv.
 """
 
 import argparse

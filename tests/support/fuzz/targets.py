@@ -162,7 +162,7 @@ def read_tables(rng: random.Random, corpus: Path, folder: Path) -> None:
         read_split(root, "split5")
     else:
         study = _copy(corpus, folder, "study")
-        path = study / "points.csv"
+        path = study / rng.choice(("points.csv", "trials.csv"))
         path.write_bytes(damaged_csv(path.read_bytes(), rng))
         html.main(load_study(study))
 
