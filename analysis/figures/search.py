@@ -198,6 +198,6 @@ def _lay_out(figure: go.Figure, height: int) -> None:
         hoverlabel={"font": {**font, "size": 12}, "bgcolor": "white", "align": "left"},
         plot_bgcolor="white",
         paper_bgcolor="white",
-        margin={"l": 60, "r": 14, "t": 28, "b": 58},
+        margin={"l": 60, "r": 14, "t": 28, "b": 62},
         hovermode="closest",
     )

@@ -31,7 +31,7 @@ def _sentences(study: Study) -> list[str]:
     """Return sentences on the hypervolume of the front, and on the epochs that early stopping saved."""
     found, lines = progressing.progress(study), []
     if found is not None and (grew := found.grew) is not None:
-        end = f"{'the limit of ' if found.limited else ''}{summary.millions(found.reference)} M MACs"
+        end = f"{'the limit of ' if found.limited else ''}{found.reference / 1e6:.3g} M MACs"
         line = (
             f"The hypervolume of the front is {found.hypervolume[-1]:.3f}: the front dominates this share of the "
             f"rectangle from 0 to 100 % accuracy and from 0 MACs to {end}."

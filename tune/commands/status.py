@@ -15,7 +15,7 @@ from analysis.front import pareto_points
 from analysis.manifest import StudyManifest, read_manifest
 from analysis.outputs import print_front
 from analysis.results import Study, load_study
-from analysis.summary import millions, percent, trial_counts
+from analysis.summary import percent, trial_counts
 from analysis.typed_json import ResultsError
 from data.signals import INTERRUPTED, STORAGE_S, interruptible
 from data.untrusted import Terminal, printable
@@ -134,7 +134,7 @@ def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
     lines += [f"  {_position(trial)}" for trial in status["running"][:positions]]
     lines += [f"  and {n - positions} more"] if n > positions else []
     if volume := status["hypervolume"]:
-        end = "the limit" if volume["limit"] else f"{millions(volume['up_to_macs'])} M MACs"
+        end = "the limit" if volume["limit"] else f"{volume['up_to_macs'] / 1e6:.3g} M MACs"
         lines.append(
             f"hypervolume up to {end}: {volume['now']:.3f}; it last grew "
             f"{_count(volume['trials_since_growth'], 'trial')} and {_duration(volume['seconds_since_growth'])} ago"
