@@ -20,15 +20,15 @@ from data.untrusted import Terminal
 
 
 def write_report(
-    study_dir: Path, markers_file: Path | None = None, compare_with: Path | None = None
+    study_dir: Path, markers_file: Path | None = None, compare_with: Path | None = None, out: Path | None = None
 ) -> dict[str, Path]:
-    """Write front.csv, front.png, front.svg, report.md and report.html into a study folder.
+    """Write front.csv, front.png, front.svg, report.md and report.html into the folder `out` (None: the study folder).
 
     `markers_file` is a YAML file with systems to show beside those of the study (analysis/findings/markers.py).
-    `compare_with` is a study with the same configurations, whose ranks the report compares with this study's. Return
-    the paths as a dict with the keys "csv", "png", "svg", "md" and "html". Raise ResultsError if the study or the YAML
-    file cannot be read, and OSError if a file cannot be written. All files are written to temporary files first, so an
-    error while they are made leaves the files of an earlier report unchanged.
+    `compare_with` is a study with the same configurations, whose ranks the report compares with this study's. `out` is
+    created if necessary. Return the paths as a dict with the keys "csv", "png", "svg", "md" and "html". Raise
+    ResultsError if the study or the YAML file cannot be read, and OSError if a file cannot be written. All files are
+    written to temporary files first, so an error while they are made leaves the files of an earlier report unchanged.
     """
     # here, because matplotlib and plotly take a second to import, and only a complete study has a report
     from analysis.figures import static
@@ -48,7 +48,9 @@ def write_report(
         "md": ("report.md", lambda made: markdown.markdown(made).encode()),
         "html": ("report.html", lambda made: report_page.page(made).encode()),
     }
-    paths = {key: study.path / name for key, (name, _) in makers.items()}
+    folder = study.path if out is None else out
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {key: folder / name for key, (name, _) in makers.items()}
     with ExitStack() as stack:  # on exit, each temporary file replaces the earlier file
         for key, (_, make) in makers.items():
             temporary = stack.enter_context(replacing(paths[key]))

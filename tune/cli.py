@@ -17,7 +17,7 @@ COMMANDS = {
     "live": ("tune.live", "serve a page that follows a running study"),
     "refit": ("tune.refit", "train the networks of a study's front again, on all clips"),
     "evaluate": ("tune.evaluate", "measure the front of a complete study on the test split"),
-    "report": ("analysis.report", "write the report of a study again"),
+    "report": ("analysis.report", "write the report of a study again, or compare studies"),
     "train": ("trainables.run_training", "train one student, without Ray"),
     "prune": ("trainables.progressive_prune", "prune a trained student step by step, without Ray"),
     "finetune-teacher": ("trainables.finetune_teacher", "train a teacher (AST, ViT or CNN), pretrained or not"),

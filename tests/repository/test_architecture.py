@@ -34,6 +34,9 @@ SUBPACKAGES = {
     "ascmodels.teachers": {"ascmodels.config", "ascmodels.checkpoint"},
     "ascmodels.compress": {f"ascmodels.{name}" for name in ("config", "students", "nessi", "export")},
     "data.config": set(),
+    "analysis.compare": {
+        f"analysis.{name}" for name in ("figures", "front", "page", "replicates", "results", "summary", "typed_json")
+    },
     "analysis.findings": {f"analysis.{name}" for name in ("front", "manifest", "replicates", "results", "summary")},
     "analysis.figures": {f"analysis.{name}" for name in ("findings", "front", "replicates", "results", "summary")},
     "analysis.page": {
