@@ -11,6 +11,8 @@ from analysis.typed_json import ResultsError
 from data.untrusted import is_name, is_relative_path
 
 TEXT_COLUMNS = ("trial_id", "config_id", "status", "checkpoint")
+FREE_TEXT = ("stopped_by", "reason")  # columns of trials.csv that may contain any text
+INTEGERS = ("step", "replicate", "stage", "restores")
 NETWORK = "network"  # column of test.csv: where a network comes from, one of the next two
 SEARCH, REFITTED = "search", "refitted"
 _RESTORE = "restore the file, or write it again"
@@ -26,7 +28,8 @@ def read_text(file: Path) -> str:
 def read_table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame:
     """Return the table in `text`, the content of the csv file `file`, with typed columns.
 
-    Raise ResultsError if a `required` column is missing, a row is incomplete, or a network has two rows.
+    Raise ResultsError if a `required` column is missing, a row is incomplete, or a network has two rows (a trial, in a
+    table without the column `step`).
     pandas.read_csv is not used: it fills a truncated row with NaN, and reads the trial id 12e4 as a number.
     """
     try:
@@ -51,14 +54,13 @@ def read_table(text: str, file: Path, required: tuple[str, ...]) -> pd.DataFrame
         raise ResultsError(f"{file}: {found}; the file was perhaps cut off: {_RESTORE}")
     cells = zip(*rows[1:], strict=True) if len(rows) > 1 else [()] * len(header)
     columns = {name: _typed(name, list(texts), file) for name, texts in zip(header, cells, strict=True)}
-    seen = set()
-    kinds = columns.get(NETWORK, [SEARCH] * (len(rows) - 1))
-    for point in zip(columns["trial_id"], columns["step"], kinds, strict=True):
-        if point in seen:
-            name = f"trial {point[0]} step {point[1]}"
-            raise ResultsError(f"{file}: {name} occurs twice; expected one row per network: {_RESTORE}")
-        seen.add(point)
-    return pd.DataFrame(columns)
+    table, keys = pd.DataFrame(columns), [key for key in ("trial_id", "step", NETWORK) if key in columns]
+    if (twice := table.duplicated(keys).to_numpy(bool)).any():
+        first = table.iloc[int(twice.argmax())]
+        name = f"trial {first['trial_id']}" + (f" step {first['step']}" if "step" in keys else "")
+        expected = f"one row per {'network' if 'step' in keys else 'trial'}"
+        raise ResultsError(f"{file}: {name} occurs twice; expected {expected}: {_RESTORE}")
+    return table
 
 
 def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
@@ -71,6 +73,8 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
         valid, kind = (is_relative_path, "path in the study") if column == "checkpoint" else (is_name, "name")
         if wrong := [text for text in texts if not valid(text)]:
             raise ResultsError(f"{file}: {column} is {wrong[0]!r}; expected a {kind}: {_RESTORE}")
+        return pd.Series(texts, dtype=str)
+    if column in FREE_TEXT:
         return pd.Series(texts, dtype=str)
     if column == NETWORK:
         if unknown := set(texts) - {SEARCH, REFITTED}:
@@ -88,7 +92,7 @@ def _typed(column: str, texts: list[str], file: Path) -> pd.Series:
             largest = max(texts, key=len)[:60]
             expected = f"expected integers up to 2**63 - 1: {_RESTORE}"
             raise ResultsError(f"{file}: column {column} has {largest}; {expected}") from None
-    elif column in ("step", "replicate"):
+    elif column in INTEGERS:
         found = next(text for text in texts if not text.removeprefix("-").isdecimal())
         raise ResultsError(f"{file}: column {column} has {found!r}; expected integers: {_RESTORE}")
     else:

@@ -64,7 +64,7 @@ def front_csv(study: Study) -> bytes:
     best = front.pareto_points(study)
     integers = {
         c: "Int64"
-        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "test_n_seeds")
+        for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "search_epochs", "test_n_seeds")
         if c in best
     }
     return best.astype(integers).to_csv(index=False, lineterminator="\n").encode()

@@ -20,6 +20,7 @@ from scipy.special import stdtrit
 CONFIDENCE = 0.95
 ACCURACY = "val_macro_avg_acc"
 _FIXED = ("trial_id", "config_id", "replicate", "step", "status", "checkpoint", "feasible")  # columns without means
+_MOMENT = ("search_s", "search_epochs")  # when a network was measured
 _INTEGER = ("epochs", "macs", "params", "bytes_fp32", "bytes_fp16", "bytes_int8")
 
 
@@ -70,6 +71,8 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
       mean. `val_macro_avg_acc_std`, `_low` and `_high` are the standard deviation over seeds and the 95 % interval of
       the mean, clipped to [0, 1].
     - `feasible` is True if the networks of all these replicates are feasible.
+    - `search_s` and `search_epochs` are those of the second replicate that was measured: from then on, the mean is a
+      candidate for the front. With one replicate, they are its own.
     - `checkpoint` is that of the first replicate that was measured.
     - `status` is the status that all trials have, or the number of trials per status, e.g. "2 complete, 1 failed".
 
@@ -81,12 +84,16 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
     chosen = _rows(rows, (rows["n_seeds"] == 1) | (unknown & ~rows.duplicated(keys)))
     made = chosen.drop_duplicates(keys).sort_index().set_index(keys)  # in the order of the file
     groups = chosen.groupby(keys)
-    numeric = [c for c in raw.select_dtypes("number") if c not in _FIXED and not c.startswith("config/")]
+    numeric = [c for c in raw.select_dtypes("number") if c not in (*_FIXED, *_MOMENT) and not c.startswith("config/")]
     means = _strict_means(groups, numeric)
     for column in numeric:
         values = means[column].reindex(made.index)
         integer = column in _INTEGER and bool(np.isfinite(values.to_numpy(float)).all())
         made[column] = values.round().astype("int64") if integer else values
+    for column in [c for c in _MOMENT if c in raw]:
+        first_two = chosen.sort_values(column, kind="stable").groupby(keys).head(2)
+        later = pd.DataFrame(first_two.groupby(keys)[[column]].max())
+        made[column] = later.reindex(made.index)[column]
     made["feasible"] = groups["feasible"].all().reindex(made.index)
     merged = groups.agg({"n_seeds": "sum", "status": _count_statuses})
     made[["n_seeds", "status"]] = merged.reindex(made.index)

@@ -5,7 +5,7 @@ Or compare several studies: print a verdict; write comparison.html and its table
     python analysis/report.py runs/my-study --out my-report
     python analysis/report.py runs/a runs/b --out a-and-b
 
-The studies may be running: the command only reads study.json, points.csv and test.csv.
+The studies may be running: the command only reads study.json, points.csv, trials.csv and test.csv.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Read and check the result files in a study folder: `study.json`, `points.csv` and, if it exists, `test.csv`.
+"""Read and check the result files in a study folder: `study.json`, `points.csv`, `trials.csv` and `test.csv`.
 
     study = load_study("runs/my-study")
-    study.points, study.test, study.limits, study.manifest
+    study.points, study.trials, study.test, study.limits, study.manifest
 
 `tune/` writes these files. All code in `analysis/` works on the `Study` that `load_study` returns; the journal is never
 read. A missing, truncated or inconsistent file raises `ResultsError`, which names the file and the reason.
@@ -40,11 +40,17 @@ POINT_COLUMNS = (
     "feasible",  # True if the network does not exceed the limits of the study
     "status",  # status of the trial; the front may contain points of trials with any status
 )
+MOMENT = ("search_s", "search_epochs")  # columns of points.csv that older versions did not write
 TEST_COLUMNS = ("trial_id", "step", "test_macro_avg_acc")
+TRIAL_COLUMNS = (  # tune/reporting/csv_texts.py describes them
+    *("trial_id", "config_id", "replicate", "status", "stopped_by", "reason", "epochs", "planned_epochs", "stage"),
+    *("restores", "created_s", "ended_s"),
+)
 REMEDY = (
     "tune/run.py --resume --name STUDY (with --storage, if the study is not in runs/) writes points.csv again from the "
     "journal; a study without a journal needs a copy of the file"
 )
+TRIALS_REMEDY = "tune/run.py --resume --name STUDY writes trials.csv again from the journal"
 TEST_REMEDY = "delete test.csv, then tune/evaluate.py writes it again"
 
 
@@ -55,7 +61,8 @@ class Study:
     `path` is the study folder, and `manifest` is study.json. `raw` is points.csv, with one row per measured network (a
     complete trial with R prune steps has R + 1 rows). `raw_test` has the rows of test.csv for networks of the search,
     one per network, and `raw_refitted` those for networks of the refit, which were trained on all clips. They are None
-    if there are no such rows.
+    if there are no such rows. `trials` is trials.csv, with one row per created trial; None if the file does not exist,
+    because an earlier version made the study.
     """
 
     path: Path
@@ -64,6 +71,7 @@ class Study:
     raw_test: pd.DataFrame | None
     raw_refitted: pd.DataFrame | None = None
     points_missing: bool = False  # True: points.csv is missing although trials were trained, and `raw` is empty
+    trials: pd.DataFrame | None = None
     markers_file: Path | None = None  # YAML file with systems to show beside the study's (analysis/findings/markers.py)
     compare_with: Path | None = (
         None  # another study, whose ranks are compared with this one's (analysis/findings/ranks.py)
@@ -135,12 +143,13 @@ class Study:
         return found
 
 
-def load_study(path: Path | str, points_text: str | None = None) -> Study:
+def load_study(path: Path | str, points_text: str | None = None, trials_text: str | None = None) -> Study:
     """Return the study in the folder `path`, read from its files and checked.
 
-    If `points_text` is given, it is used instead of the file points.csv, e.g. for a running study whose points.csv is
-    older than its journal. If it is None and the file does not exist, `Study.raw` is empty; `Study.points_missing` is
-    then True if the file was lost, and False if no network has been measured yet.
+    If `points_text` or `trials_text` is given, it is used instead of the file points.csv or trials.csv, e.g. for a
+    running study whose tables are older than its journal. If `points_text` is None and the file does not exist,
+    `Study.raw` is empty; `Study.points_missing` is then True if the file was lost, and False if no network has been
+    measured yet.
 
     Raise ResultsError if study.json is missing or invalid, a table is truncated, a value is out of range, `feasible`
     contradicts the limits, or test.csv has a network that points.csv does not have.
@@ -166,7 +175,8 @@ def load_study(path: Path | str, points_text: str | None = None) -> Study:
             raise ResultsError(f"{error}; {REMEDY}") from None
     trained = any(number for status, number in (manifest.progress.trials or {}).items() if status != "rejected")
     test, refits = (None, None) if tests is None else (_tests_of(tests, SEARCH), _tests_of(tests, REFITTED))
-    study = Study(folder, manifest, points, test, refits, missing and (trained or test is not None))
+    trials = _read_trials(folder / "trials.csv", trials_text)
+    study = Study(folder, manifest, points, test, refits, missing and (trained or test is not None), trials)
     _check_points(study, points_file)
     if tests is not None:
         check_shares(tests, test_file, TEST_REMEDY)
@@ -215,15 +225,47 @@ def _check_points(study: Study, file: Path) -> None:
     for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):
         name = f"replicate {trial['replicate']} of configuration {trial['config_id']}"
         raise ResultsError(f"{file}: {name} has more than one trial_id; expected one; {REMEDY}")
+    for column in (column for column in MOMENT if column in study.raw):
+        values = study.raw[column].to_numpy(float)
+        if len(wrong := values[~(np.isfinite(values) & (values >= 0))]):
+            raise ResultsError(f"{file}: column {column} has {wrong[0]:g}; expected numbers from 0 on; {REMEDY}")
     limits = {"macs": study.limits.macs, study.bytes_column: study.limits.bytes}
     for point in study.raw.to_dict("records"):
         label = f"{file}: trial {point['trial_id']} step {point['step']}"
-        if point["status"] not in STATUSES:
-            expected = ", ".join(STATUSES)
-            raise ResultsError(f"{label}: status is {point['status']!r}; expected one of {expected}; {REMEDY}")
+        _check_status(point["status"], label, REMEDY)
         if point["macs"] <= 0:
             raise ResultsError(f"{label}: macs is {point['macs']}; expected a number above 0; {REMEDY}")
         for column, limit in limits.items():
             if limit is not None and point["feasible"] and point[column] > limit:
                 found = f"is marked feasible, but its {column} is {point[column]}"
                 raise ResultsError(f"{label} {found}; expected at most {limit}; {REMEDY}")
+
+
+def _read_trials(file: Path, text: str | None) -> pd.DataFrame | None:
+    """Return the table in `text`, the content of trials.csv; without `text`, that in `file`, or None without a file.
+
+    Raise ResultsError if a value is not valid; its message starts with the path `file`.
+    """
+    if text is None and not file.exists():
+        return None
+    try:
+        table = read_table(read_text(file) if text is None else text, file, TRIAL_COLUMNS)
+    except ResultsError as error:
+        raise ResultsError(f"{error}; {TRIALS_REMEDY}") from None
+    least: dict[str, npt.ArrayLike] = dict.fromkeys(("epochs", "stage", "restores", "planned_epochs", "created_s"), 0)
+    least["ended_s"] = table["created_s"].to_numpy(float)
+    for column, bound in least.items():
+        values, optional = table[column].to_numpy(float), column in ("planned_epochs", "ended_s")
+        wrong = ~(np.isfinite(values) & (values >= bound)) & ~(np.isnan(values) & optional)
+        if wrong.any():
+            trial, found = table["trial_id"].iloc[int(wrong.argmax())], values[wrong][0]
+            expected = "created_s or more" if column == "ended_s" else "0 or more"
+            raise ResultsError(f"{file}: trial {trial}: {column} is {found:g}; expected {expected}; {TRIALS_REMEDY}")
+    for trial, status in zip(table["trial_id"], table["status"], strict=True):
+        _check_status(status, f"{file}: trial {trial}", TRIALS_REMEDY)
+    return table
+
+
+def _check_status(status: str, where: str, remedy: str) -> None:
+    if status not in STATUSES:
+        raise ResultsError(f"{where}: status is {status!r}; expected one of {', '.join(STATUSES)}; {remedy}")

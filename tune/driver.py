@@ -77,7 +77,8 @@ class Search:
             )
         )
         self.rungs = build_rungs(settings.scheduler, self.config.train.epochs)
-        self.session: SearchSession | None = None  # None before `run`
+        self.session: SearchSession | None = None  # None before `run`, as the W&B mode of the study's runs
+        self.wandb: str | None = None
         self.front = RunningFront()
         self.tables = StudyTables(folder, self.log.state, self.config.flat(), retry)
         check = ReplayCheck(self.digests)
@@ -161,7 +162,7 @@ class Search:
         fixed |= {"remote": remote} if remote else {"study_dir": str(folder)}
         fixed["generation"] = self.access.generation or None
         fixed["fingerprint"] = manifest.prepared.dataset.fingerprint
-        fixed["wandb"] = choose_mode(
+        fixed["wandb"] = self.wandb = choose_mode(
             lambda message: self.console.print(f"[yellow]{escape(message)}[/yellow]", highlight=False, soft_wrap=True)
         )
         # confirmations repeat configurations unchanged, but population based training would change them

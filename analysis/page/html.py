@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import plotly.graph_objects as go
 import plotly.io as pio
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from analysis import front, summary
-from analysis.figures import interactive, parameters, parts
+from analysis.figures import interactive, parameters, parts, search
 from analysis.findings import markers
 from analysis.manifest import Dataset
 from analysis.page import explorer, sentences
@@ -20,6 +21,7 @@ from analysis.page.belief import belief_section
 from analysis.page.document import Block, Code, Facts, Plot, Section, Text
 from analysis.page.importance_table import importance_section
 from analysis.page.rendering import render
+from analysis.page.search_section import search_section
 from analysis.page.space_table import space_section
 from analysis.results import Study
 
@@ -47,15 +49,19 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
 
 
 def figures(study: Study) -> dict[str, Any]:
-    """Return the plots as a dict: id of the HTML element -> plotly figure as JSON; empty if no point was measured."""
-    if not measured(study):
-        return {}
-    made = {
-        "pareto": interactive.interactive(study, parts.macs_axis(study)),
-        "bytes": interactive.interactive(study, parts.bytes_axis(study)),
-        "effects": parameters.effects(study),
-        "parameters": parameters.parallel(study),
-    }
+    """Return the plots as a dict: id of the HTML element -> plotly figure as JSON.
+
+    If no point was measured, it has the plot of the trials at most.
+    """
+    made: dict[str, go.Figure | None] = {}
+    if measured(study):
+        made = {
+            "pareto": interactive.interactive(study, parts.macs_axis(study)),
+            "bytes": interactive.interactive(study, parts.bytes_axis(study)),
+            "effects": parameters.effects(study),
+            "parameters": parameters.parallel(study),
+        }
+    made |= search.search_figures(study)
     found = {name: json.loads(pio.to_json(figure) or "") for name, figure in made.items() if figure is not None}
     for figure in found.values():
         figure["layout"].pop("template", None)  # 7 kB of defaults of plotly; the page sets its own
@@ -94,7 +100,12 @@ def sections(study: Study, plots: set[str]) -> list[Section]:
     if len(front.pareto_points(study)):
         found += [page_tables.budgets_section(study), page_tables.front_section(study), belief_section(study)]
         found += [page_tables.test_section(study), page_tables.classes_section(study)]
-    found += [importance_section(study, plots), space_section(study, plots), _reproduce(study)]
+    found += [
+        search_section(study, plots),
+        importance_section(study, plots),
+        space_section(study, plots),
+        _reproduce(study),
+    ]
     return [section for section in found if section is not None]
 
 

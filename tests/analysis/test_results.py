@@ -8,7 +8,7 @@ import pytest
 from analysis import front, report
 from analysis.results import load_study, points_table
 from analysis.typed_json import ResultsError
-from tests.support.example_study import replicated_rows, rows, write_study, write_table
+from tests.support.example_study import replicated_rows, rows, write_study, write_table, write_timed_study
 
 
 def test_reading_keeps_ids_and_types(tmp_path):
@@ -151,3 +151,61 @@ def test_names_and_paths_that_lead_out_of_the_study_are_refused(tmp_path, column
     with pytest.raises(ResultsError) as error:
         load_study(write_study(tmp_path / "bad", table))
     assert f"points.csv: {column} is {value!r}" in str(error.value)
+
+
+def test_the_table_of_trials_has_types(tmp_path):
+    folder = write_timed_study(tmp_path / "study")
+    study = load_study(folder)
+    assert study.trials is not None and len(study.trials) == 18
+    kinds = study.trials.dtypes.map(str)
+    assert kinds["epochs"] == kinds["stage"] == "int64" and kinds["created_s"] == "float64"
+    assert set(study.trials["reason"]) == {"", "the loss is nan"} and set(study.trials["stopped_by"]) == {"", "mo_asha"}
+    text = (folder / "trials.csv").read_text()
+    (folder / "trials.csv").write_text("cut off")
+    again = load_study(folder, trials_text=text).trials
+    assert again is not None
+    pd.testing.assert_frame_equal(again, study.trials)
+    (folder / "trials.csv").write_text(text.splitlines(keepends=True)[0])
+    empty = load_study(folder).trials
+    assert empty is not None and empty.empty
+    (folder / "trials.csv").unlink()
+    assert load_study(folder).trials is None
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("status", text) for text in ("", "done")),
+        *(("epochs", text) for text in ("-1", "many", "", "inf")),
+        *(("created_s", text) for text in ("-0.5", "", "nan", "soon")),
+        *(("ended_s", text) for text in ("0.5", "inf")),  # before created_s
+        *(("trial_id", text) for text in ("../x", "a/b", "")),
+        *(("stage", text) for text in ("-1", "1.5")),
+        ("planned_epochs", "-3"),
+        ("restores", "x"),
+    ],
+)
+def test_a_bad_value_of_a_trial_is_named_with_its_remedy(tmp_path, column: str, value: str):
+    file = write_timed_study(tmp_path / "study") / "trials.csv"
+    lines = file.read_text().splitlines()
+    cells = lines[3].split(",")
+    cells[lines[0].split(",").index(column)] = value
+    file.write_text("\n".join([*lines[:3], ",".join(cells), *lines[4:]]) + "\n")
+    with pytest.raises(ResultsError) as error:
+        load_study(file.parent)
+    assert str(error.value).startswith(f"{file}: ") and column in str(error.value) and "--resume" in str(error.value)
+
+
+def test_a_trial_has_one_row(tmp_path):
+    file = write_timed_study(tmp_path / "study") / "trials.csv"
+    file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
+    with pytest.raises(ResultsError, match=rf"{re.escape(str(file))}: trial \d+ occurs twice"):
+        load_study(file.parent)
+
+
+@pytest.mark.parametrize(("column", "value"), [("search_s", "-1"), ("search_s", ""), ("search_epochs", "inf")])
+def test_a_bad_moment_of_a_point_is_named(tmp_path, column: str, value: str):
+    table = rows()
+    moments = {"search_s": 1.0, "search_epochs": 1}
+    with pytest.raises(ResultsError, match=f"points.csv: column {column} has"):
+        load_study(write_study(tmp_path, [table[0] | moments, table[1] | moments | {column: value}]))

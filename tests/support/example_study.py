@@ -145,6 +145,42 @@ def replicated_rows(seeds: int = 3, configurations: int = 18, seed: int = 0) -> 
     return made
 
 
+def timed_rows(table: list[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
+    """Return `table`, rows of points.csv, with the moments at which the networks were measured, in a random order."""
+    order = np.random.default_rng(seed).permutation(len(table))
+    return [
+        row | {"search_s": 60.0 + 30 * int(i), "search_epochs": 12 + 4 * int(i)}
+        for row, i in zip(table, order, strict=True)
+    ]
+
+
+def trial_rows(table: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of trials.csv for the trials of `table`, the result of `timed_rows`, in the order of their creation.
+
+    Each trial began 30 s before its first measurement and ended with the last one. The reason of all failures is that
+    the loss is not finite.
+    """
+    made = {}
+    for row in sorted(table, key=lambda row: row["search_s"]):
+        stopped, failed = row["status"] == "stopped early", row["status"] == "failed"
+        first = made.get(row["trial_id"], {"created_s": row["search_s"] - 30.0})
+        made[row["trial_id"]] = {
+            "trial_id": row["trial_id"],
+            "config_id": row.get("config_id", row["trial_id"]),
+            "replicate": row.get("replicate", 0),
+            "status": row["status"],
+            "stopped_by": "mo_asha" if stopped else "",
+            "reason": "the loss is nan" if failed else "",
+            "epochs": row["epochs"],
+            "planned_epochs": 20 if stopped or failed else row["epochs"],
+            "stage": row["step"],
+            "restores": 0,
+            "created_s": first["created_s"],
+            "ended_s": row["search_s"],
+        }
+    return list(made.values())
+
+
 def write_table(file: Path, table: list[dict[str, Any]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
@@ -159,5 +195,13 @@ def write_study(folder: Path, table: list[dict[str, Any]] | None = None, **chang
     return folder
 
 
+def write_timed_study(folder: Path, table: list[dict[str, Any]] | None = None, **changes: Any) -> Path:
+    """Write a study like `write_study`, with the moments of its measurements and with trials.csv."""
+    timed = timed_rows(rows() if table is None else table)
+    write_study(folder, timed, **changes)
+    write_table(folder / "trials.csv", trial_rows(timed))
+    return folder
+
+
 if __name__ == "__main__":
-    print(write_study(Path(sys.argv[1]), replicated_rows(int(sys.argv[2])) if len(sys.argv) > 2 else None))
+    print(write_timed_study(Path(sys.argv[1]), replicated_rows(int(sys.argv[2])) if len(sys.argv) > 2 else None))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from search_spaces import Space, load_space
+from tune.reporting.csv_texts import points_text, trials_text
 from tune.reporting.front import RunningFront
 from tune.reporting.optuna_export import OptunaExport
-from tune.reporting.tables import StudyTables, points_text
+from tune.reporting.tables import StudyTables
 from tune.search.feasibility import Gate, Verdict
 from tune.search.halving import build_rungs
 from tune.search.optuna_study import OBJECTIVES
@@ -76,7 +77,7 @@ class Reducers:
         exported = [[t.state.name, t.params, t.values, t.user_attrs] for t in self.export.trials()]
         known = [repr(vars(self.log.state)), self.sampler.digest(), self.front.values, tables, exported]
         known.append(self.rungs.digest() if self.rungs else None)
-        return json.dumps([*known, points_text(self.log.state)])
+        return json.dumps([*known, points_text(self.log.state), trials_text(self.log.state, {})])
 
 
 class RandomStudy:

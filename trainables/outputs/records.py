@@ -93,6 +93,9 @@ FIGURES = (
     ),
     *("sparsity", "feasible", "val_ece", "train_macro_avg_acc"),
 )
+# columns of a study's points.csv: run time of the study in seconds when the network was measured, summed over drivers
+# (pauses between drivers are not counted), and epochs that all trials had reported by then
+MOMENT = ("search_s", "search_epochs")
 
 
 def point_row(
@@ -123,7 +126,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[
 
 def points_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the text of points.csv for `rows` from `point_row`. The columns that identify the trial come first."""
-    return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status"])
+    return rows_text(rows, ["trial_id", "config_id", "replicate", *FIGURES, "status", *MOMENT])
 
 
 def rows_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:

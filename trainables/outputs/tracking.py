@@ -1,6 +1,7 @@
 """Logging of trials to Weights & Biases (W&B); no other file imports `wandb`.
 
-Each trial is a W&B run with its configuration, the metrics of each epoch, and the metrics and sizes of its points.
+Each trial is a W&B run with its configuration, the metrics of each epoch, and the metrics and sizes of its points. A
+complete search is one more run of the same group, with the front as a table (`log_front`).
 Without an API key, runs are logged offline; `wandb sync <study>/wandb/offline-run-*` uploads them later.
 """
 
@@ -11,7 +12,7 @@ import secrets
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def _failure(url: str, http_proxy: str | None, https_proxy: str | None) -> str |
 
 
 class Tracker:
-    """The W&B run of one trial. An error of W&B never stops the trial.
+    """The W&B run of one trial, or of a complete search. An error of W&B never stops the trial or the search.
 
     `folder` is the local folder for W&B's files. A trial that is resumed with the same `run_id` continues its W&B run.
     `name` and `config` are the name and the configuration of the trial, and `group` is the name of its study or the
@@ -165,7 +166,7 @@ class Tracker:
             except Exception as error:  # W&B's exceptions have no common base class, and none may stop a trial
                 _LOG.warning("W&B could not start run %s in mode %s (%s); %s", own_id, where, _text(error), action)
                 self._attempt("end its background process", wandb.teardown)
-        _LOG.warning("trial %s is not logged to W&B; its results are in the local files only", name)
+        _LOG.warning("%s is not logged to W&B; its results are in the local files only", name)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Log the metrics of one epoch to the W&B run; only numbers and strings in `values` are logged.
@@ -177,9 +178,18 @@ class Tracker:
             self._attempt("log an epoch", lambda: run.log(numbers, step=step))
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Add `values`, the metrics and sizes of a measured point, to the summary of the W&B run."""
+        """Add `values`, such as the metrics and sizes of a measured point, to the summary of the W&B run."""
         if run := self._run:
-            self._attempt("log a point", lambda: run.summary.update(dict(values)))
+            self._attempt("log a summary", lambda: run.summary.update(dict(values)))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log `rows` as a table with the given `columns` to the W&B run; None is an empty cell."""
+        if run := self._run:
+            data: Any = [list(row) for row in rows]
+            self._attempt(
+                "log a table",
+                lambda: run.log({name: wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)}),
+            )
 
     def finish(self) -> None:
         """End the W&B run. When this method returns, the run's files are complete."""
@@ -200,7 +210,32 @@ class Tracker:
         try:
             call()
         except (Exception, SystemExit) as error:  # `teardown` exits if W&B's background process has failed
-            _LOG.warning("trial %s: W&B could not %s (%s); the trial continues", self._name, what, _text(error))
+            _LOG.warning("%s: W&B could not %s (%s); continuing without it", self._name, what, _text(error))
+
+
+def log_front(
+    folder: Path,
+    study: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    summary: Mapping[str, Any],
+    config: Mapping[str, Any],
+    mode: str | None = None,
+) -> list[Path]:
+    """Log the front of a complete search to a W&B run of its own: `rows` as the table "front", and `summary`.
+
+    The run has the name of the `study`, is in the group of its trials, and has the configuration `config`. `folder` and
+    `mode` are those of `Tracker`; in the mode "disabled", nothing is done. Return the local folders of the run. An
+    error of W&B is logged as a warning.
+    """
+    mode = mode or choose_mode()
+    if mode == "disabled":
+        return []
+    tracker = Tracker(folder, study, study, study, config, mode=mode)
+    tracker.table("front", columns, rows)
+    tracker.summary(summary)
+    tracker.finish()
+    return tracker.files()
 
 
 def _text(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from data.signals import INTERRUPTED, STORAGE_S, interruptible
 from data.untrusted import Terminal
 from trainables.outputs.disk import disk_message
 from tune.commands.status import current_study, sentences, study_status
-from tune.reporting.tables import points_text
+from tune.reporting.csv_texts import points_text
 from tune.study.reader import Follower, Place, open_place
 
 SCRIPT = Path(__file__).with_name("live.js")
@@ -43,7 +43,8 @@ class Watched:
     def read(self) -> tuple[str, Study, dict[str, Any]]:
         """Return the version string of the report, the study with its present points, and its status (`study_status`).
 
-        The version string changes when points are added, and when study.json or test.csv changes.
+        The version string changes when points are added, when trials begin or end, and when study.json or test.csv
+        changes.
         """
         with self._lock:
             self.place.refresh()
@@ -51,7 +52,8 @@ class Watched:
             state = self._follower.state
             stamps = [path.stat() for name in FILES if (path := self.folder / name).exists()]
             n_points = sum(len(trial.points) for trial in state.trials.values())
-            version = "-".join([f"{n_points}", *(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)])
+            numbers = f"{n_points}.{len(state.trials)}.{state.n_ended}"
+            version = "-".join([numbers, *(f"{s.st_mtime_ns:x}.{s.st_size:x}.{s.st_ino:x}" for s in stamps)])
             if self._study is None or version != self._version:
                 self._study, self._version = current_study(self.folder, state), version
             return version, self._study, study_status(self.place, self._study, state)

@@ -25,6 +25,7 @@ from tune.driver import Search, close
 from tune.options import Repeat, Request, check_new, new_study, read_request
 from tune.planning.dry_run import dry_run
 from tune.reporting.tables import rebuild_tables
+from tune.reporting.tracked_front import track_front
 from tune.resume import find_study, resumed
 from tune.search.sampler import MAX_REJECTIONS
 from tune.study.access import StudyAccess, open_study
@@ -113,7 +114,9 @@ def print_end(
             f"every sample of space {search.space.name} was rejected under the limits {limits}. Number of samples by "
             f"reason: {json.dumps(state.rejected)}. Start another study with wider --limits, or with another space"
         )
-    return report(access, console)
+    status = report(access, console)
+    track(access, search, console)
+    return status
 
 
 def finish(access: StudyAccess, manifest: StudyManifest, console: Console) -> int:
@@ -127,6 +130,19 @@ def finish(access: StudyAccess, manifest: StudyManifest, console: Console) -> in
     if manifest != read_manifest(access.folder):  # the study or its data set has moved; evaluate.py needs the new paths
         write_manifest(access.folder, manifest)
     return report(access, console)
+
+
+def track(access: StudyAccess, search: Search, console: Console) -> None:
+    """Log the front of a complete study to W&B; a warning is printed if the files of the run cannot be uploaded."""
+    paths = track_front(load_study(access.folder), search.log.state, search.wandb)
+    if access.mirror is None:
+        return
+    try:
+        for path in paths:
+            access.mirror.store.push(path, f"wandb/{path.name}")
+    except OSError as error:
+        line = f"warning: the W&B run of the study was not uploaded: {escape(str(error))}; it is in {paths[0]}"
+        console.print(f"[yellow]{line}[/yellow]", highlight=False, soft_wrap=True)
 
 
 def report(access: StudyAccess, console: Console) -> int:

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from analysis.findings.progress import progress
 from analysis.front import pareto_points
-from analysis.manifest import StudyManifest
+from analysis.manifest import StudyManifest, read_manifest
 from analysis.outputs import print_front
 from analysis.results import Study, load_study
 from analysis.summary import percent, trial_counts
@@ -19,8 +20,8 @@ from analysis.typed_json import ResultsError
 from data.signals import INTERRUPTED, STORAGE_S, interruptible
 from data.untrusted import Terminal, printable
 from trainables.outputs.disk import disk_message
+from tune.reporting.csv_texts import points_text, prune_steps, trials_text
 from tune.reporting.optuna_export import export_optuna
-from tune.reporting.tables import points_text
 from tune.study.journal import JournalError
 from tune.study.reader import Follower, Place, open_place
 from tune.study.state import StudyState, TrialState
@@ -57,6 +58,7 @@ def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any
         "running": [_running(t, manifest) for t in state.open],
         "seconds_since_last_event": round(now - _seconds(state.time), 1) if state.time else None,
         "seconds_left": None if eta is None else round(eta),
+        "hypervolume": _hypervolume(study, state),
         "front": json.loads(str(pareto_points(study).to_json(orient="records", double_precision=15))),
         "rejected": {why: {"samples": n, "example": state.examples[why]} for why, n in state.rejected.most_common()},
         "failed": failed,
@@ -68,8 +70,30 @@ def study_status(place: Place, study: Study, state: StudyState) -> dict[str, Any
 
 
 def current_study(folder: Path, state: StudyState) -> Study:
-    """Return the study in `folder` with the points in `state`, which may be more than in points.csv."""
-    return load_study(folder, points_text(state)) if state.trials else load_study(folder)
+    """Return the study in `folder` with the points and trials in `state`, which may be more than in its tables."""
+    if not state.trials:
+        return load_study(folder)
+    config = read_manifest(folder / "study.json").resolved.config
+    return load_study(folder, points_text(state), trials_text(state, config))
+
+
+def _hypervolume(study: Study, state: StudyState) -> dict[str, Any] | None:
+    """Return the hypervolume of the front as a share of the rectangle from 0 to 100 % accuracy and from 0 MACs to
+    `up_to_macs`, and how many trials have begun and how many seconds the study has run since it last grew.
+
+    The rectangle ends at the MACs limit, or without one beyond the largest candidate for the front. The result is None
+    if no candidate was measured, or if it is unknown when.
+    """
+    found = progress(study) if state.trials else None
+    if found is None or found.trials is None or (grew := found.grew) is None:
+        return None
+    return {
+        "now": round(float(found.hypervolume[-1]), 6),
+        "up_to_macs": found.reference,
+        "limit": found.limited,
+        "trials_since_growth": len(state.trials) - int(found.trials[grew]),
+        "seconds_since_growth": round(state.search_s - 3600 * float(found.hours[grew]), 1),
+    }
 
 
 def _seconds(time: str) -> float:
@@ -88,7 +112,7 @@ def _running(trial: TrialState, manifest: StudyManifest) -> dict[str, Any]:
     return {
         "trial": trial.name,
         "stage": trial.stage,
-        "steps": len(config.get("prune.ratios") or ()) or config.get("prune.n_steps") or 0,
+        "steps": prune_steps(config),
         "epoch": trial.epoch,
         "of_epochs": config.get("prune.epochs" if trial.stage else "train.epochs"),
         "val_macro_avg_acc": trial.figures.get("val_macro_avg_acc"),
@@ -109,6 +133,12 @@ def sentences(status: dict[str, Any], positions: int = 64) -> list[str]:
     lines[-1] += _open_trials(status) + _times(status)
     lines += [f"  {_position(trial)}" for trial in status["running"][:positions]]
     lines += [f"  and {n - positions} more"] if n > positions else []
+    if volume := status["hypervolume"]:
+        end = "the limit" if volume["limit"] else f"{volume['up_to_macs'] / 1e6:.3g} M MACs"
+        lines.append(
+            f"hypervolume up to {end}: {volume['now']:.3f}; it last grew "
+            f"{_count(volume['trials_since_growth'], 'trial')} and {_duration(volume['seconds_since_growth'])} ago"
+        )
     if status["space_used_up"]:
         lines.append("the search space is exhausted: it has no further configuration that can be trained")
     if status["rejected"]:

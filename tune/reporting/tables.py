@@ -1,4 +1,4 @@
-"""The tables of a study, updated while it runs: points.csv, and info.json and results.csv of each trial.
+"""The tables of a study, updated while it runs: points.csv, trials.csv, and info.json and results.csv of each trial.
 
     # log: the StudyLog of the study in `folder`; Retry repeats failed writes, and calls `warn` with a message
     tables = StudyTables(folder, log.state, config, Retry(warn))
@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from data.files import make_folder, replace_text
-from trainables.outputs.records import EXPERIMENTS, point_row, points_csv, write_info
+from trainables.outputs.records import EXPERIMENTS, write_info
+from tune.reporting.csv_texts import points_text, trials_text
 from tune.study.events import EpochReported, Event, PointMeasured, TrialCreated, TrialEnded, TrialRetried
 from tune.study.journal import Reading
 from tune.study.log import StudyLog
@@ -31,7 +32,7 @@ CURVE = (
     *("stage", "epoch", "epochs", "train_loss", "val_loss", "val_macro_avg_acc", "val_ece", "train_macro_avg_acc"),
     *("macs", "params", "sparsity", "seconds"),
 )  # columns of results.csv
-POINTS = "points.csv"
+POINTS, TRIALS = "points.csv", "trials.csv"
 REPLAY_CHUNK = 500  # number of events between two writes of tables during a replay
 
 
@@ -59,7 +60,9 @@ class StudyTables:
         self._state, self._config, self._retry = state, config, retry
         self._trials: dict[str, _Trial] = {}  # trials that are open or crashed, or have unwritten files
         self._changed: set[str] = set()
-        self._stale, self._table_at = True, 0.0  # whether points.csv is out of date, and when it was written
+        # whether points.csv or trials.csv must be written soon, and when they were written; `_behind` is also True if
+        # trials.csv differs only in the numbers of epochs of running trials
+        self._stale, self._behind, self._table_at = True, True, 0.0
         self.elsewhere: Collection[str] = ()  # trials with files in an object store (see `rebuild_tables`)
 
     def apply(self, event: Event) -> None:
@@ -68,6 +71,7 @@ class StudyTables:
             return
         trial = self._trials.setdefault(name, _Trial())
         trial.events += 1
+        self._behind = True
         self._changed.add(name)
         if isinstance(event, EpochReported):
             if not trial.curve or event.epochs > trial.curve[-1]["epochs"]:  # skip repeated epochs
@@ -85,14 +89,16 @@ class StudyTables:
     def flush(self, last: bool = False) -> None:
         """Write the tables that changed since the last call.
 
-        points.csv is written at most once a second, and so rarely that it takes at most 5 % of the driver's time. With
-        `last=True`, it is written in any case if it is out of date.
+        points.csv and trials.csv are written at most once a second, and so rarely that they take at most 5 % of the
+        driver's time. They are not written for new epochs alone. With `last=True`, they are written in any case if they
+        are out of date.
         """
         self.flush_trials(self._changed)
         now = time.monotonic()
-        if self._stale and (last or now > self._table_at + max(1.0, 20 * self.table_took_s)):
-            self._retry(self.write_points)
-            self._stale, self._table_at = False, time.monotonic()
+        due = self._stale and now > self._table_at + max(1.0, 20 * self.table_took_s)
+        if due or (last and self._behind):
+            self._retry(self.write_tables)
+            self._stale, self._behind, self._table_at = False, False, time.monotonic()
             self.table_took_s = self._table_at - now
 
     def flush_ended(self) -> None:
@@ -121,12 +127,12 @@ class StudyTables:
     def _info_of(self, name: str) -> Path:
         return self.folder / EXPERIMENTS / name / "info.json"
 
-    def write_points(self) -> None:
-        """Write points.csv if it is missing or out of date."""
-        text = points_text(self._state)
-        path = self.folder / POINTS
-        if not path.is_file() or path.read_bytes() != text.encode():
-            replace_text(path, text)
+    def write_tables(self) -> None:
+        """Write points.csv and trials.csv if they are missing or out of date."""
+        for name, text in ((POINTS, points_text(self._state)), (TRIALS, trials_text(self._state, self._config))):
+            path = self.folder / name
+            if not path.is_file() or path.read_bytes() != text.encode():
+                replace_text(path, text)
 
     def _write(self, trial: _Trial, state: TrialState) -> None:
         """Write info.json and results.csv of a trial if they are missing or out of date. `state` is its TrialState."""
@@ -212,18 +218,6 @@ def info_of(trial: TrialState, points: list[dict[str, Any]], config: Mapping[str
         "epochs_repeated": trial.repeated,
         "config": dict(config) | trial.values | {"replicate": trial.replicate},
     }
-
-
-def points_text(state: StudyState) -> str:
-    """Return the content of points.csv: one row for each measured network, from trials of every status."""
-    return points_csv(
-        [
-            {"trial_id": trial.name, "config_id": trial.config_id, "replicate": trial.replicate}
-            | point_row(trial.name, trial.status, f"{EXPERIMENTS}/{trial.name}", point, trial.values)
-            for trial in state.trials.values()
-            for point in trial.points
-        ]
-    )
 
 
 def _events_of(info: Path) -> int | None:

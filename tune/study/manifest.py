@@ -3,6 +3,7 @@
 <study>/study.json            options, data, code, status and numbers of trials (analysis/manifest.py)
 <study>/journal/              all events of the study (tune/study/journal.py)
 <study>/points.csv            one row per measured network
+<study>/trials.csv            one row per trial (tune/reporting/csv_texts.py)
 <study>/experiments/<trial>/  info.json, results.csv (learning curves), step0/, step1/ ...: the deployed networks
 <study>/ray/<run>/<trial>/    checkpoints of the trial; each driver has a folder <run> of its own
 """

@@ -7,6 +7,7 @@ for event in read_events(Path("runs/x")):     # the events in the journal of stu
 
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Protocol
 
 from tune.study.events import (
@@ -80,7 +81,10 @@ class TrialState:
     stage: int = 0  # stage of the newest epoch; 0: dense; k: after prune step k
     epoch: int = 0  # 1, 2, ... within the stage; 0: none reported
     figures: dict[str, float | None] = field(default_factory=dict)  # metrics of the newest epoch
-    points: list[dict[str, Any]] = field(default_factory=list)  # measured networks, without the fields in _BULKY
+    points: list[dict[str, Any]] = field(default_factory=list)  # measured networks: see StudyState
+    created_s: float = 0.0  # `StudyState.search_s` when the trial was created
+    ended_s: float | None = None  # `StudyState.search_s` when the trial ended; None: it has not ended
+    stopped_by: str | None = None  # what stopped it: `TrialEnded.by`
 
     @property
     def ended(self) -> bool:
@@ -92,7 +96,11 @@ class TrialState:
 
 
 class StudyState:
-    """Reducer that keeps the state of each trial of a study, and counts its rejected samples and its drivers."""
+    """Reducer that keeps the state of each trial of a study, and counts its rejected samples and its drivers.
+
+    The points of a trial lack the fields in _BULKY and have two more: `search_s` and `search_epochs` are the values of
+    `search_s` and `epochs` of this object when the network was measured.
+    """
 
     def __init__(self):
         self.trials: dict[str, TrialState] = {}
@@ -104,12 +112,17 @@ class StudyState:
         self.started = ""  # UTC time when the newest driver started
         self.ended_before = 0  # trials that had ended when the newest driver started
         self.n_ended = 0
+        # run time in seconds, summed over drivers: from the start of each driver to its newest event
+        self.search_s = 0.0
+        self.epochs = 0  # reported epochs of all trials; those that were trained again after a kill count once
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StudyState) and repr(vars(self)) == repr(vars(other))  # repr: NaN equals NaN
 
     def apply(self, event: Event) -> None:
         """Update the state by `event`. Raise EventError if `event` contradicts the events that were applied before."""
+        if not isinstance(event, DriverStarted):  # between two drivers, the study did not run
+            self.search_s += _seconds_between(self.time, event.time)
         self.time = event.time
         name = getattr(event, "trial", None)
         if isinstance(event, DriverStarted):
@@ -142,7 +155,8 @@ class StudyState:
             )
         names = ("config_id", "replicate", "params", "values", "key", "excess", "attributes", "confirms", "widths")
         shared = {name: getattr(event, name) for name in names}
-        self.trials[event.trial] = TrialState(event.trial, **shared, created=event.time, changed=event.time)
+        times: dict[str, Any] = {"created": event.time, "changed": event.time, "created_s": self.search_s}
+        self.trials[event.trial] = TrialState(event.trial, **shared, **times)
 
     def _change(self, trial: TrialState, event: Event) -> None:
         if trial.ended and not (isinstance(event, TrialRetried) and trial.outcome == "crashed"):
@@ -153,7 +167,7 @@ class StudyState:
         trial.changed = event.time
         if isinstance(event, TrialRetried):
             self.n_ended -= trial.ended
-            trial.outcome = trial.reason = None
+            trial.outcome = trial.reason = trial.stopped_by = trial.ended_s = None
         elif isinstance(event, TrialRestored):
             trial.restores += 1
         elif isinstance(event, ConfigurationChanged):
@@ -161,14 +175,17 @@ class StudyState:
         elif isinstance(event, EpochReported):
             trial.repeated += event.epochs <= trial.epochs
             if event.epochs > trial.epochs:
+                self.epochs += event.epochs - trial.epochs
                 trial.epochs, trial.stage, trial.epoch = event.epochs, event.stage, event.epoch
                 trial.figures = event.figures
         elif isinstance(event, PointMeasured):
             if is_first(event.point, trial.points):
-                trial.points.append({k: v for k, v in event.point.items() if k not in _BULKY})
+                kept = {k: v for k, v in event.point.items() if k not in _BULKY}
+                trial.points.append(kept | {"search_s": self.search_s, "search_epochs": self.epochs})
         elif isinstance(event, TrialEnded):
             self.n_ended += 1
-            trial.outcome, trial.reason = event.outcome, event.reason
+            trial.outcome, trial.reason, trial.stopped_by = event.outcome, event.reason, event.by
+            trial.ended_s = self.search_s
 
     @property
     def open(self) -> list[TrialState]:
@@ -185,3 +202,17 @@ class StudyState:
         rejected samples."""
         by_status = Counter(trial.status for trial in self.trials.values())
         return {s: by_status[s] for s in STATUSES if by_status[s]} | {"rejected": self.rejected.total()}
+
+
+def _seconds_between(earlier: str, later: str) -> float:
+    """Return the seconds between two times of events (UTC in ISO format).
+
+    The result is 0 if `later` is before `earlier`, because the clock of the machine was set back, and if one of them is
+    not a valid time: the journal may come from somebody else.
+    """
+    if earlier == later:  # most events follow another one within a second
+        return 0.0
+    try:
+        return max(0.0, (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds())
+    except (ValueError, TypeError):  # TypeError: only one of them has a time zone
+        return 0.0

@@ -162,9 +162,9 @@ def read_tables(rng: random.Random, corpus: Path, folder: Path) -> None:
         read_split(root, "split5")
     else:
         study = _copy(corpus, folder, "study")
-        path = study / "points.csv"
+        path = study / rng.choice(("points.csv", "trials.csv"))
         path.write_bytes(damaged_csv(path.read_bytes(), rng))
-        html.main(load_study(study))
+        html.page(load_study(study))
 
 
 def read_sound(rng: random.Random, corpus: Path, folder: Path) -> None:
@@ -201,7 +201,7 @@ def read_study_json(rng: random.Random, corpus: Path, folder: Path) -> None:
     if rng.random() < 0.3:
         read_manifest(study)
     else:
-        html.main(load_study(study))
+        html.page(load_study(study))
 
 
 def read_checkpoint(rng: random.Random, corpus: Path, folder: Path) -> None:

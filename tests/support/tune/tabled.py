@@ -78,7 +78,7 @@ class Live:
 
 def files(study: Path) -> dict[str, bytes]:
     """Return the tables of a study: name -> content."""
-    found = [study / "points.csv", *sorted((study / "experiments").rglob("*.*"))]
+    found = [study / "points.csv", study / "trials.csv", *sorted((study / "experiments").rglob("*.*"))]
     return {str(path.relative_to(study)): path.read_bytes() for path in found if path.is_file()}
 
 

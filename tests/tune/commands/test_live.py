@@ -58,6 +58,14 @@ def test_what_the_server_answers(study, port):
     assert json.loads(get(port, "/version")[1])["version"] != before["version"]
     report = json.loads(get(port, "/report.json")[1])
     assert "pareto" in report["figures"] and 'data-trial="t0014"' in report["main"]
+    assert 'id="progress"' in report["main"] and 'id="trials"' in report["main"]
+    curve, bars = (report["figures"][name]["data"] for name in ("progress", "trials"))
+    assert curve[0]["x"][-1] == 15 and sum(len(trace["y"]) for trace in bars if trace["type"] == "bar") == 15
+    version = json.loads(get(port, "/version")[1])["version"]
+    driver.create("t0015")
+    driver.end("t0015", "failed", "the loss is nan")
+    assert json.loads(get(port, "/version")[1])["version"] != version  # the plot of the trials has changed
+    assert "the loss is nan" in json.loads(get(port, "/report.json")[1])["main"]
     assert "\nt0014," in get(port, "/points.csv")[1] and "\nt0014," not in (study / "points.csv").read_text()
 
 

@@ -90,6 +90,10 @@ def test_everything_that_the_journal_knows_is_told(folder, capsys):
     assert found["epochs"] == 11 + 2 + 1 + 6 + 9
     assert 0 <= found["seconds_since_last_event"] < 60
     assert found["seconds_left"] is not None  # one trial ended under the second driver, three are left
+    volume = found["hypervolume"]
+    assert (volume["now"], volume["limit"]) == (pytest.approx((0.4 * (4 - 3) + 0.5 * (30 - 4)) / 30, abs=1e-6), True)
+    # t0004 and t0005 began later, perhaps within the second of the last measurement, which then counts them as begun
+    assert 0 <= volume["trials_since_growth"] <= 2 and 0 <= volume["seconds_since_growth"] < 60
     assert [(p["trial_id"], p["step"], p["macs"]) for p in found["front"]] == [
         ("t0000", 1, 3_000_000),
         ("t0000", 0, 4_000_000),
@@ -105,6 +109,8 @@ def test_sentences_and_table(folder, capsys):
         "trials: 4 of 7 ended (1 complete, 1 stopped early, 1 failed, 1 crashed), 2 running; last event ",
         "left\n  t0003 dense, epoch 6 of 8, 46.0 % validation\n  t0004 prune step 1",
         f"rejected before training: 2\n  2 {TOO_LARGE}, for example 40 M MACs",
+        "hypervolume up to the limit: 0.4",
+        "it last grew ",
         "failed: t0002: loss is not finite",
         "epochs: 29, and 1 trained again (t0003: 1) after 1 restore",
         "Pareto front",

@@ -149,7 +149,8 @@ def test_what_a_journal_says_of_a_trial(tmp_path: Path) -> None:
     log.add(epoch(4), PointMeasured(trial="t0000", point=point), PointMeasured(trial="t0000", point=point))
     log.add(TrialEnded(trial="t0000", outcome="completed"))
     assert (trial.status, trial.repeated, trial.figures) == ("complete", 2, {"val_macro_avg_acc": 0.4})
-    assert trial.points == [{"step": 0, "macs": 1}]
+    kept = {"step": 0, "macs": 1, "search_s": trial.points[0]["search_s"], "search_epochs": 4}
+    assert trial.points == [kept]
     assert read_state(tmp_path) == state
 
 

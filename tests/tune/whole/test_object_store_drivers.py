@@ -89,7 +89,7 @@ def test_start_kill_resume_report_evaluate(cluster: Cluster, bucket: str, tmp_pa
     assert status == 0, output
     assert not mark.exists()
     check_log(events_of(store, tmp_path / "read"), trials=3, drivers=2)
-    assert {"study.json", "points.csv", "report.html", "front.csv"} <= set(store.names(""))
+    assert {"study.json", "points.csv", "trials.csv", "report.html", "front.csv"} <= set(store.names(""))
     assert len(TrialCheckpoints(f"{bucket}/asc/x/ray", "t0002").newest_first()) == 1
     before = content(store)
     curves = {name: store.read(f"experiments/{name}/results.csv").count(b"\n") for name in store.names("experiments")}

@@ -49,8 +49,9 @@ def cut(study: Path, sizes: dict[Path, int]) -> int:
 
 
 def rows(study: Path) -> list[dict[str, str]]:
+    """Return the rows of points.csv without the time of the measurement, which differs after a kill."""
     with (study / "points.csv").open() as stream:
-        return list(csv.DictReader(stream))
+        return [{k: v for k, v in row.items() if k != "search_s"} for row in csv.DictReader(stream)]
 
 
 def test_nothing_that_was_acknowledged_is_lost(tiny_tau: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.front import pareto_points
 from analysis.results import load_study
 from ascmodels.checkpoint import load_student
 from ascmodels.nessi import get_torch_size
@@ -85,7 +86,14 @@ def test_study_tells_and_leaves_what_it_promises(finished: tuple[Path, str]) -> 
         assert epochs == list(range(1, points_epochs(steps) + 1))
     assert (folder / "report.html").stat().st_size > 100_000
     assert (folder / "front.png").read_bytes()[:4] == b"\x89PNG"
-    assert len(list((folder / "wandb").glob("offline-run-*"))) == TRIALS
+    runs = [path.name.split("-", 3)[3] for path in (folder / "wandb").glob("offline-run-*")]
+    assert sorted(runs) == ["through", *(f"through-t{i:04d}" for i in range(TRIALS))]
+    (table,) = (folder / "wandb").glob("offline-run-*-through/files/media/table/front*.json")
+    assert len(json.loads(table.read_text())["data"]) == len(pareto_points(load_study(folder)))
+    with (folder / "trials.csv").open() as handle:
+        trials = list(csv.DictReader(handle))
+    assert [(t["trial_id"], t["status"]) for t in trials] == [(f"t{i:04d}", "complete") for i in range(TRIALS)]
+    assert all(t["epochs"] == t["planned_epochs"] and float(t["ended_s"]) > 0 for t in trials)
 
 
 @pytest.mark.browser
@@ -115,7 +123,7 @@ def test_actors_are_reused_and_leave_one_checkpoint_each(finished: tuple[Path, s
     folder, _ = finished
     n_checkpoints = {path.name: len(list(path.glob("checkpoint_*"))) for path in folder.glob("ray/run001-*/t0*")}
     assert n_checkpoints == {f"t{i:04d}": 1 for i in range(TRIALS)}
-    logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*/logs/debug.log")]
+    logs = [path.read_text() for path in (folder / "wandb").glob("offline-run-*-t0*/logs/debug.log")]
     assert len({re.search(r"MainThread:(\d+)", text)[1] for text in logs}) == 1  # type: ignore[index]
 
 
@@ -198,8 +206,9 @@ def test_study_stopped_twice_resumes_to_the_points_of_an_uninterrupted_one(
     output, _ = resumed.communicate(timeout=PATIENCE_S)
     assert resumed.returncode == 0, output
     assert json.loads((folder / "study.json").read_text())["trials"] == {"complete": TRIALS, "rejected": 0}
-    expected = {(r["trial_id"], r["step"]): r for r in rows(finished[0])}
-    found = {(r["trial_id"], r["step"]): r for r in rows(folder)}
+    expected, found = (
+        {(r["trial_id"], r["step"]): {**r, "search_s": None} for r in rows(study)} for study in (finished[0], folder)
+    )
     assert len(rows(folder)) == len(found)
     assert found == expected
     state = read_state(folder)
