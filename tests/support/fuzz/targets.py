@@ -71,7 +71,7 @@ def build_corpus(corpus: Path) -> None:
     seal(corpus / "sealed", epochs=3)
     run = Run.new(corpus / "runs", "train", TrialConfig(), ["python"], "r1")
     run.update(status="complete")
-    example_study.write_study(corpus / "study")
+    example_study.write_timed_study(corpus / "study")
     journal = opened(corpus / "study")
     driven = RandomStudy(corpus / "driven", seed=1)
     journal.append(tuple(driven.run(120)))

@@ -19,6 +19,7 @@ from trainables.outputs.storage import Store, TrialCheckpoints
 from tune.study.journal import read_events
 from tune.study.state import StudyState
 
+REPORT = ("report.html", "report.md", "front.csv", "front.png", "front.svg")
 pytestmark = pytest.mark.slow  # starts an S3 server
 
 
@@ -98,7 +99,7 @@ def test_start_kill_resume_report_evaluate(cluster: Cluster, bucket: str, tmp_pa
     assert status == 0, output
     after = content(store)
     changed = {name for name in after if after[name] != before.get(name)}
-    assert changed == {"test.csv", "study.json", "report.html", "front.csv", "front.png"}
+    assert changed == {"test.csv", "study.json", *REPORT}
     manifest = json.loads(store.read("study.json"))
     assert manifest["status"] == "complete" and len(manifest["test_opened"]) == 1
     text = "".join(p.read_text(errors="ignore") for p in tmp_path.rglob("*.json*"))
@@ -128,7 +129,7 @@ def test_a_study_that_is_made_anew_under_its_name(cluster: Cluster, bucket: str,
     assert status == 0, output
     after = content(store)
     assert "opened for" in output and {n for n in before if before[n] != after[n]} <= {
-        *("study.json", "report.html", "front.csv", "front.png")
+        *("study.json", *REPORT)
     }
     tested = list(csv.DictReader(io.StringIO(store.read("test.csv").decode())))
     points = list(csv.DictReader(io.StringIO(store.read("points.csv").decode())))
