@@ -105,7 +105,7 @@ def study_table(compared: Comparison) -> pd.DataFrame:
         }
         if len(best.macs) and alone.values is not None:
             low, high = np.quantile(alone.values[:, -1], [0.025, 0.975])
-            row |= {"best_val_macro_avg_acc_low": low, "best_val_macro_avg_acc_high": high}
+            row |= {"best_val_macro_avg_acc_low": max(0.0, low), "best_val_macro_avg_acc_high": min(1.0, high)}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -16,13 +16,17 @@ function coloured(value) {
 const saveSvg = {name: "Download plot as SVG", icon: {width: 24, height: 24, path: "M12 16 6 10h4V3h4v7h4zM4 19h16v2H4z"},
   click: plot => Plotly.downloadImage(plot, {format: "svg", filename: plot.id})};
 
-// The plots of the parameters take a second each on a large study: they are drawn when they come into view.
-const later = new IntersectionObserver(entries => {
-  for (const entry of entries) if (entry.isIntersecting) drawOne(entry.target);
-}, {rootMargin: "800px"});
+// Wide plots take a second each on a large study: they are drawn one after another, when the page can be read.
+let waiting = [];
+function drawNext() {
+  if (!waiting.length) return;
+  drawOne(waiting.shift());
+  setTimeout(drawNext, 50);
+}
 
 function draw(figures, all = false) {
   drawn = figures;
+  waiting = [];
   hoverTexts = [];  // the live page has new networks
   for (const id of Object.keys(figures)) {
     const plot = document.getElementById(id);
@@ -30,15 +34,15 @@ function draw(figures, all = false) {
     if (all || plots.includes(plot) || !plot.classList.contains("wide")) drawOne(plot);
     else {
       plot.style.height = `${figures[id].layout.height}px`;
-      later.observe(plot);
+      waiting.push(plot);
     }
   }
   if (brushing) brushed();
+  setTimeout(drawNext, 50);
 }
 
 function drawOne(plot) {
   const id = plot.id, figure = drawn[id], known = plots.includes(plot);
-  later.unobserve(plot);
   figure.layout.uirevision = "kept";  // a redrawn plot keeps its zoom and its hidden traces
   for (const trace of figure.data) if (trace.meta === "networks") {
     trace.text = trace.customdata.map(row => hoverText(row));

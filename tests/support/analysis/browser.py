@@ -98,7 +98,6 @@ def check_report(browser, file, n_networks, scheme):
         for color in browser.execute_script(f"{colors}.backgroundColor]")
     )
     assert (ink < 80 and paper == 255) if scheme == "light" else (ink > 180 and paper < 40)
-    browser.execute_script("document.getElementById('parameters').scrollIntoView()")  # it is drawn when it is seen
     wait(browser, f"return document.querySelectorAll('{BRUSH}').length > 3")
     x, top, bottom = browser.execute_script(AXIS)
     drag(browser, (x, (top + bottom) / 2), (x, bottom - 1))
