@@ -18,6 +18,8 @@ from analysis import replicates, summary
 from analysis.results import Study, take
 
 LEAST = 10  # points; with fewer, no importance is computed
+ENOUGH = 50  # points from which a small importance is taken as a little effect
+LITTLE = 0.03
 STEPS = "prune steps"  # a parameter of the points: the number of prune steps behind the network
 _GRID = 50  # points of the grid of a continuous parameter
 _Floats = npt.NDArray[np.float64]
@@ -57,6 +59,21 @@ def importances(study: Study) -> dict[str, dict[str, float]]:
         shares = {name: value / total if total else 1 / len(raw) for name, value in raw.items()}
         found[objective] = dict(sorted(shares.items(), key=lambda item: -item[1]))
     return found
+
+
+def without_effect(found: dict[str, dict[str, float]], n: int) -> str:
+    """Return a sentence that names the parameters with little importance for every objective; empty if there are none.
+
+    `found` is the result of `importances` for `n` points. With fewer than `ENOUGH` points, nothing is said.
+    """
+    names = next(iter(found.values()), {})
+    little = [name for name in names if all(shares[name] < LITTLE for shares in found.values()) and name != STEPS]
+    if n < ENOUGH or not little:
+        return ""
+    return (
+        f"Little visible effect on any objective (importance below {100 * LITTLE:.0f} %): {', '.join(little)}. The "
+        "next search can fix such a parameter, unless its range was too narrow to matter."
+    )
 
 
 def quantile(n: int) -> float:

@@ -32,6 +32,8 @@ def importance_section(study: Study, plots: set[str]) -> Section | None:
     section = Section("importance", "What mattered", [Text(note, "note")])
     section.blocks.extend(Text(line) for line in importance.at_edges(study, best))
     section.blocks.append(Table("importance", heads, rows))
+    if line := importance.without_effect(found, len(study.points)):
+        section.blocks.append(Text(line))
     if "effects" in plots:
         caption = (
             "Every measured network over each parameter; its colour shows its MACs. Lists are shown by their mean. "

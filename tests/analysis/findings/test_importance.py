@@ -121,3 +121,13 @@ def test_a_continuous_range_is_narrow_if_values_lie_near_its_end(tmp_path: Path)
     (line,) = importance.at_edges(study, near)
     assert line.startswith("3 of 4 points of the front have a train.lr near the largest (0.1)")
     assert importance.at_edges(study, [{"config/train.lr": value} for value in (0.05, 0.04, 0.03, 0.002)]) == []
+
+
+def test_parameters_with_little_effect_are_named_in_large_studies() -> None:
+    found = {
+        "val_macro_avg_acc": {"lr": 0.9, "width": 0.02, "temp": 0.02, "alpha": 0.01, importance.STEPS: 0.0},
+        "macs": {"lr": 0.1, "width": 0.8, "temp": 0.01, "alpha": 0.029, importance.STEPS: 0.0},
+    }
+    assert ": temp, alpha." in importance.without_effect(found, 50)
+    assert importance.without_effect(found, 49) == importance.without_effect({}, 99) == ""
+    assert importance.without_effect({"macs": {"lr": 0.5, "width": 0.5}}, 99) == ""

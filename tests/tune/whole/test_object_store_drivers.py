@@ -128,9 +128,7 @@ def test_a_study_that_is_made_anew_under_its_name(cluster: Cluster, bucket: str,
     status, output = a.run(f"{bucket}/asc/x", command="evaluate")
     assert status == 0, output
     after = content(store)
-    assert "opened for" in output and {n for n in before if before[n] != after[n]} <= {
-        *("study.json", *REPORT)
-    }
+    assert "opened for" in output and {n for n in before if before[n] != after[n]} <= {*("study.json", *REPORT)}
     tested = list(csv.DictReader(io.StringIO(store.read("test.csv").decode())))
     points = list(csv.DictReader(io.StringIO(store.read("points.csv").decode())))
     assert {(r["trial_id"], r["step"]) for r in tested} <= {(r["trial_id"], r["step"]) for r in points}
