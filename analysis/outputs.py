@@ -24,7 +24,7 @@ def write_report(
 ) -> dict[str, Path]:
     """Write front.csv, front.png, front.svg, report.md and report.html into the folder `out` (None: the study folder).
 
-    `markers_file` is a YAML file with systems to show beside those of the study (analysis/findings/markers.py).
+    `markers_file` is a YAML file with systems to show with those of the study (analysis/findings/markers.py).
     `compare_with` is a study with the same configurations, whose ranks the report compares with this study's. `out` is
     created if necessary. Return the paths as a dict with the keys "csv", "png", "svg", "md" and "html". Raise
     ResultsError if the study or the YAML file cannot be read, and OSError if a file cannot be written. All files are

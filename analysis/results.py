@@ -72,7 +72,7 @@ class Study:
     raw_refitted: pd.DataFrame | None = None
     points_missing: bool = False  # True: points.csv is missing although trials were trained, and `raw` is empty
     trials: pd.DataFrame | None = None
-    markers_file: Path | None = None  # YAML file with systems to show beside the study's (analysis/findings/markers.py)
+    markers_file: Path | None = None  # YAML file with systems to show with the study's (analysis/findings/markers.py)
     compare_with: Path | None = (
         None  # another study, whose ranks are compared with this one's (analysis/findings/ranks.py)
     )

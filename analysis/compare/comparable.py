@@ -16,7 +16,7 @@ what to do. Two cases need a decision:
   repetitions of one method, and the page states the difference.
 
 Older versions did not write fingerprints of the data. If one of the studies has none, the subset, the total number of
-clips and the seed are compared instead, and the page says that equal data could not be verified.
+clips and the seed are compared instead, and the page states that equal data could not be verified.
 """
 
 import json
@@ -170,7 +170,7 @@ def _all_fingerprinted(studies: Sequence[Study]) -> bool:
 
 
 def method_of(study: Study) -> str:
-    """Return a text that is equal for two studies if they are runs of one method, whatever their seeds are.
+    """Return a text that is equal for two studies if they are runs of one method, with any seeds.
 
     It contains the space, the overrides, sampler, scheduler, numbers of configurations and of seeds per configuration,
     warm start and front-end, and whether the points are means over seeds.

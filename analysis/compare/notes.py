@@ -137,7 +137,7 @@ def _names(labels: list[str], compared: Comparison) -> str:
 
 
 def _by_chance(runs: int) -> str:
-    """Return how often a range is decided by chance, as a sentence; the verdict says it for few runs."""
+    """Return how often a range is decided by chance, as a sentence; the verdict states it for few runs."""
     if 1 < runs < LEAST_RUNS:
         return ""
     subject = "networks" if runs == 1 else "methods"

@@ -72,7 +72,7 @@ def title(compared: Comparison) -> str:
 
 
 def verdicts(compared: Comparison) -> list[str]:
-    """Return the verdicts in words; one sentence that says so if all studies are runs of one method."""
+    """Return the verdicts in words; one sentence that states this if all studies are runs of one method."""
     if compared.verdicts:
         return sentences(compared.verdicts)
     return [

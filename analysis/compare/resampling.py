@@ -3,7 +3,7 @@
     sampled = resampled(methods, np.random.default_rng(SEED))       # one `Sampled` per method
     sampled[0].interval                                             # 95 % interval of the hypervolume
 
-Three sources of uncertainty are used; the page says which one, and what it does not contain.
+Three sources of uncertainty are used; the page states which one, and what it does not contain.
 
 - **runs**: each method was run several times with different seeds. A resample draws n - 1 of the n seeds with
   replacement, the same ones for all methods, because runs with the same seed have the same validation clips. The value

@@ -17,7 +17,7 @@ from analysis.figures.interactive import FONT
 from analysis.findings.importance import scale_of
 from analysis.results import Study
 
-LEAST = 5  # networks; with fewer, the plots say nothing
+LEAST = 5  # networks; with fewer, there are no plots
 MOST = 2000  # networks; of more, the front and a random sample of the others are drawn
 MOST_NAMES = 12  # different values of a parameter without numbers; a parameter with more is left out
 BRUSH_TICKS = 41  # of an axis with a logarithmic scale

@@ -1,4 +1,4 @@
-"""What the files of single trials say: learning curves (results.csv) and confusion matrices (info.json).
+"""Read the files of single trials: learning curves (results.csv) and confusion matrices (info.json).
 
 Both are optional: a copy of a study without the folder experiments/ has none, and a damaged file counts as none.
 """

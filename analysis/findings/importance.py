@@ -64,7 +64,7 @@ def importances(study: Study) -> dict[str, dict[str, float]]:
 def without_effect(found: dict[str, dict[str, float]], n: int) -> str:
     """Return a sentence that names the parameters with little importance for every objective; empty if there are none.
 
-    `found` is the result of `importances` for `n` points. With fewer than `ENOUGH` points, nothing is said.
+    `found` is the result of `importances` for `n` points. With fewer than `ENOUGH` points, it is empty, too.
     """
     names = next(iter(found.values()), {})
     little = [name for name in names if all(shares[name] < LITTLE for shares in found.values()) and name != STEPS]

@@ -27,7 +27,7 @@ REMEDY = "correct the file (analysis/published.yaml shows the format)"
 
 @dataclass(frozen=True)
 class Marker:
-    """A system that a report shows beside the networks of a study."""
+    """A system that a report shows together with the networks of a study."""
 
     name: str
     macs: float  # for one clip

@@ -96,7 +96,7 @@ class Code:
 class Plot:
     """The place of an interactive plot. `name` is its key in `html.figures`.
 
-    `size` is "main", "small" or "wide" (as high as its layout says, and scrolled sideways in a narrow window).
+    `size` is "main", "small" or "wide" (as high as in its layout, and scrolled sideways in a narrow window).
     """
 
     name: str

@@ -137,8 +137,8 @@ def content(store: Store) -> dict[str, tuple[int, int, str]]:
 def ray_nodes() -> Iterator[str]:
     """Yield the address of a Ray cluster of two nodes with two CPUs each, which runs in a new process.
 
-    A driver whose storage is cut off keeps the CPU of its trial, and that of the trial's restart, until it ends. Other
-    drivers need further CPUs.
+    A driver whose storage is cut off may keep two CPUs until it ends: that of its trial, and that of the trial's
+    restart. Other drivers need further CPUs.
     """
     process = subprocess.Popen(
         [sys.executable, "tests/support/two_nodes.py", "2"],

@@ -43,7 +43,7 @@ def wait(browser, script, *arguments):
 
 
 def errors(browser):
-    """Return the messages in the console since the last call, except what the graphics driver says about its speed."""
+    """Return the messages in the console since the last call, except those of the graphics driver about its speed."""
     found = [entry["message"] for entry in browser.get_log("browser")]
     return [text for text in found if "GL Driver Message" not in text and "software WebGL" not in text]
 
