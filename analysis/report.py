@@ -26,6 +26,16 @@ from data.signals import INTERRUPTED, interruptible
 from data.untrusted import Terminal, linked_out
 
 
+def folder(text: str) -> Path:
+    """Return the path `text` of a study; ArgumentTypeError for a URI."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URI; expected a folder. tune/run.py and tune/evaluate.py write the report of a study in an "
+            "object store into the store: copy the study to a folder to write it again"
+        )
+    return Path(text)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description="Print the Pareto front of a study; write report.html, report.md, front.csv, front.png and "
@@ -35,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "study_dirs",
         metavar="STUDY",
-        type=Path,
+        type=folder,
         nargs="+",
         help="study folder, which contains study.json, e.g. runs/my-study; the others are compared with the first one",
     )
@@ -53,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--compare-with",
-        type=Path,
+        type=folder,
         metavar="STUDY",
         help="another study of the same configurations, for example with longer training: does it rank them alike?",
     )

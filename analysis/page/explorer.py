@@ -1,4 +1,4 @@
-"""Collect what the page shows of each network: the texts under the mouse pointer and in the box of a selected network."""
+"""Collect what the page shows of each network: texts under the mouse pointer, and the box of a selected network."""
 
 import math
 from typing import Any

@@ -246,6 +246,12 @@ def test_both_commands_work(tmp_path, monkeypatch):
     assert end.value.code == 2
 
 
+def test_a_uri_is_refused_as_it_is(capsys):
+    with pytest.raises(SystemExit) as end:
+        report.main(["s3://bucket/studies/x"])
+    assert end.value.code == 2 and "s3://bucket/studies/x is a URI" in " ".join(capsys.readouterr().err.split())
+
+
 def test_analysis_imports_nothing_of_the_other_floors():
     allowed = {
         "analysis",
