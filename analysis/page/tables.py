@@ -91,11 +91,7 @@ def budgets_section(study: Study) -> Section | None:
         cells.append(Cell(summary.millions(point["macs"]), point["macs"]))
         cells.append(Cell(summary.thousands(point[study.bytes_column]), point[study.bytes_column]))
         cells += [Cell(point["trial_id"], point["trial_id"], "text"), Cell(str(point["step"]), point["step"])]
-        command = summary.DASH
-        if not summary.absent(point.get("checkpoint")):
-            place = shlex.quote(str(study.path / str(point["checkpoint"])))
-            command = f"python trainables/deploy.py --checkpoint={place}"
-        rows.append(Row([*cells, Cell(command, kind="text wrap code")], point["trial_id"], point["step"]))
+        rows.append(Row([*cells, _export(study, point)], point["trial_id"], point["step"]))
     words = {"up to", "trial", "to export it"}
     columns = ["up to", *shown.values(), "M MACs", f"kB {study.precision}", "trial", "step", "to export it"]
     heads = [Head(name, "text" if name in words else "") for name in columns]
@@ -105,6 +101,18 @@ def budgets_section(study: Study) -> Section | None:
         note += f"; {PLUS_MINUS}: {spread}"
     blocks = [Text(f"{note}.{_knee_text(study)}", "note"), Table("budgets", heads, rows)]
     return Section("budgets", "What each budget buys", [*blocks])
+
+
+def _export(study: Study, point: dict[Any, Any]) -> Cell:
+    """Return the cell with the command that exports a network, or the reason why there is none."""
+    if summary.absent(checkpoint := point.get("checkpoint")):
+        return Cell(summary.DASH, kind="text wrap")
+    if remote := study.manifest.resolved.remote:
+        return Cell(f"copy {remote}/{checkpoint} to a folder, and give it to trainables/deploy.py", kind="text wrap")
+    place = study.path / str(checkpoint)
+    if not place.exists():
+        return Cell(f"not possible: {checkpoint} is not in the study's folder any more", kind="text wrap")
+    return Cell(f"python trainables/deploy.py --checkpoint={shlex.quote(str(place))}", kind="text wrap code")
 
 
 def _uncertainty(study: Study, point: dict[Any, Any], clips: int | None) -> str:

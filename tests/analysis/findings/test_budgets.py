@@ -91,6 +91,10 @@ def test_knee(tmp_path: Path, points: list[tuple[float, float]], expected: int |
 
 def test_the_page_shows_networks_their_commands_and_the_knee(tmp_path: Path) -> None:
     study = study_with(tmp_path / "it's", [(9e5, 0.31), (1.9e6, 0.5), (1.2e7, 0.6)])
+    gone = section_of(report_page.page(study), "budgets")
+    assert "deploy.py" not in gone and "checkpoints/" in gone
+    for checkpoint in study.points["checkpoint"]:
+        (study.path / checkpoint).mkdir(parents=True, exist_ok=True)
     section = section_of(report_page.page(study), "budgets")
     texts = [
         [html.unescape(re.sub("<[^>]*>", "", cell)) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
@@ -115,3 +119,9 @@ def test_test_accuracies_are_shown_when_test_was_opened(tmp_path: Path) -> None:
     pd.DataFrame(tests).to_csv(folder / "test.csv", index=False)
     section = section_of(report_page.page(load_study(folder)), "budgets")
     assert "<th>test %</th>" in section and "43.2" in section
+
+
+def test_a_network_in_an_object_store_is_to_be_copied_first(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path, rows(), remote="s3://bucket/studies/x"))
+    section = section_of(report_page.page(study), "budgets")
+    assert "copy s3://bucket/studies/x/checkpoints/" in section and "--checkpoint=" not in section
