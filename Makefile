@@ -30,12 +30,13 @@ run: $(INSTALLED) $(if $(value TAU24_PATH),,synthetic)
 synthetic: $(INSTALLED)
 	$(PY) -m data.synthetic tau-synthetic --eval 100
 
+# three processes on two cores: many tests wait for a process or a lease
 test: lint
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
 	    apt-get install -y -qq chromium chromium-driver; } || \
 	  { echo "the browser test needs Chromium and chromedriver: install them, or run pytest -m 'not browser'"; exit 1; }
-	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # without Ray, browser and slow tests: under a minute
 test-fast: $(INSTALLED)
