@@ -3,8 +3,8 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -156,17 +156,21 @@ def test_all_parts_of_a_report_are_on_disk_before_the_first_is_replaced(tmp_path
     from analysis import outputs
     from analysis.figures import static
     from analysis.page import html as report_page
+    from analysis.page import markdown
+    from tests.support.analysis.outputs import study_of
+    from tests.support.example_study import rows
 
-    study = SimpleNamespace(path=tmp_path, manifest=SimpleNamespace(requested=SimpleNamespace(refit_of=None)))
+    study = replace(study_of(rows()), path=tmp_path)
     monkeypatch.setattr(outputs, "load_study", lambda _: study)
-    for owner, name in ((outputs, "front_csv"), (static, "png")):
+    for owner, name in ((outputs, "front_csv"), (static, "png"), (static, "svg")):
         monkeypatch.setattr(owner, name, lambda _: NEW)
-    monkeypatch.setattr(report_page, "page", lambda _: NEW.decode())
+    for module, name in ((report_page, "page"), (markdown, "markdown")):
+        monkeypatch.setattr(module, name, lambda _: NEW.decode())
     disk = Disk(tmp_path, monkeypatch)
     paths = write_report(tmp_path)
     assert disk.surely() == disk.now() == {path.name: NEW for path in paths.values()}
     first = [name for name, _ in disk.calls].index("replace")
-    assert len({path for name, path in disk.calls[:first] if name == "fsync"}) == 3
+    assert len({path for name, path in disk.calls[:first] if name == "fsync"}) == len(paths) == 5
 
     def full_disk(_):
         raise OSError(errno.ENOSPC, "")
