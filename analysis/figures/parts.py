@@ -74,7 +74,7 @@ def macs_axis(study: Study) -> Axis:
 
 def bytes_axis(study: Study) -> Axis:
     limit = (study.limits.bytes or 0) / 1e3
-    title = f"model size at {study.precision} (kB = 1000 bytes, log)"
+    title = f"size at {study.precision} (kB, log)"
     return Axis(study.bytes_column, 1e3, title, limit or None, f"limit {limit:g} kB")
 
 

@@ -22,7 +22,8 @@ def networks(study: Study) -> dict[str, Any]:
     sampled = study.prefixed("config/")
     records: list[dict[Any, Any]] = points.to_dict("records")
     made = [texts(study, point, sampled) for point in records]
-    columns = list(dict.fromkeys(name for row in made for name in row))
+    longest = max(made, key=len, default={})  # has the names in their order; a network without test results has fewer
+    columns = list(dict.fromkeys([*longest, *(name for row in made for name in row)]))
     on_front = {str(point["trial_id"]) for point in records if point["role"] == "front"}
     curves = {
         trial: [_starts(curve.stages), [None if a is None else round(1000 * a) for a in curve.accuracies]]
@@ -66,7 +67,7 @@ def texts(study: Study, point: dict[Any, Any], sampled: list[str]) -> dict[str, 
         found["test accuracy"] = f"{summary.percent(point['test_macro_avg_acc'])} %{seeds}{by_group}"
     if not summary.absent(refitted := point.get("refitted_test_macro_avg_acc")):
         n = f"{point['refitted_test_n_seeds']:.0f}"
-        found["test accuracy, refitted on all clips"] = f"{summary.percent(refitted)} %, mean of {n}"
+        found["refitted, test accuracy"] = f"{summary.percent(refitted)} %, mean of {n}"
     found["MACs"] = f"{summary.millions(point['macs'])} M"
     found["parameters"] = f"{summary.thousands(point['params'])} k"
     found["size"] = f"{summary.thousands(point[study.bytes_column])} kB at {study.precision}"

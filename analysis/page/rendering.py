@@ -33,5 +33,5 @@ def breakable(text: str) -> Markup:
 
 
 def options(text: str) -> Markup:
-    """Return a command line as HTML in which no line breaks inside the name of an option, such as --checkpoint=."""
-    return Markup(re.sub(r"(?<=\s)(--[\w.-]+=?)", r"<span>\1</span>", str(escape(text))))
+    """Return `text` as HTML in which no line breaks inside the name of an option, such as --checkpoint=."""
+    return Markup(re.sub(r"(?<=\s)(--[\w.-]+=?)", r'<span class="option">\1</span>', str(escape(text))))

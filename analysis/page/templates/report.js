@@ -48,6 +48,7 @@ function drawOne(plot) {
     trace.text = trace.customdata.map(row => hoverText(row));
   }
   const {data: traces, layout} = coloured({data: figure.data, layout: figure.layout});
+  if (layout.legend?.y < 0 && plot.clientWidth < 600) layout.legend.y = -0.26;  // it has several lines there
   Plotly.react(plot, traces, layout, {responsive: true, displaylogo: false, displayModeBar: "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
     modeBarButtonsToAdd: [saveSvg], plotlyServerURL: "", toImageButtonOptions: {filename: id, scale: 3}});
@@ -190,7 +191,7 @@ function small(element, name, traces, layout) {
   const axis = {gridcolor: rule, linecolor: ink, zeroline: false, automargin: true};
   Plotly.newPlot(element, traces, {...layout, xaxis: {...axis, ...layout.xaxis}, yaxis: {...axis, ...layout.yaxis},
     paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color: ink, size: 12, family: root().fontFamily},
-    margin: {l: 48, r: 10, t: 44, b: 42}, showlegend: false},
+    margin: {l: 48, r: 10, t: 44, b: 42}, showlegend: false, modebar: {bgcolor: "transparent", color: rule}},
     {responsive: true, displaylogo: false, displayModeBar: "hover", plotlyServerURL: "",
       modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"], modeBarButtonsToAdd: [saveSvg]});
 }
