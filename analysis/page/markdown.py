@@ -1,4 +1,4 @@
-"""The report as Markdown, for a pull request or a wiki: summary, front, budgets and test results."""
+"""The report as Markdown, for a pull request or a wiki: the sections of the page that need no plots."""
 
 import re
 from collections.abc import Sequence
@@ -8,17 +8,22 @@ from analysis import front
 from analysis.page import html, tables
 from analysis.page.belief import belief_section
 from analysis.page.document import Block, Code, Facts, Row, Table, Text
+from analysis.page.importance_table import importance_section
+from analysis.page.search_section import search_section
 from analysis.results import Study
 
 
 def markdown(study: Study) -> str:
     """Return the summary of a study as Markdown; it shows front.png, which must be in the same folder."""
     parts = [f"# {escaped(study.name)}", *blocks(html.top(study)), "![Pareto front](front.png)"]
+    sections = []
     if len(front.pareto_points(study)):
-        made = [tables.budgets_section(study), tables.front_section(study), tables.test_section(study)]
-        for section in [*made, belief_section(study)]:
-            if section is not None:
-                parts += [f"## {escaped(section.title)}", *blocks(section.blocks)]
+        sections = [tables.budgets_section(study), tables.front_section(study), tables.test_section(study)]
+        sections.append(belief_section(study))
+    plots = set[str]()  # Markdown shows front.png only
+    for section in [*sections, search_section(study, plots), importance_section(study, plots)]:
+        if section is not None:
+            parts += [f"## {escaped(section.title)}", *blocks(section.blocks)]
     if command := study.manifest.requested.command:
         parts += ["## How to reproduce", *blocks([Code(command)])]
     return "\n\n".join(parts) + "\n"

@@ -41,6 +41,7 @@ def test_markdown_has_the_front_and_escapes_names(tmp_path: Path) -> None:
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines] == best["trial_id"].tolist()
     assert len({line.replace("\\|", "").count("|") for line in section.splitlines() if line.startswith("|")}) == 1
     assert "![Pareto front](front.png)" in text and "Click" not in text
+    assert "## How the search went" in text and "## What mattered" in text and "<" not in text.replace("\\<", "")
 
 
 def test_networks_of_the_page_are_the_measured_points(tmp_path: Path) -> None:
