@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from analysis import replicates
 from analysis.results import Study, take
 
 SIGNS = {"min": 1.0, "max": -1.0}
@@ -97,13 +98,14 @@ def hypervolume_2d(values: npt.ArrayLike, directions: Sequence[str], reference: 
 def candidates(study: Study) -> npt.NDArray[np.bool_]:
     """Return a mask [N] of the rows of `study.points` that are candidates for the front.
 
-    A candidate is feasible, and all its objectives are finite. The status of the trial does not matter: the stage of a
-    point was trained to the end and measured, even if the trial was stopped, failed or crashed at a later stage. If a
-    study has replicates, only means over two or more seeds are candidates, because the best of many single runs can be
-    better than a mean by chance.
+    A candidate is feasible; its accuracy, its MACs and all its objectives are finite. The status of the trial does not
+    matter: the stage of a point was trained to the end and measured, even if the trial was stopped, failed or crashed
+    at a later stage. If a study has replicates, only means over two or more seeds are candidates, because the best of
+    many single runs can be better than a mean by chance.
     """
     points = study.points
     allowed = np.isfinite(objective_values(study)).all(axis=1) & points["feasible"].to_numpy(bool)
+    allowed &= replicates.measured(points)
     return allowed & (points["n_seeds"] >= 2).to_numpy(bool) if study.replicated else allowed
 
 

@@ -11,6 +11,7 @@ its field. `tune/` writes the file, `analysis/` only reads it.
 
 import dataclasses
 import json
+import math
 import re
 import typing
 from collections.abc import Iterator
@@ -239,6 +240,9 @@ def _checks(manifest: StudyManifest) -> Iterator[tuple[str, bool, str, str]]:
     requested, resolved, status = manifest.requested, manifest.resolved, manifest.progress.status
     precision = resolved.limits.precision
     yield "limits.precision", precision in PRECISIONS, f"is {precision!r}", f"one of {', '.join(PRECISIONS)}"
+    for key, limit in (("macs", resolved.limits.macs), ("bytes", resolved.limits.bytes)):
+        valid = limit is None or (math.isfinite(limit) and limit >= 0)
+        yield f"limits.{key}", valid, f"is {limit!r}", "a number, 0 or more, or null"
     for column, direction in resolved.objectives.items():
         yield f"objectives.{column}", direction in DIRECTIONS, f"is {direction!r}", "max or min"
     yield "status", status in STATUSES, f"is {status!r}", f"one of {', '.join(STATUSES)}"

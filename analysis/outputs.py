@@ -65,7 +65,7 @@ def front_csv(study: Study) -> bytes:
     integers = {
         c: "Int64"
         for c in ("macs", "params", "epochs", "bytes_fp32", "bytes_fp16", "bytes_int8", "search_epochs", "test_n_seeds")
-        if c in best
+        if c in best and bool((best[c].dropna().to_numpy(float) % 1 == 0).all())
     }
     return best.astype(integers).to_csv(index=False, lineterminator="\n").encode()
 

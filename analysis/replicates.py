@@ -88,8 +88,9 @@ def mean_points(raw: pd.DataFrame) -> pd.DataFrame:
     means = _strict_means(groups, numeric)
     for column in numeric:
         values = means[column].reindex(made.index)
+        values = values.round() if column in _INTEGER else values
         integer = column in _INTEGER and bool(np.isfinite(values.to_numpy(float)).all())
-        made[column] = values.round().astype("int64") if integer else values
+        made[column] = values.astype("int64") if integer else values
     for column in [c for c in _MOMENT if c in raw]:
         first_two = chosen.sort_values(column, kind="stable").groupby(keys).head(2)
         later = pd.DataFrame(first_two.groupby(keys)[[column]].max())

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from analysis import replicates
 from analysis.csv_table import NETWORK, REFITTED, SEARCH, check_shares, empty_table, read_table, read_text
@@ -220,6 +221,10 @@ def _check_points(study: Study, file: Path) -> None:
     if absent := [column for column in study.objectives if column not in study.raw.columns]:
         names = ", ".join(absent)
         raise ResultsError(f"{file}: missing column(s) {names}, expected as objectives of study.json; {REMEDY}")
+    if texts := [column for column in study.objectives if not is_numeric_dtype(study.raw[column])]:
+        raise ResultsError(
+            f"{file}: column {texts[0]}, an objective of study.json, is text; expected numbers; {REMEDY}"
+        )
     check_shares(study.raw, file, REMEDY)
     one = study.raw.drop_duplicates("trial_id")
     for trial in take(one, one.duplicated(["config_id", "replicate"])).to_dict("records"):

@@ -1,5 +1,6 @@
 """The plots of the searched parameters: parallel coordinates, and the accuracy over each parameter (plotly)."""
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Coordinate:
             low, high = float(self.values.min()), float(self.values.max())
             labels |= {float(tick): "" for tick in np.linspace(low, high, BRUSH_TICKS) if float(tick) not in labels}
         ticks = sorted(labels)
-        return {"tickvals": ticks, "ticktext": [labels[tick] for tick in ticks]}
+        return {"tickvals": ticks, "ticktext": [html.escape(labels[tick]) for tick in ticks]}
 
 
 def parallel(study: Study) -> go.Figure | None:
@@ -63,7 +64,7 @@ def parallel(study: Study) -> go.Figure | None:
     shown = [*searched, *_objectives(study, points), Coordinate("validation %", accuracy)]
     dimensions = []
     for one in shown:
-        dimensions.append({"label": one.name, "values": one.values.tolist(), **one.brushed_at()})
+        dimensions.append({"label": html.escape(one.name), "values": one.values.tolist(), **one.brushed_at()})
     line = {"color": accuracy.tolist(), "colorscale": SCALE, "showscale": False}
     figure = go.Figure(
         go.Parcoords(
@@ -118,11 +119,11 @@ def effects(study: Study) -> go.Figure | None:
             row=i // COLUMNS + 1,
             col=i % COLUMNS + 1,
         )
-        labels = [_broken(label) for label in one.labels]
+        labels = [_broken(html.escape(label)) for label in one.labels]
         ticks = {"tickvals": list(one.ticks), "ticktext": labels, "tickangle": 0} if one.ticks else {}
         if any("<br>" in label for label in labels):
             ticks["tickfont"] = {"size": 9}
-        figure.update_xaxes(title_text=one.name, row=i // COLUMNS + 1, col=i % COLUMNS + 1, **ticks)
+        figure.update_xaxes(title_text=html.escape(one.name), row=i // COLUMNS + 1, col=i % COLUMNS + 1, **ticks)
     for row in range(rows):
         figure.update_yaxes(title_text="validation %", row=row + 1, col=1)
     common = {"gridcolor": parts.GRID, "linecolor": parts.INK, "zeroline": False, "automargin": True}

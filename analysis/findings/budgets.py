@@ -51,6 +51,8 @@ def knee(study: Study) -> tuple[str, int] | None:
     less than three points, or none of them is above the line.
     """
     best = front.pareto_points(study)
+    values = best[["val_macro_avg_acc", "macs"]].to_numpy(float)
+    best = take(best, front.pareto_mask(values, ("max", "min")))  # other objectives may add points below the front
     if len(best) < 3:
         return None
     cost, accuracy = np.log(best["macs"].to_numpy(float)), best["val_macro_avg_acc"].to_numpy(float)

@@ -205,11 +205,12 @@ def at_edges(study: Study, front_points: Sequence[Mapping[Any, Any]]) -> list[st
         if scale is None or not values:
             continue
         grid = on_grid(key, values, scale)
-        margin = 0 if scale.step else round(0.1 * (grid.size - 1))
+        exact = bool(scale.step) and round((scale.high - scale.low) / scale.step) < _GRID  # one grid position per value
+        margin = 0 if exact else round(0.1 * (grid.size - 1))
         for word, at in (("largest", grid.positions >= grid.size - 1 - margin), ("smallest", grid.positions <= margin)):
             count = int(at.sum())
             if count >= 3 and count > len(values) / 2:
                 limit = scale.high if word == "largest" else scale.low
-                value = f"the {word} {key} ({limit:g})" if scale.step else f"a {key} near the {word} ({limit:g})"
+                value = f"the {word} {key} ({limit:g})" if exact else f"a {key} near the {word} ({limit:g})"
                 lines.append(f"{count} of {len(values)} points of the front have {value}: consider a wider range.")
     return lines

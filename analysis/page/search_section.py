@@ -49,7 +49,8 @@ def _sentences(study: Study) -> list[str]:
             moment.insert(0, f"{found.trials[grew]} of {found.all_trials} trials had begun")
         lines += [line, f"It last grew with trial {name}, step {step} ({', '.join(moment)})."]
     elif found is not None and (len(study.raw) or study.trials is not None):
-        lines.append("No measured network is a candidate for the front, so there is no hypervolume curve.")
+        none = "No measured network is a candidate for the front, so there is no hypervolume curve."
+        lines.append("The hypervolume of the front is 0, so there is no curve of it." if found.names else none)
     if (saved := stopping.saving(study)) is not None and saved[0]:
         lines.append(
             f"The scheduler {study.manifest.requested.scheduler} saved {saved[0]} of {saved[1]} planned epochs "

@@ -32,8 +32,9 @@ def space_section(study: Study, plots: set[str]) -> Section | None:
     if "parameters" in plots:
         caption = (
             "Each line is a measured network (of more than 2,000, a part of them); its colour shows its accuracy "
-            "(bright is high). Drag along an axis to brush a range: in every other plot, the networks outside the "
-            "brushed ranges turn pale. Click a brushed range to remove it. Lists are shown by their mean."
+            "(bright is high). Drag along an axis to brush a range: in every other plot, those of these networks that "
+            "are outside the brushed ranges turn pale. Click a brushed range to remove it. Lists are shown by their "
+            "mean."
         )
         count = Markup('<p id="brushed" class="note"></p>')  # filled by the script: how many networks are inside
         section.blocks.extend([Plot("parameters", caption, "wide"), count])

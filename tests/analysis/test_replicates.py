@@ -227,3 +227,13 @@ def test_test_figures_of_seeds_are_averaged(tmp_path):
     write_table(folder / "test.csv", measured[:1])  # the test split was opened before the replicates were added
     found = load_study(folder).with_test().dropna(subset="test_n_seeds").iloc[0]
     assert (found["trial_id"], found["test_macro_avg_acc"], found["test_n_seeds"]) == (trial, 0.41, 1)
+
+
+def test_an_empty_cell_of_another_configuration_does_not_break_front_csv(tmp_path):
+    table = [row for row in replicated_rows(seeds=2) if row["status"] == "complete"]
+    for row in table:
+        row["epochs"] += row["replicate"]  # a mean of 12.5 epochs
+    table[-1]["epochs"] = ""
+    study = load_study(write_study(tmp_path, table))
+    written = pd.read_csv(io.BytesIO(outputs.front_csv(study)))
+    assert len(written) and not (written["epochs"].dropna().to_numpy(float) % 1).any()

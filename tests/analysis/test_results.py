@@ -209,3 +209,15 @@ def test_a_bad_moment_of_a_point_is_named(tmp_path, column: str, value: str):
     moments = {"search_s": 1.0, "search_epochs": 1}
     with pytest.raises(ResultsError, match=f"points.csv: column {column} has"):
         load_study(write_study(tmp_path, [table[0] | moments, table[1] | moments | {column: value}]))
+
+
+def test_objectives_with_texts_and_limits_that_are_no_numbers_are_refused(tmp_path):
+    folder = write_study(tmp_path / "text", objectives={"val_macro_avg_acc": "max", "status": "min"})
+    with pytest.raises(ResultsError, match=f"{folder}/points.csv: column status"):
+        load_study(folder)
+    for key in ("macs", "bytes"):
+        folder = write_study(
+            tmp_path / key, limits={"macs": 1e6, "bytes": 1e5, "precision": "fp16"} | {key: float("nan")}
+        )
+        with pytest.raises(ResultsError, match=f"limits.{key} is nan"):
+            load_study(folder)

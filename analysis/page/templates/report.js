@@ -6,11 +6,13 @@ let data = read("data"), drawn = {}, printing = false;
 const root = () => getComputedStyle(document.body);
 
 // The figures are made for a light page. For a dark one, their colours are exchanged as `data.dark` says.
-function coloured(value) {
-  if (typeof value === "string") return dark.matches && !printing && data.dark?.[value] || value;
-  if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(coloured);
+function coloured(value, key = "") {
+  if (typeof value === "string" && /color$/i.test(key) && dark.matches && !printing && Object.hasOwn(data.dark, value)) {
+    return data.dark[value];
+  }
+  if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map(item => coloured(item));
   if (value === null || typeof value !== "object") return value;
-  return Object.fromEntries(Object.entries(value).map(([key, of]) => [key, coloured(of)]));
+  return Object.fromEntries(Object.entries(value).map(([name, of]) => [name, coloured(of, name)]));
 }
 
 const saveSvg = {name: "Download plot as SVG", icon: {width: 24, height: 24, path: "M12 16 6 10h4V3h4v7h4zM4 19h16v2H4z"},
@@ -53,9 +55,10 @@ function drawOne(plot) {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"],
     modeBarButtonsToAdd: [saveSvg], plotlyServerURL: "", toImageButtonOptions: {filename: id, scale: 3}});
   if (known) return;
-  plot.on("plotly_hover", event => { const row = event.points[0].customdata; if (row >= 0) highlight(trialOf(row)); });
+  const rowOf = event => event.points?.[0]?.customdata;  // parallel coordinates have no points
+  plot.on("plotly_hover", event => { if (rowOf(event) >= 0) highlight(trialOf(rowOf(event))); });
   plot.on("plotly_unhover", () => highlight(null));
-  plot.on("plotly_click", event => { const row = event.points[0].customdata; if (row >= 0) show(row); });
+  plot.on("plotly_click", event => { if (rowOf(event) >= 0) show(rowOf(event)); });
   if (id === "parameters") plot.on("plotly_restyle", brushed);
   plots.push(plot);
 }
@@ -100,12 +103,13 @@ function brushed() {
   const limits = trace.dimensions.filter(d => d.constraintrange);
   brushing = limits.length > 0;
   const chosen = new Set(trace.customdata.filter((_, i) => limits.every(d => inside(d.values[i], d.constraintrange))));
+  const drawnThere = new Set(trace.customdata);  // of many networks, a part: nothing is known of the others
   for (const plot of plots) {
     const indices = [], selected = [];
     plot.data.forEach((other, index) => {
       if (other.meta !== "networks") return;
       indices.push(index);
-      selected.push(limits.length ? other.customdata.flatMap((row, i) => chosen.has(row) ? [i] : []) : null);
+      selected.push(limits.length ? other.customdata.flatMap((row, i) => chosen.has(row) || !drawnThere.has(row) ? [i] : []) : null);
     });
     if (indices.length) Plotly.restyle(plot, {selectedpoints: selected}, indices);
   }
@@ -212,7 +216,7 @@ function curves(trial, element) {
 function accuracies(table, row, element) {
   if (!table) return element.remove();
   const values = table.rows[row].map(v => v === null ? null : v / 10);
-  small(element, "network-accuracy", [{type: "bar", orientation: "h", y: table.names, x: values,
+  small(element, "network-accuracy", [{type: "bar", orientation: "h", y: table.names.map(escaped), x: values,
     marker: {color: "#5b9fc9"}, hovertemplate: "%{y}: %{x:.1f} %<extra></extra>"}],
     {title: {text: "By scene and device", x: 0, xanchor: "left", font: {size: 13}}, yaxis: {autorange: "reversed", dtick: 1, tickfont: {size: 10}},
       xaxis: {title: {text: "validation accuracy (%)"}, range: [0, 100]}});
@@ -224,7 +228,8 @@ function confusion(counts, labels, element) {
   if (!counts) return element.replaceWith(note("Confusion matrices are stored for the front only."));
   const shares = counts.map(line => { const n = line.reduce((a, b) => a + b, 0); return line.map(v => n ? 100 * v / n : null); });
   const paper = root().getPropertyValue("--paper"), heat = root().getPropertyValue("--heat");
-  small(element, "network-confusion", [{type: "heatmap", x: labels, y: labels, z: shares, customdata: counts, zmin: 0,
+  const names = labels.map(escaped);
+  small(element, "network-confusion", [{type: "heatmap", x: names, y: names, z: shares, customdata: counts, zmin: 0,
     zmax: 100, colorscale: [[0, paper], [1, heat]], showscale: false,
     hovertemplate: "%{y} taken for %{x}: %{z:.0f} % (%{customdata} clips)<extra></extra>"}],
     {title: {text: "Confusion matrix: share of each scene (%)", x: 0, xanchor: "left", font: {size: 13}}, yaxis: {autorange: "reversed",

@@ -125,3 +125,20 @@ def test_a_network_in_an_object_store_is_to_be_copied_first(tmp_path: Path) -> N
     study = load_study(write_study(tmp_path, rows(), remote="s3://bucket/studies/x"))
     section = section_of(report_page.page(study), "budgets")
     assert "copy s3://bucket/studies/x/checkpoints/" in section and "--checkpoint=" not in section
+
+
+@pytest.mark.parametrize("sizes", [[(0.5, 1e6, 5000), (0.7, 2e6, 4500), (0.46, 3e6, 2000), (0.45, 9e6, 1000)]])
+def test_the_knee_is_one_of_accuracy_and_macs_also_with_bytes_as_objective(tmp_path: Path, sizes) -> None:
+    """Points that are on the front because of their bytes lie below the line of accuracy over MACs."""
+    base = next(row for row in rows() if row["step"] == 0)
+    for extra, expected in (([], None), ([(0.72, 8e6, 4600)], ("t1", 0))):
+        table = [
+            base
+            | {"trial_id": f"t{i}", "checkpoint": f"x/t{i}", "feasible": True, "status": "complete"}
+            | {"val_macro_avg_acc": accuracy, "macs": int(macs), "bytes_fp16": size}
+            for i, (accuracy, macs, size) in enumerate([*sizes, *extra])
+        ]
+        objectives = {"val_macro_avg_acc": "max", "macs": "min", "bytes": "min"}
+        study = load_study(write_study(tmp_path / str(len(extra)), table, objectives=objectives))
+        assert len(front.pareto_points(study)) == len(table)
+        assert budgets.knee(study) == expected

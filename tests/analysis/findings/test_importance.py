@@ -131,3 +131,10 @@ def test_parameters_with_little_effect_are_named_in_large_studies() -> None:
     assert ": temp, alpha." in importance.without_effect(found, 50)
     assert importance.without_effect(found, 49) == importance.without_effect({}, 99) == ""
     assert importance.without_effect({"macs": {"lr": 0.5, "width": 0.5}}, 99) == ""
+
+
+def test_a_long_range_of_integers_names_no_end_that_no_point_has(tmp_path: Path) -> None:
+    space = {"name": "s", "parameters": {"student.base_channels": {"int": [1, 1000]}}}
+    study = load_study(write_study(tmp_path, rows(), space=space))
+    points = [{"config/student.base_channels": value} for value in (991, 992, 993, 5)]
+    assert "near the largest (1000)" in " ".join(importance.at_edges(study, points))

@@ -127,3 +127,18 @@ def test_a_page_without_parameters_space_or_classes(tmp_path: Path) -> None:
         assert f'id="{absent}-section"' not in page
     assert manifest()["name"] in page and 'id="front"' in page
     assert take(load_study(folder).points, [True]).shape[0] == 1
+
+
+def test_names_in_plots_are_escaped(tmp_path: Path) -> None:
+    table = [row | {"config/a<b>": row["config/train.lr"], "config/c": f"<i>{row['step']}"} for row in rows()]
+    made = report_page.figures(load_study(write_study(tmp_path, table)))
+    text = json.dumps([made["parameters"]["data"][0]["dimensions"], made["effects"]["layout"]])
+    assert "<i>" not in text and "a<b>" not in text and "&lt;i&gt;0" in text and "a&lt;b&gt;" in text
+
+
+def test_a_front_at_the_limit_has_no_hypervolume_and_is_not_denied(tmp_path: Path) -> None:
+    row = rows()[0] | {"macs": 1_000_000, "bytes_fp16": 1000, "feasible": True}
+    limits = {"macs": 1_000_000, "bytes": 128_000, "precision": "fp16"}
+    study = load_study(write_study(tmp_path, [row | {"search_s": 5.0, "search_epochs": 3}], limits=limits))
+    page = own_text(report_page.page(study))
+    assert "1 non-dominated feasible point" in page and "No measured network is a candidate" not in page
