@@ -100,6 +100,9 @@ def check_report(browser, file, n_networks, scheme):
     assert (ink < 80 and paper == 255) if scheme == "light" else (ink > 180 and paper < 40)
     wait(browser, f"return document.querySelectorAll('{BRUSH}').length > 3")
     x, top, bottom = browser.execute_script(AXIS)
+    for i in range(20):  # over the lines
+        place = {"type": "mouseMoved", "x": x - 40, "y": top + (bottom - top) * i / 20}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", place)
     drag(browser, (x, (top + bottom) / 2), (x, bottom - 1))
     text = wait(browser, "return document.getElementById('brushed').textContent")
     chosen, n = map(int, re.findall(r"\d+", text)[:2])
