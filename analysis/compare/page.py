@@ -4,8 +4,6 @@ Templates: `comparison.html.j2` extends `base.html.j2` (analysis/page/templates/
 """
 
 import html
-import json
-from typing import Any
 
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
@@ -15,7 +13,7 @@ from analysis.compare import figures, notes
 from analysis.compare.comparison import Comparison, study_table, with_interval
 from analysis.compare.verdict import THRESHOLD, sentences
 from analysis.figures import parts
-from analysis.page.rendering import render
+from analysis.page.rendering import render, script_json
 
 
 def page(compared: Comparison) -> str:
@@ -25,8 +23,8 @@ def page(compared: Comparison) -> str:
         "comparison.html.j2",
         title=title(compared),
         plotly=Markup(get_plotlyjs()) if plots else "",
-        figures=_script_json(plots),
-        data=_script_json({"dark": parts.DARK}),
+        figures=script_json(plots),
+        data=script_json({"dark": parts.DARK}),
         connect="",
         live="",
         drawn=list(plots),
@@ -110,11 +108,6 @@ def method_lines(compared: Comparison) -> list[tuple[str, str]]:
             text += f"; mean hypervolume (95 %) {with_interval(volume, *sampled.interval)}"
         made.append((method.key, text))
     return made
-
-
-def _script_json(value: Any) -> Markup:
-    """Return `value` as JSON for a script element, which a name that contains "</script>" must not end."""
-    return Markup(json.dumps(value).replace("<", "\\u003c"))
 
 
 def _row(cells: list[str]) -> str:

@@ -20,7 +20,7 @@ from analysis.page import tables as page_tables
 from analysis.page.belief import belief_section
 from analysis.page.document import Block, Code, Facts, Plot, Section, Text
 from analysis.page.importance_table import importance_section
-from analysis.page.rendering import render
+from analysis.page.rendering import render, script_json
 from analysis.page.search_section import search_section
 from analysis.page.space_table import space_section
 from analysis.results import Study
@@ -40,8 +40,8 @@ def page(study: Study, strip: str = "", live: str = "") -> str:
         title=f"{study.name}: accuracy against complexity",
         body=Markup(strip) + main(study, set(plots)),
         plotly=Markup(get_plotlyjs() if plots else ""),
-        figures=_json(plots),
-        data=_json(data(study)),
+        figures=script_json(plots),
+        data=script_json(data(study)),
         connect=Markup("; connect-src 'self'" if live else ""),
         live=Markup(live),
     )
@@ -160,8 +160,3 @@ def _data(dataset: Dataset) -> dict[str, Any]:
 
 def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _json(value: Any) -> Markup:
-    """Return `value` as JSON for a script element; a name that contains "</script>" must not end the element."""
-    return Markup(json.dumps(value).replace("<", "\\u003c"))

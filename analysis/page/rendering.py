@@ -1,5 +1,6 @@
 """Render the Jinja2 templates of the report, which are in the folder templates/."""
 
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,11 @@ def _environment() -> Environment:
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"breakable": breakable, "options": options}
     return made
+
+
+def script_json(value: Any) -> Markup:
+    """Return `value` as JSON for a script element, which a name that contains "</script>" must not end."""
+    return Markup(json.dumps(value).replace("<", "\\u003c"))
 
 
 def breakable(text: str) -> Markup:
